@@ -1,0 +1,1 @@
+"""Reading datasets, counting them, and turning rows into tokens."""

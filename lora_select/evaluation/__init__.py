@@ -1,0 +1,1 @@
+"""Base against adapted, on held-out rows, with intervals."""

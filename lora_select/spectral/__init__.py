@@ -1,0 +1,1 @@
+"""The spectral engine: what the data asks of every layer, in one streamed pass."""

@@ -1,0 +1,1 @@
+"""MLflow and the report: the only package that imports mlflow."""

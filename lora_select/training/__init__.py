@@ -1,0 +1,1 @@
+"""Planning, launching, supervising and proving a DeepSpeed training run."""

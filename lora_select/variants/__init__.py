@@ -1,0 +1,1 @@
+"""The explicit tuple of adapter variants."""

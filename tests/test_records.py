@@ -1,0 +1,53 @@
+"""Records are valid JSON, read back equal, and refuse what was not measured."""
+
+import math
+
+import pytest
+
+from lora_select import fingerprint, records
+from lora_select.records import MetricComparison, Promotion
+
+PROMOTION = Promotion("m", "1", "champion", None, ("beats base",))
+
+
+def test_round_trip_is_exact(tmp_path):
+    path = tmp_path / "promotion.json"
+    records.write(path, PROMOTION)
+    assert records.read(Promotion, path) == PROMOTION
+    assert records.digest(PROMOTION) == records.sha256_file(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["promotion.json"]
+
+
+def test_nan_is_refused():
+    with pytest.raises(ValueError, match="[Oo]ut of range|not JSON compliant"):
+        records.to_json(MetricComparison(math.nan, 1.0, 0.0, (0.0, 0.0), 1, "", "lower", False))
+    with pytest.raises(RuntimeError, match="loss is nan"):
+        records.finite(math.nan, "loss")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "Promotion record"), ('{"model_name": "m"}', "version"), ('{"surplus": 1}', "surplus|model_name")],
+)
+def test_bad_text_names_place_and_field(text, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        records.from_json(Promotion, text, place="runs/x/promotion.json")
+    assert "runs/x/promotion.json" in str(caught.value)
+
+
+def test_keys_do_not_depend_on_order_and_refuse_nan():
+    assert fingerprint.key_of({"a": 1, "b": [1.5, "ü"]}) == fingerprint.key_of({"b": [1.5, "ü"], "a": 1})
+    assert fingerprint.key_of({"a": 1}) != fingerprint.key_of({"a": 2})
+    with pytest.raises(ValueError, match="[Oo]ut of range|not JSON compliant"):
+        fingerprint.key_of({"a": math.inf})
+
+
+def test_source_digest_is_of_bytes_not_names(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, names in ((one, ("a", "b")), (two, ("y", "x"))):
+        folder.mkdir()
+        for name, text in zip(names, ("first", "second"), strict=True):
+            (folder / f"{name}.jsonl").write_text(text)
+    assert fingerprint.source_digest(str(one)) == fingerprint.source_digest(str(two))
+    (two / "x.jsonl").write_text("third")
+    assert fingerprint.source_digest(str(one)) != fingerprint.source_digest(str(two))

@@ -1,0 +1,326 @@
+"""What one record becomes in MLflow, as plain data: pure functions, no client, no network.
+
+`of(record, folder)` is the only door. Parameters and tags that MLflow would cut are shortened here and kept whole as a
+file, so nothing is lost without a trace.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_select import records
+from lora_select.tracking import names
+
+MAX_PARAM = 6000
+MAX_TAG = 8000
+MAX_METRICS = 1000
+"""MLflow's limits per value (characters) and per batch."""
+DATASET_DIGEST = 36
+_KEPT = 200
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A dataset input. `digest` is a full SHA-256: MLflow takes 36 characters of it, the tag holds the rest."""
+
+    name: str
+    digest: str
+    source: str
+    context: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Everything one record adds to a run.
+
+    `texts` maps an artifact path to its text; `files` a local absolute path (file or folder) to an artifact folder.
+    `timestamp_ms` is fixed when the entries are made, so that sending them twice changes nothing.
+    """
+
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    datasets: tuple[DatasetEntry, ...] = ()
+    timestamp_ms: int = 0
+
+
+def of(record: Any, folder: Path | None = None, *, stage: str | None = None) -> Entries:
+    """What `record` adds to its run: its own entries and its JSON as `records/<stage>.json`.
+
+    Args:
+        record: one of `lora_select.records`.
+        folder: the stage's folder, for records that name files to upload (Adapter, Report, Evaluation, Dataset).
+        stage: name of the stage; by default the record's type in lower case.
+
+    Raises:
+        TypeError: a type that no function here knows.
+    """
+    maker = _MAKERS.get(type(record))
+    if maker is None:
+        raise TypeError(
+            f"no MLflow entries are defined for {type(record).__name__}; add a function to tracking.entries"
+        )
+    made = maker(record)
+    texts = {**made.texts, f"records/{stage or type(record).__name__.lower()}.json": records.to_json(record)}
+    files = {str((folder / path).resolve()): into for path, into in made.files.items()} if folder else {}
+    return fit(Entries(made.params, made.metrics, made.tags, texts, files, made.datasets, int(time.time() * 1000)))
+
+
+def from_plain(content: Mapping[str, Any]) -> Entries:
+    """Undo `dataclasses.asdict`, for entries that waited as JSON."""
+    return Entries(**{**content, "datasets": tuple(DatasetEntry(**dataset) for dataset in content["datasets"])})
+
+
+def fit(entries: Entries) -> Entries:
+    """Shorten what MLflow would cut, with the whole value in `long/<name>.txt`; drop metrics that are no numbers."""
+    texts = dict(entries.texts)
+    params = {names.key(k): _short(k, v, MAX_PARAM, texts) for k, v in entries.params.items()}
+    tags = {names.key(k): _short(k, v, MAX_TAG, texts) for k, v in entries.tags.items()}
+    metrics = {names.key(k): float(v) for k, v in entries.metrics.items()}
+    return Entries(params, metrics, tags, texts, entries.files, entries.datasets, entries.timestamp_ms)
+
+
+def _short(name: str, value: Any, limit: int, texts: dict[str, str]) -> str:
+    text = str(value)
+    if len(text) <= limit:
+        return text
+    place = f"long/{names.key(name)}.txt"
+    texts[place] = text
+    return f"{text[:_KEPT]}… ({len(text)} characters, whole value in artifact {place})"
+
+
+# --- one function per record type ------------------------------------------------------------------------------------
+
+
+def _dataset(record: records.Dataset) -> Entries:
+    rejected = sum(reason.count for reason in record.rejected)
+    return Entries(
+        params={"dataset": record.name, "dataset/format": record.format, "dataset/source": record.source},
+        metrics={
+            "dataset/train_rows": record.train_rows,
+            "dataset/eval_rows": record.eval_rows,
+            "dataset/rejected_rows": rejected,
+            **{f"dataset/rejected/{reason.reason}": reason.count for reason in record.rejected},
+        },
+        tags={names.DATASET_SHA256: record.digest},
+        files={record.rejected_file.path: "dataset"},
+        datasets=(
+            DatasetEntry(record.name, record.digest, record.source, "training", record.train_rows),
+            DatasetEntry(f"{record.name} eval", record.eval_file.sha256, record.source, "evaluation", record.eval_rows),
+        ),
+    )
+
+
+def _base_model(record: records.BaseModel) -> Entries:
+    return Entries(
+        params={"base_model": record.source, "base_model/architecture": record.architecture},
+        metrics={"base_model/parameters": record.num_parameters},
+        tags={names.MODEL_SHA256: record.digest},
+    )
+
+
+def _profile(record: records.DatasetProfile) -> Entries:
+    counts = (
+        "rows",
+        "tokens",
+        "prompt_tokens",
+        "label_tokens",
+        "duplicate_rows",
+        "rows_truncated",
+        "rows_without_labels",
+    )
+    splits = {"train": record.train, "eval": record.eval}
+    return Entries(
+        params={"max_length": str(record.max_length)},
+        metrics={
+            **{f"profile/{split}/{count}": getattr(part, count) for split, part in splits.items() for count in counts},
+            **{
+                f"profile/{split}/length_p{q}": getattr(part.length, f"p{q}")
+                for split, part in splits.items()
+                for q in (50, 99)
+            },
+            "profile/eval_rows_in_train": record.eval_rows_in_train,
+            "profile/base_loss": record.base_loss,
+            "profile/base_loss_se": record.base_loss_se,
+            "profile/bits_per_byte": record.bits_per_byte,
+            "profile/information_bits": record.information_bits,
+        },
+        tags={"profile.warnings": "\n".join(record.warnings)} if record.warnings else {},
+    )
+
+
+def _spectra(record: records.Spectra) -> Entries:
+    layers = record.layers
+    signal = sum(layer.signal_energy for layer in layers)
+    ranks = sorted(layer.signal_rank for layer in layers)
+    return Entries(
+        params={"spectrum/sketch_size": str(record.sketch_size), "spectrum/seed": str(record.seed)},
+        metrics={
+            "spectrum/layers": len(layers),
+            "spectrum/skipped_layers": len(record.skipped_layers),
+            "spectrum/microbatches": record.microbatches,
+            "spectrum/tokens": record.tokens,
+            "spectrum/mean_loss": record.mean_loss,
+            "spectrum/signal_energy": signal,
+            "spectrum/signal_energy_se": sum(layer.signal_energy_se**2 for layer in layers) ** 0.5,
+            "spectrum/noise_energy": sum(layer.noise_energy for layer in layers),
+            "spectrum/layers_above_noise": sum(layer.signal_rank > 0 for layer in layers),
+            "spectrum/signal_rank_median": ranks[len(ranks) // 2] if ranks else 0,
+            "spectrum/signal_rank_max": ranks[-1] if ranks else 0,
+            names.COST_ANALYZE_MINUTES: record.seconds / 60,
+        },
+    )
+
+
+def spec(record: records.AdapterSpec) -> dict[str, str]:
+    """The parameters that name an adapter, each apart; the same keys for every variant."""
+    return {
+        **{name: str(getattr(record, name)) for name in names.SPEC_PARAMS},
+        "target_modules": ",".join(record.target_modules),
+        "peft_arguments": json.dumps(dict(record.peft_arguments), sort_keys=True),
+    }
+
+
+def _decision(record: records.Decision) -> Entries:
+    lines = [f"# {record.choice_key}", "", *(f"- {reason}" for reason in record.reasons), "", "## Not chosen", ""]
+    for candidate in record.candidates:
+        lines += [f"- **{candidate.key}**: {sentence}" for sentence in candidate.rejected]
+    chosen = next((c for c in record.candidates if c.key == record.choice_key), None)
+    return Entries(
+        params={
+            **spec(record.choice),
+            "rule": f"{record.rule} {record.rule_version}",
+            "abstained": str(record.abstained),
+        },
+        metrics={
+            "select/candidates": len(record.candidates),
+            "select/tied": sum(not candidate.rejected for candidate in record.candidates),
+            **({"select/score": chosen.score, "select/score_se": chosen.score_se} if chosen else {}),
+            names.ADAPTER_PARAMETERS: record.choice.num_parameters,
+        },
+        tags={names.DECISION_SHA256: records.digest(record), "choice": record.choice_key},
+        texts={"tables/candidates.json": candidate_table(record), "decision.md": "\n".join(lines) + "\n"},
+    )
+
+
+def candidate_table(record: records.Decision) -> str:
+    """All candidates as the table that MLflow's artifact viewer shows: one row each, best score first.
+
+    Written as text and not through `log_table`, which appends on a repeat and re-rounds numbers.
+    """
+    columns = ["candidate", "chosen", *names.SPEC_PARAMS, "parameters", "score", "score_se", "evidence", "rejected"]
+    rows = []
+    for candidate in sorted(record.candidates, key=lambda c: (-c.score, c.key)):
+        measured = "; ".join(f"{e.name} = {e.value:.4g} {e.unit}".rstrip() for e in candidate.evidence)
+        parts = [getattr(candidate.spec, name) for name in names.SPEC_PARAMS]
+        numbers = [candidate.spec.num_parameters, candidate.score, candidate.score_se]
+        chosen = candidate.key == record.choice_key
+        rows.append([candidate.key, chosen, *parts, *numbers, measured, " ".join(candidate.rejected)])
+    return json.dumps({"columns": columns, "data": rows}, ensure_ascii=False, indent=1)
+
+
+def _plan(record: records.TrainingPlan) -> Entries:
+    skipped = ("memory_gib", "minutes", "reasons", "learning_rate", "disk_gib")
+    fields = {k: v for k, v in vars(record).items() if k not in skipped}
+    return Entries(
+        params={f"plan/{name}": str(value) for name, value in fields.items()},
+        metrics={
+            "plan/minutes_expected": record.minutes.expected,
+            "plan/minutes_high": record.minutes.high,
+            "plan/memory_gib_expected": record.memory_gib.expected,
+            "plan/memory_gib_high": record.memory_gib.high,
+            "plan/disk_gib": record.disk_gib,
+        },
+        tags={"plan.reasons": "\n".join(record.reasons)},
+    )
+
+
+def _adapter(record: records.Adapter) -> Entries:
+    return Entries(
+        metrics={
+            "train/steps": record.steps,
+            "train/final_loss": record.final_loss,
+            "train/total_tokens": record.tokens,
+            "train/label_tokens": record.label_tokens,
+            "train/resumed": len(record.resumed_from),
+            names.COST_TRAIN_MINUTES: record.seconds / 60,
+            names.COST_TOKENS_PER_SECOND: record.tokens / record.seconds if record.seconds > 0 else 0.0,
+            names.COST_PEAK_MEMORY: record.peak_memory_gib,
+            names.ADAPTER_PARAMETERS: record.spec.num_parameters,
+        },
+        tags={names.ADAPTER_SHA256: record.digest, "adapter.export": record.export},
+        files={record.directory: "adapter"},
+    )
+
+
+def _proof(record: records.Proof) -> Entries:
+    return Entries(
+        metrics={
+            "proof/passed": record.passed,
+            "proof/max_logit_difference": record.max_logit_difference,
+            "proof/tolerance": record.tolerance,
+            "proof/function_change": record.function_change,
+        },
+        tags={"proof.faults": "\n".join(record.faults)} if record.faults else {},
+    )
+
+
+def comparison(record: records.MetricComparison) -> dict[str, float]:
+    """The numbers of one comparison, named by `names.COMPARISON_FIELDS`."""
+    low, high = record.interval
+    values = (record.base, record.adapted, record.difference, low, high, record.rows, record.significant)
+    return {name: float(value) for name, value in zip(names.COMPARISON_FIELDS, values, strict=True)}
+
+
+def _evaluation(record: records.Evaluation) -> Entries:
+    metrics: dict[str, float] = {}
+    for metric, pair in {**record.metrics, "forgetting": record.forgetting}.items():
+        metrics.update({names.evaluation(metric, part): value for part, value in comparison(pair).items()})
+    for other, pairs in record.against.items():
+        for metric, pair in pairs.items():
+            metrics.update({names.against(other, metric, part): value for part, value in comparison(pair).items()})
+    columns = ["prompt", "expected", "base", "adapted"]
+    rows = [[getattr(sample, column) for column in columns] for sample in record.samples]
+    return Entries(
+        metrics=metrics,
+        tags={"evaluation.notes": "\n".join(record.notes)} if record.notes else {},
+        texts={"tables/samples.json": json.dumps({"columns": columns, "data": rows}, ensure_ascii=False, indent=1)},
+        files={record.rows_file.path: "evaluation"},
+    )
+
+
+def _promotion(record: records.Promotion) -> Entries:
+    return Entries(
+        metrics={"promote/champion": record.alias == names.CHAMPION},
+        tags={
+            "model.name": record.model_name,
+            "model.version": record.version,
+            "model.alias": record.alias,
+            "promotion.reasons": "\n".join(record.reasons),
+        },
+    )
+
+
+def _report(record: records.Report) -> Entries:
+    return Entries(files={record.file.path: "report", **{figure.path: "report/figures" for figure in record.figures}})
+
+
+_MAKERS: dict[type, Callable[[Any], Entries]] = {
+    records.Dataset: _dataset,
+    records.BaseModel: _base_model,
+    records.DatasetProfile: _profile,
+    records.Spectra: _spectra,
+    records.Decision: _decision,
+    records.TrainingPlan: _plan,
+    records.Adapter: _adapter,
+    records.Proof: _proof,
+    records.Evaluation: _evaluation,
+    records.Promotion: _promotion,
+    records.Report: _report,
+}

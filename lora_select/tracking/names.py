@@ -1,0 +1,94 @@
+"""Every name that appears in MLflow, in one place.
+
+A metric has the same key for every variant (the variant is a parameter), so that any two runs can be laid side by side.
+MLflow allows letters, digits, `/ . - _ :` and spaces in a key, and 250 characters.
+"""
+
+import re
+
+# --- tags ------------------------------------------------------------------------------------------------------------
+
+RUN_KEY = "lora.run_key"
+KIND = "lora.kind"
+"""`pipeline` on a parent run, `stage` on a child: what the comparison view filters on."""
+PIPELINE = "pipeline"
+STAGE_RUN = "stage"
+STAGE = "lora.stage"
+TOKEN = "lora.token"
+"""What makes a child the same child when its creation is repeated."""
+LIBRARY_DIGEST = "library.digest"
+FLOW_RUN_ID = "prefect.flow_run_id"
+DATASET_SHA256 = "dataset.sha256"
+MODEL_SHA256 = "model.sha256"
+ADAPTER_SHA256 = "adapter.sha256"
+ADAPTER_FILES = "adapter.files"
+DECISION_SHA256 = "decision.sha256"
+GIT_COMMIT = "git.commit"
+TRACKING_DEGRADED = "tracking.degraded"
+PARENT_RUN_ID = "mlflow.parentRunId"
+RUN_NAME = "mlflow.runName"
+
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+VARIANT = "variant"
+TARGETS = "targets"
+R = "r"
+LORA_ALPHA = "lora_alpha"
+SCALE = "scale"
+INIT = "init"
+LEARNING_RATE = "learning_rate"
+SPEC_PARAMS = (VARIANT, TARGETS, R, LORA_ALPHA, SCALE, INIT, LEARNING_RATE)
+"""Rank, alpha and targets are separate parameters: the parallel-coordinates plot drops what is packed or constant."""
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+TRAIN_LOSS = "train/loss"
+TRAIN_STEP = {
+    "loss": TRAIN_LOSS,
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "tokens": "train/tokens",
+    "tokens_per_second": "train/tokens_per_s",
+    "memory_gib": "train/memory_gib",
+}
+"""Field of `StepMetrics` -> metric key; the step is the optimizer step."""
+
+COST_TOKENS_PER_SECOND = "cost/tokens_per_s"
+COST_TRAIN_MINUTES = "cost/train_minutes"
+COST_ANALYZE_MINUTES = "cost/analyze_minutes"
+COST_PEAK_MEMORY = "cost/peak_memory_gib"
+ADAPTER_PARAMETERS = "adapter/parameters"
+
+COMPARISON_FIELDS = ("base", "adapted", "difference", "interval_low", "interval_high", "rows", "significant")
+
+_KEY = re.compile(r"[^\w/.\-: ]")
+
+
+def evaluation(metric: str, field: str) -> str:
+    """The key of one number of one comparison.
+
+    >>> evaluation("loss", "adapted")
+    'eval/loss/adapted'
+    """
+    return key(f"eval/{metric}/{field}")
+
+
+def against(other: str, metric: str, field: str) -> str:
+    """The key of one number of a comparison with another adapter (`plain_lora`, `champion`).
+
+    >>> against("champion", "loss", "difference")
+    'eval/loss/vs_champion/difference'
+    """
+    return key(f"eval/{metric}/vs_{other}/{field}")
+
+
+def key(text: str) -> str:
+    """`text` as MLflow accepts it in a key: other characters become `_`, at most 250 are kept.
+
+    >>> key("lora@8 α")
+    'lora_8 α'
+    """
+    return _KEY.sub("_", text)[:250]

@@ -3,9 +3,7 @@
 from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
 
-from tasks.stage import Outcome
-
-WIDTH = 10
+WIDTH = 11
 
 
 def say(line: str = "") -> None:
@@ -19,10 +17,10 @@ def say(line: str = "") -> None:
         pass
 
 
-def done(name: str, outcome: Outcome, summary: str) -> None:
-    """One line for a finished stage: name, what came out, time or `reused`."""
-    took = "reused" if outcome.reused else f"{outcome.seconds:.1f} s"
-    head, *rest = summary.splitlines()
-    say(f"{name:{WIDTH}} {head:<96} {took:>8}")
+def done(name: str, reused: bool, seconds: float, lines: str) -> None:
+    """A finished stage: its name, what came out, and how long it took or `reused`."""
+    took = "reused" if reused else f"{seconds:.1f} s"
+    head, *rest = lines.splitlines()
+    say(f"{name:{WIDTH}} {head}  ({took})")
     for line in rest:
         say(f"{'':{WIDTH}} {line}")

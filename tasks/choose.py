@@ -1,7 +1,6 @@
 """Stages that choose: the spectral pass over real microbatches, and the pure decision."""
 
 import random
-from pathlib import Path
 
 from lora_select import models
 from lora_select.data import tokens
@@ -9,15 +8,12 @@ from lora_select.errors import InputError
 from lora_select.records import BaseModel, DatasetProfile, Decision, SelectionInputs, Spectra
 from lora_select.selection.select import select as select_library
 from lora_select.spectral.analyze import analyze as analyze_library
-from tasks import store
-from tasks.progress import Reporter
-from tasks.stage import Stage
+from tasks.stage import Context, Stage
 from tasks.store import StageRef
 
 
 def _analyze(
-    folder: Path,
-    report: Reporter,
+    context: Context,
     *,
     profile: StageRef,
     base: BaseModel,
@@ -27,9 +23,8 @@ def _analyze(
     seed: int,
     device: str,
 ) -> Spectra:
-    root = folder.parents[2]
-    measured = store.load(root, profile, DatasetProfile)
-    rows = tokens.read_rows(store.stage_folder(root, profile) / measured.train_tokens_file.path)
+    measured = context.load(profile, DatasetProfile)
+    rows = tokens.read_rows(context.folder_of(profile) / measured.train_tokens_file.path)
     if len(rows) < 4 * microbatch_size:
         raise InputError(
             f"the spectral pass needs at least {4 * microbatch_size} training rows (4 microbatches of "
@@ -48,20 +43,15 @@ def _analyze(
         loss_fn=tokens.label_loss,
         sketch_size=sketch_size,
         seed=seed,
-        folder=folder,
+        folder=context.folder,
         dataset_digest=measured.dataset_digest,
         model_digest=base.digest,
-        progress=report,
+        progress=context.report,
     )
 
 
-def _select(
-    folder: Path, _report: Reporter, *, profile: StageRef, spectra: StageRef, constraints: SelectionInputs
-) -> Decision:
-    root = folder.parents[2]
-    return select_library(
-        store.load(root, profile, DatasetProfile), store.load(root, spectra, Spectra), constraints
-    )
+def _select(context: Context, *, profile: StageRef, spectra: StageRef, constraints: SelectionInputs) -> Decision:
+    return select_library(context.load(profile, DatasetProfile), context.load(spectra, Spectra), constraints)
 
 
 analyze = Stage("analyze", Spectra, _analyze, retries=1)

@@ -1,6 +1,7 @@
 """Stages that look at what the user brought: rows, base model, profile."""
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from prefect import task
 
@@ -8,9 +9,7 @@ from lora_select import models
 from lora_select.data import intake as intake_library
 from lora_select.data import profile as profile_library
 from lora_select.records import BaseModel, Dataset, DatasetProfile
-from tasks import store
-from tasks.progress import Reporter
-from tasks.stage import Stage
+from tasks.stage import Context, Stage
 from tasks.store import StageRef
 
 
@@ -20,34 +19,24 @@ def resolve_model(source: str, revision: str | None) -> BaseModel:
     return models.resolve(source, revision)
 
 
-def _intake(
-    folder: Path, _report: Reporter, *, name: str, options: dict[str, object], source_digest: str, seed: int
-) -> Dataset:
-    del source_digest  # in the cache key only: it stands for the bytes behind the source
-    return intake_library.intake(name=name, seed=seed, folder=folder, **options)  # pyright: ignore[reportArgumentType]
+def _intake(context: Context, *, source_digests: list[str], options: Mapping[str, Any]) -> Dataset:
+    del source_digests  # in the key only: they stand for the bytes behind the sources
+    return intake_library.intake(folder=context.folder, **options)
 
 
 def _profile(
-    folder: Path,
-    report: Reporter,
-    *,
-    dataset: StageRef,
-    base: BaseModel,
-    max_length: int,
-    base_loss_rows: int,
-    device: str,
+    context: Context, *, dataset: StageRef, base: BaseModel, max_length: int, base_loss_rows: int, device: str
 ) -> DatasetProfile:
-    root = folder.parents[2]
     return profile_library.profile(
-        store.load(root, dataset, Dataset),
-        store.stage_folder(root, dataset),
+        context.load(dataset, Dataset),
+        context.folder_of(dataset),
         base,
         max_length=max_length,
         base_loss_rows=base_loss_rows,
         dtype="float32",
         device=device,
-        folder=folder,
-        progress=report,
+        folder=context.folder,
+        progress=context.report,
     )
 
 

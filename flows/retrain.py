@@ -1,0 +1,36 @@
+"""Retraining on a schedule: nothing when dataset, base model, config and library are unchanged, and it says so."""
+
+import sys
+from pathlib import Path
+
+from prefect import State, flow
+from prefect.states import Completed
+
+from flows import session
+from flows.command import run_from_command_line
+from flows.config import load
+from flows.console import say
+from flows.finetune import finetune
+from tasks.data import resolve_model
+
+
+@flow(name="retrain", flow_run_name="{config}")
+def retrain(config: str, overrides: list[str] | None = None) -> State | str:
+    """Run `finetune` if its run has not been finished before.
+
+    Args:
+        config: a YAML file (see `flows.config.RunConfig`).
+        overrides: any field as `section.field=value`.
+    """
+    loaded = load(config, overrides or [])
+    base = resolve_model(loaded.base_model.source, loaded.base_model.revision)
+    folder = Path(loaded.runs_dir) / session.run_key(loaded, base)
+    if (folder / "report.json").is_file():
+        message = f"dataset, base model, config and library are unchanged since {folder}; nothing to do"
+        say(message)
+        return Completed(name="Unchanged", message=message)
+    return finetune(config, overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(run_from_command_line(retrain, __doc__ or "", may_dry_run=False))

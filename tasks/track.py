@@ -1,0 +1,38 @@
+"""The run in MLflow and the world it needs, checked before anything expensive starts."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefect import task
+
+from lora_select.errors import InputError
+from lora_select.tracking import store as tracking_store
+from lora_select.tracking import view
+from lora_select.tracking.tracker import Tracker
+
+
+def check_world(root: Path, uri: str, needed_gib: float) -> None:
+    """Fail now on what would fail later.
+
+    Raises:
+        InputError: the tracking URI cannot hold a run, the runs folder cannot be made, or the disk is nearly full.
+    """
+    tracking_store.check(uri)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"`runs_dir` {root} cannot be made ({error.strerror}); name a folder that can be written") from error
+    free = shutil.disk_usage(root).free / 2**30
+    if free < needed_gib:
+        raise InputError(
+            f"a run needs about {needed_gib:g} GiB of disk, {root.resolve()} has {free:.1f}; free some or set `runs_dir`"
+        )
+
+
+@task(name="open-run")
+def open_run(uri: str, experiment: str, folder: Path, run_key: str, name: str, tags: Mapping[str, str]) -> Tracker:
+    """Make the store ready (migrated once), save the comparison view, and find or create the parent run."""
+    ready = tracking_store.prepare(uri, experiment)
+    view.save(ready)
+    return Tracker.start(ready, folder, run_key, name=name, tags=tags)

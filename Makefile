@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test test-slow test-server test-browser test-all lint ui lock clean install
+.PHONY: run test test-slow test-server test-browser test-all lint deploy worker ui lock clean install
 run: $(STAMP)
 	$(BIN)/python -m flows.finetune --config $(CONFIG) $(ARGS)
 
@@ -33,6 +33,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+deploy: $(STAMP) ## to the server at PREFECT_API_URL
+	$(BIN)/prefect work-pool inspect lora-select >/dev/null 2>&1 || $(BIN)/prefect work-pool create --type process lora-select
+	LORA_SELECT_HOME=$(CURDIR) LORA_SELECT_CONFIG=$(CONFIG) $(BIN)/prefect --no-prompt deploy --all
+
+worker: $(STAMP)
+	$(BIN)/prefect worker start --pool lora-select
 
 ui: $(STAMP)
 	$(BIN)/lora-select ui

@@ -56,7 +56,7 @@ def of(record: Any, folder: Path | None = None, *, stage: str | None = None) -> 
     Args:
         record: one of `lora_select.records`.
         folder: the stage's folder, for records that name files to upload (Adapter, Report, Evaluation, Dataset).
-        stage: name of the stage; by default the record's type in lower case.
+        stage: label of the stage; by default the one of `names.LABELS`.
 
     Raises:
         TypeError: a type that no function here knows.
@@ -67,7 +67,7 @@ def of(record: Any, folder: Path | None = None, *, stage: str | None = None) -> 
             f"no MLflow entries are defined for {type(record).__name__}; add a function to tracking.entries"
         )
     made = maker(record)
-    texts = {**made.texts, f"records/{stage or type(record).__name__.lower()}.json": records.to_json(record)}
+    texts = {**made.texts, f"records/{stage or names.LABELS[type(record).__name__]}.json": records.to_json(record)}
     files = {str((folder / path).resolve()): into for path, into in made.files.items()} if folder else {}
     return fit(Entries(made.params, made.metrics, made.tags, texts, files, made.datasets, int(time.time() * 1000)))
 
@@ -293,6 +293,25 @@ def _evaluation(record: records.Evaluation) -> Entries:
         texts={"tables/samples.json": json.dumps({"columns": columns, "data": rows}, ensure_ascii=False, indent=1)},
         files={record.rows_file.path: "evaluation"},
     )
+
+
+def rival(record: records.Evaluation, other: str) -> Entries:
+    """What the evaluation says about another adapter, under the same metric names as a run of its own would have.
+
+    In `against[other]` the other adapter is `base`; its difference and interval to the base model were not measured.
+    """
+    metrics = {}
+    for metric, pair in record.against[other].items():
+        metrics[names.evaluation(metric, "adapted")] = pair.base
+        metrics[names.evaluation(metric, "rows")] = float(pair.rows)
+        if metric in record.metrics:
+            metrics[names.evaluation(metric, "base")] = record.metrics[metric].base
+    return Entries(metrics=metrics, timestamp_ms=int(time.time() * 1000))
+
+
+def rival_run(record: records.Adapter) -> Entries:
+    """What makes the run of a rival adapter a row of the comparison view."""
+    return Entries(params=spec(record.spec), tags={names.COMPARED: "true"}, timestamp_ms=int(time.time() * 1000))
 
 
 def _promotion(record: records.Promotion) -> Entries:

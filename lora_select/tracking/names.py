@@ -10,10 +10,11 @@ import re
 
 RUN_KEY = "lora.run_key"
 KIND = "lora.kind"
-"""`pipeline` on a parent run, `stage` on a child: what the comparison view filters on."""
 PIPELINE = "pipeline"
 STAGE_RUN = "stage"
 STAGE = "lora.stage"
+COMPARED = "lora.compared"
+"""`true` on a run that is a row of the comparison view: a whole pipeline run, or a rival adapter trained beside it."""
 TOKEN = "lora.token"
 """What makes a child the same child when its creation is repeated."""
 LIBRARY_DIGEST = "library.digest"
@@ -27,6 +28,22 @@ GIT_COMMIT = "git.commit"
 TRACKING_DEGRADED = "tracking.degraded"
 PARENT_RUN_ID = "mlflow.parentRunId"
 RUN_NAME = "mlflow.runName"
+
+LABELS = {
+    "Dataset": "dataset",
+    "BaseModel": "base_model",
+    "DatasetProfile": "profile",
+    "Spectra": "spectra",
+    "Decision": "decision",
+    "TrainingPlan": "plan",
+    "Adapter": "adapter",
+    "Proof": "proof",
+    "Evaluation": "evaluation",
+    "Promotion": "promotion",
+    "Report": "report",
+}
+"""Record type -> the stage label of the pipeline's own line. Any other label (`adapter-plain-lora`) is a rival's:
+its numbers stay in its own run and never mix with the parent's."""
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"

@@ -20,7 +20,7 @@ def find_or_create_parent(store: Store, run_key: str, *, name: str, tags: Mappin
     A parent with the same `run_key` that still says RUNNING was killed: it is taken up again, so that one piece of work
     is one run. The oldest wins when there are several. A finished one is left alone and a new run made.
     """
-    given = {names.RUN_KEY: run_key, names.KIND: names.PIPELINE, **(tags or {})}
+    given = {names.RUN_KEY: run_key, names.KIND: names.PIPELINE, names.COMPARED: "true", **(tags or {})}
     pipeline = f"tags.`{names.RUN_KEY}` = '{run_key}' AND tags.`{names.KIND}` = '{names.PIPELINE}'"
     found = _find(store, f"{pipeline} AND attributes.status = 'RUNNING'")
     return _adopt(store, found, given) if found else _create(store, name, given)

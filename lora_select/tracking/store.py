@@ -10,6 +10,8 @@ import logging
 import os
 import shlex
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -38,6 +40,12 @@ ENVIRONMENT = {
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
 }
 """Read by mlflow at import. Its own retries would hold a stage for four minutes a call when a server is down."""
+SERVER_ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ENABLE_AI_GATEWAY": "false",
+    "MLFLOW_MODEL_CATALOG_URI": "",
+}
+"""Without these a server starts eight helper processes (0.7 GB) and asks the network for a price list."""
 REMEDY = "start it with `mlflow server`, or set `tracking.uri` to sqlite:///mlflow.db"
 
 
@@ -116,10 +124,36 @@ def server_command(uri: str, *, port: int = 5000) -> str:
     'mlflow server --backend-store-uri sqlite:////data/mlflow.db --artifacts-destination /data/mlartifacts --port 5000'
     """
     if uri.startswith("http"):
-        return f"# the server is already running at {uri}"
+        return f"open {uri} in a browser"
+    return shlex.join(["mlflow", *_server_arguments(uri, port)])
+
+
+def serve(uri: str, port: int = 5000) -> int:
+    """Serve a store's pages on this machine until interrupted; returns the server's exit code.
+
+    Raises:
+        InputError: the URI is a server already, or the port is taken.
+    """
+    check(uri)
+    if uri.startswith("http"):
+        raise InputError(f"`tracking.uri` {uri} is a server already; open it in a browser")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
+    prepare(uri)
+    command = [sys.executable, "-m", "mlflow", *_server_arguments(uri, port), "--host", "127.0.0.1", "--workers", "1"]
+    with contextlib.suppress(KeyboardInterrupt):
+        return subprocess.run(command, env={**os.environ, **SERVER_ENVIRONMENT}, check=False).returncode
+    return 0
+
+
+def _server_arguments(uri: str, port: int) -> list[str]:
     artifacts = _artifacts(database(uri)) if uri.startswith("sqlite:") else Path("mlartifacts")
-    parts = ["mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", str(artifacts)]
-    return shlex.join([*parts, "--port", str(port)])
+    stores = ["--backend-store-uri", uri, "--artifacts-destination", str(artifacts)]
+    return ["server", *stores, "--port", str(port)]
 
 
 def web_address(uri: str) -> str:
@@ -152,13 +186,14 @@ def _artifacts(path: Path) -> Path:
 def _connect(uri: str, experiment: str) -> tuple[str, "MlflowClient"]:
     """The experiment's id and the client, or one sentence."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         return _experiment_id(client, uri, experiment), client
-    except MlflowException as error:
+    except WorldError:
+        raise
+    except Exception as error:  # MlflowException, or SQLAlchemy's and sqlite3's own when the file is something else
         first_line = str(error).splitlines()[0][:300]
         raise WorldError(f"MLflow at {_shown(uri)} cannot be used: {first_line}; {_remedy(uri)}") from error
 

@@ -15,7 +15,7 @@ from typing import Any, final
 
 from lora_select import records
 from lora_select.tracking import names, outbox, runs, view
-from lora_select.tracking.entries import Entries, from_plain, of
+from lora_select.tracking.entries import Entries, from_plain, of, rival, rival_run
 from lora_select.tracking.ship import Shipment, ship
 from lora_select.tracking.store import Store, is_outage, web_address
 
@@ -59,17 +59,15 @@ class Tracker:
             mlflow.exceptions.MlflowException: MLflow went away between `prepare` and this call.
         """
         before = read_notes(folder)
-        if before.get("uri") == store.uri and before.get("parent"):
-            cls(store, folder, before["parent"]).flush()
+        if before.get("uri") == store.uri and before.get("parent_run_id"):
+            cls(store, folder, before["parent_run_id"]).flush()
         tracker = cls(store, folder, runs.find_or_create_parent(store, run_key, name=name, tags=tags))
-        view.save(store)
         tracker._write_notes()
         return tracker
 
     def begin(self, stage: str) -> None:
         """Open the stage's child run, or take up the one that a killed attempt left open."""
-        known = self._stages.get(stage, {})
-        if not known.get("open") or known.get("parent") != self.parent:
+        if not self._is_open(stage):
             self._stages[stage] = {"token": uuid.uuid4().hex, "parent": self.parent, "open": True}
             self._write_notes()  # before the run exists: a kill in between must not leave a second child
         self._do("begin", stage)
@@ -83,21 +81,31 @@ class Tracker:
             folder: the stage's folder, which the record's file names are relative to.
             reused: True when nothing was done: only the parent is told, with the id of the run that did the work.
         """
-        entries = of(record, folder, stage=stage)
-        if not reused:
-            self._do("entries", stage, entries=dataclasses.asdict(entries))
-        summary = self._summary(stage, entries, reused)
-        self._do("entries", None, entries=dataclasses.asdict(summary))
+        made = of(record, folder, stage=stage)
+        own = stage == names.LABELS[type(record).__name__]
+        killed = reused and self._is_open(stage)  # after the record was written, before it was logged
+        if not reused or killed:
+            self._add(stage, made)
+            if isinstance(record, records.Adapter) and not own:
+                self._add(stage, rival_run(record))
+            if isinstance(record, records.Evaluation):
+                self._log_rivals(record)
+        self._add(None, self._summary(stage, made, own, reused and not killed))
         if isinstance(record, records.Adapter) and folder:
-            metrics = str((folder / record.metrics_file.path).resolve())
-            self._do("ship", None if reused else stage, path=metrics)
+            self._log_curve(stage, (folder / record.metrics_file.path).resolve(), own, reused and not killed)
+        if killed:
+            self.end(stage)
 
-    def ship(self, metrics: Path, stage: str = "train") -> int:
-        """Ship new training steps now, if MLflow answers; returns 0 when none wait. Call it every few seconds."""
+    def ship(self, metrics: Path, stage: str = names.LABELS["Adapter"]) -> int:
+        """Ship new training steps now, if MLflow answers; returns 0 when none wait. Call it every few seconds.
+
+        They go to the stage's run and, for the run's own adapter, to the parent, whose curve a comparison draws.
+        """
         if time.monotonic() < self._silent_until or self.flush():
             return 1
         try:
-            return self._ship([self._run_of(self._target(stage)), self.parent], metrics)
+            stages = [stage, None] if stage == names.LABELS["Adapter"] else [stage]
+            return max(self._ship(self._run_of(self._target(each)), metrics) for each in stages)
         except Exception as error:
             self._note_outage(error)
             return 1
@@ -140,13 +148,37 @@ class Tracker:
         """This run beside the parents of other runs."""
         return view.compare_link(web_address(self.store.uri), self.store.experiment_id, [self.parent, *others])
 
-    def _summary(self, stage: str, entries: Entries, reused: bool) -> Entries:
-        """What the parent gets: all but the large files, and which run did the work."""
-        tags = {**entries.tags, f"stage.{stage}": "reused" if reused else "done"}
+    def _add(self, stage: str | None, entries: Entries) -> None:
+        self._do("entries", stage, entries=dataclasses.asdict(entries))
+
+    def _is_open(self, stage: str) -> bool:
+        """Whether a child was begun below this parent and never ended."""
+        known = self._stages.get(stage, {})
+        return bool(known.get("open")) and known.get("parent") == self.parent
+
+    def _summary(self, stage: str, made: Entries, own: bool, reused: bool) -> Entries:
+        """What the parent gets: all but the large files, and which run did the work; of a rival only the record."""
+        tags = {f"stage.{stage}": "reused" if reused else "done"}
         if done_by := self.run_id(stage):
             tags[f"stage.{stage}.run_id"] = done_by
-        files = {path: into for path, into in entries.files.items() if into.startswith("report")}
-        return dataclasses.replace(entries, tags=tags, files=files)
+        if not own:
+            records_only = {place: text for place, text in made.texts.items() if place.startswith("records/")}
+            return Entries(tags=tags, texts=records_only, timestamp_ms=made.timestamp_ms)
+        files = {path: into for path, into in made.files.items() if into.startswith("report")}
+        return dataclasses.replace(made, tags={**made.tags, **tags}, files=files)
+
+    def _log_rivals(self, record: records.Evaluation) -> None:
+        """Give each rival that was trained in this run its own row in the comparison."""
+        for other in record.against:
+            stage = f"{names.LABELS['Adapter']}-{other.replace('_', '-')}"
+            if stage in self._stages:
+                self._add(stage, rival(record, other))
+
+    def _log_curve(self, stage: str, metrics: Path, own: bool, reused: bool) -> None:
+        """The training curve: to the run that did the work, and to the parent when it is the run's own adapter."""
+        stages = ([] if reused else [stage]) + ([None] if own else [])
+        for target in stages:
+            self._do("ship", target, path=str(metrics))
 
     def _target(self, stage: str | None) -> dict[str, Any]:
         """Which run an operation is for, as the outbox keeps it: the parent, or a child that may not exist yet."""
@@ -189,23 +221,19 @@ class Tracker:
         kind = operation["kind"]
         if kind == "entries":
             runs.apply(self.store, run_id, from_plain(operation["entries"]))
-        elif kind == "ship" and self._ship({run_id, operation["parent"]}, Path(operation["path"])):
+        elif kind == "ship" and self._ship(run_id, Path(operation["path"])):
             raise ConnectionError("training steps could not be shipped")
         elif kind == "end":
             if operation["stage"] is None and self.degraded:
                 self.store.client.set_tag(run_id, names.TRACKING_DEGRADED, "true")
             runs.finish(self.store, run_id, operation["status"], end_ms=operation["end_ms"])
 
-    def _ship(self, run_ids: Sequence[str] | set[str], metrics: Path) -> int:
-        """Ship to the stage's run and to the parent, whose curve is what a comparison draws."""
-        left = 0
-        for run_id in run_ids:
-            waiting = ship(Shipment(self.store, run_id, metrics), certain=run_id in self._certain)
-            (self._certain.discard if waiting else self._certain.add)(run_id)
-            left = max(left, waiting)
-        if left:
-            self._note_outage(ConnectionError("training steps could not be shipped"))
-        return left
+    def _ship(self, run_id: str, metrics: Path) -> int:
+        waiting = ship(Shipment(self.store, run_id, metrics), certain=run_id in self._certain)
+        (self._certain.discard if waiting else self._certain.add)(run_id)
+        if waiting:
+            self._note_outage(ConnectionError(f"{waiting} training steps wait"))
+        return waiting
 
     def _note_outage(self, error: BaseException) -> None:
         if not self.degraded:
@@ -217,7 +245,7 @@ class Tracker:
         content = {
             "uri": self.store.uri,
             "experiment_id": self.store.experiment_id,
-            "parent": self.parent,
+            "parent_run_id": self.parent,
             "stages": self._stages,
             "degraded": self.degraded,
         }
@@ -225,7 +253,7 @@ class Tracker:
 
 
 def read_notes(folder: Path) -> dict[str, Any]:
-    """`tracking.json` of a run's folder: uri, experiment_id, parent, stages; empty when it was never tracked."""
+    """`tracking.json` of a run's folder: uri, experiment_id, parent_run_id, stages; empty when it was never tracked."""
     try:
         return json.loads((folder / "tracking.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

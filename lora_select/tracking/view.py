@@ -75,7 +75,7 @@ def state() -> dict[str, Any]:
     """The page state: which runs, sorted how, which columns and charts."""
     columns = [f"params.`{name}`" for name in PARAMS] + [f"metrics.`{name}`" for name in METRICS]
     return {
-        "searchFilter": f"tags.`{names.KIND}` = '{names.PIPELINE}'",
+        "searchFilter": f"tags.`{names.COMPARED}` = 'true'",
         "orderByKey": f"metrics.`{SORT}`",
         "orderByAsc": True,
         "startTime": "ALL",

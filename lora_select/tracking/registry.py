@@ -58,8 +58,8 @@ def register(
 
 def find(store: Store, name: str, adapter_digest: str) -> Version | None:
     """The oldest version of `name` that holds this adapter, or None."""
-    wanted = f"name = '{_quoted(name)}' AND tags.`{names.ADAPTER_SHA256}` = '{adapter_digest}'"
-    found = store.client.search_model_versions(wanted, max_results=100)
+    same = store.client.search_model_versions(f"tags.`{names.ADAPTER_SHA256}` = '{adapter_digest}'", max_results=1000)
+    found = [version for version in same if version.name == name]  # a name may hold any quote, a filter may not
     oldest = min(found, key=lambda version: int(version.version), default=None)
     return _version(store.client.get_model_version(name, oldest.version)) if oldest else None
 
@@ -152,7 +152,3 @@ def _in_words(store: Store, what: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _quoted(name: str) -> str:
-    return name.replace("'", "")

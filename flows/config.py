@@ -187,7 +187,9 @@ def _sentence(fault: Any) -> str:
         return f"`{name}`: {fault['msg'][0].lower()}{fault['msg'][1:]}{given}"
     known = list(_section_fields(location[:-1]))
     near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    return f"`{name}` is not a field" + (f"; did you mean `{near[0]}`?" if near else f"; fields here: {', '.join(known)}")
+    return f"`{name}` is not a field" + (
+        f"; did you mean `{near[0]}`?" if near else f"; fields here: {', '.join(known)}"
+    )
 
 
 def _section_fields(location: list[str]) -> list[str]:

@@ -28,7 +28,9 @@ def summary(record: Any) -> str:
 def _(record: Dataset) -> str:
     dropped = sum(item.count for item in record.rejected)
     why = ", ".join(f"{item.count} {item.reason}" for item in record.rejected)
-    return f"{record.train_rows} train and {record.eval_rows} eval rows; {dropped} left out" + (f" ({why})" if why else "")
+    return f"{record.train_rows} train and {record.eval_rows} eval rows; {dropped} left out" + (
+        f" ({why})" if why else ""
+    )
 
 
 @summary.register
@@ -116,7 +118,9 @@ def _(record: Report) -> str:
 
 def _comparison(name: str, item: MetricComparison) -> str:
     sure = "" if item.significant else "; not distinguishable"
-    return f"{name}: {item.base:.3f} -> {item.adapted:.3f} {item.unit} (change {_interval(item)}{sure}; {item.rows} rows)"
+    return (
+        f"{name}: {item.base:.3f} -> {item.adapted:.3f} {item.unit} (change {_interval(item)}{sure}; {item.rows} rows)"
+    )
 
 
 def _interval(item: MetricComparison) -> str:

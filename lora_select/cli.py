@@ -70,7 +70,9 @@ def _doctor(parsed: argparse.Namespace) -> int:
         if not finding.ok:
             print(f"     {'':22} -> {finding.remedy}")
     faults = sum(not finding.ok for finding in findings)
-    print("everything is in order" if not faults else f"{faults} fault{'s' if faults > 1 else ''}, each with its remedy")
+    print(
+        "everything is in order" if not faults else f"{faults} fault{'s' if faults > 1 else ''}, each with its remedy"
+    )
     return 1 if faults else 0
 
 

@@ -133,4 +133,6 @@ def _reachable(name: str, uri: str, remedy: str) -> Finding:
 
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
-    return Finding("free disk", f"{free:.1f} GiB", free >= NEEDED_DISK_GIB, f"a run needs about {NEEDED_DISK_GIB:g} GiB")
+    return Finding(
+        "free disk", f"{free:.1f} GiB", free >= NEEDED_DISK_GIB, f"a run needs about {NEEDED_DISK_GIB:g} GiB"
+    )

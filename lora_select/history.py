@@ -63,7 +63,9 @@ def replay(folder: str | Path) -> list[str]:
     recomputed = records.to_json(select(run.profile, run.spectra, run.decision.inputs))
     if recorded == recomputed:
         return []
-    lines = difflib.unified_diff(recorded.splitlines(), recomputed.splitlines(), "recorded", "recomputed", "", "", 0, "")
+    lines = difflib.unified_diff(
+        recorded.splitlines(), recomputed.splitlines(), "recorded", "recomputed", "", "", 0, ""
+    )
     return [line for line in lines if not line.startswith(("---", "+++", "@@"))][:20] or ["formatting of decision.json"]
 
 

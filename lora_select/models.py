@@ -58,7 +58,7 @@ def load_model(path: str, *, dtype: str = "float32", device: str = "cpu") -> "Pr
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, dtype),
         attn_implementation="sdpa",
@@ -176,14 +176,17 @@ def _from_hub(source: str, revision: str | None) -> Path:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
-        raise InputError(f"the hub has no model {source!r}{at} for you: {' '.join(str(error).split())[:160]}") from error
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"the hub has no model {source!r}{at} for you: {reason}") from error
 
 
 def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> BaseModel:
     config = _read_config(folder)
     weights = _check_folder(folder, config)
     config = config.get("text_config", config)
-    parts = sorted([*weights, *(p for p in folder.glob("*") if p.suffix in {".json", ".jinja", ".model"} and p.is_file())])
+    parts = sorted(
+        [*weights, *(p for p in folder.glob("*") if p.suffix in {".json", ".jinja", ".model"} and p.is_file())]
+    )
     digests = [f"{p.name}:{_file_digest(p, cache)}" for p in parts]
     return BaseModel(
         source=source,

@@ -2,12 +2,13 @@
 
 import random
 
+from lora_select.selection.select import select as select_library
+from lora_select.spectral.analyze import analyze as analyze_library
+
 from lora_select import models
 from lora_select.data import tokens
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, DatasetProfile, Decision, SelectionInputs, Spectra
-from lora_select.selection.select import select as select_library
-from lora_select.spectral.analyze import analyze as analyze_library
 from tasks.stage import Context, Stage
 from tasks.store import StageRef
 

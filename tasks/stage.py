@@ -101,7 +101,9 @@ class Stage(Generic[R]):
             place.tracker.log(label, record, folder, reused=True)
         return Outcome(ref, record, folder, held == ref, time.monotonic() - started)
 
-    def _as_task(self, place: Place, label: str, inputs: Mapping[str, Any], *, fresh: bool) -> Callable[[str], StageRef]:
+    def _as_task(
+        self, place: Place, label: str, inputs: Mapping[str, Any], *, fresh: bool
+    ) -> Callable[[str], StageRef]:
         # A result names files below the runs folder, so the folder is in Prefect's key: another clone has its own.
         prefix = f"lora-select/{key_of({'root': str(place.root.resolve())})}/{self.name}"
 

@@ -22,7 +22,9 @@ def check_world(root: Path, uri: str, needed_gib: float) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"`runs_dir` {root} cannot be made ({error.strerror}); name a folder that can be written") from error
+        raise InputError(
+            f"`runs_dir` {root} cannot be made ({error.strerror}); name a folder that can be written"
+        ) from error
     free = shutil.disk_usage(root).free / 2**30
     if free < needed_gib:
         raise InputError(

@@ -172,7 +172,9 @@ def _format(name: str | None, row: RawRow) -> str:
     return name
 
 
-def _open(source: str, revision: str | None, split: str | None, folder: Path) -> tuple[Iterable[RawRow], dict[str, str]]:
+def _open(
+    source: str, revision: str | None, split: str | None, folder: Path
+) -> tuple[Iterable[RawRow], dict[str, str]]:
     if source.startswith("sample:"):
         path = samples.write(source.removeprefix("sample:"), folder)
     elif Path(source).exists() or _looks_local(source):
@@ -217,7 +219,9 @@ def _nothing_usable(source: str, rejected: list[tuple[str, int, str]]) -> str:
     )
 
 
-def _split_by_prompt(rows: list[CanonicalRow], fraction: float, seed: int) -> tuple[list[CanonicalRow], list[CanonicalRow]]:
+def _split_by_prompt(
+    rows: list[CanonicalRow], fraction: float, seed: int
+) -> tuple[list[CanonicalRow], list[CanonicalRow]]:
     threshold = int(fraction * SPLIT_BITS)
     held_out = [row for row in rows if _hash(row.prompt_id, seed, "split") < threshold]
     train = [row for row in rows if _hash(row.prompt_id, seed, "split") >= threshold]

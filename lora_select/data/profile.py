@@ -75,7 +75,9 @@ def profile(
     )
 
 
-def _tokenize(rows: Sequence[tuple[str, Row]], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Tokenized]:
+def _tokenize(
+    rows: Sequence[tuple[str, Row]], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[Tokenized]:
     try:
         return [tokenize(row_id, row, tokenizer, max_length) for row_id, row in rows]
     except (ValueError, NotImplementedError) as error:
@@ -95,7 +97,9 @@ def _split(tokenized: Sequence[Tokenized]) -> SplitProfile:
         length=_quantiles([item.length for item in tokenized]),
         label_length=_quantiles([item.labels for item in tokenized]),
         duplicate_rows=len(kept) - len({row.input_ids for row in kept}),
-        rows_truncated=sum(item.row is None or item.length > len(item.row.input_ids) for item in tokenized if item.labels),
+        rows_truncated=sum(
+            item.row is None or item.length > len(item.row.input_ids) for item in tokenized if item.labels
+        ),
         label_tokens_lost=before - labels,
         rows_without_labels=len(tokenized) - len(kept),
     )

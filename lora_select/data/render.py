@@ -40,7 +40,9 @@ def render(row: Row, tokenizer: "PreTrainedTokenizerBase", *, upto: int | None =
         tools = None
     elif not _renders_tools(tokenizer):
         messages = _with_json_tools(messages, None)
-    text = tokenizer.apply_chat_template(list(messages), tools=tools or None, tokenize=False, add_generation_prompt=prompt)
+    text = tokenizer.apply_chat_template(
+        list(messages), tools=tools or None, tokenize=False, add_generation_prompt=prompt
+    )
     return str(text)
 
 

@@ -106,4 +106,7 @@ def _json_lines(package: str, relative: str) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-SAMPLES: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {"tweet-entities": tweet_entities, "tool-calls": tool_calls}
+SAMPLES: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "tweet-entities": tweet_entities,
+    "tool-calls": tool_calls,
+}

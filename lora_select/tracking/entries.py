@@ -183,7 +183,6 @@ def spec(record: records.AdapterSpec) -> dict[str, str]:
     return {
         **{name: str(getattr(record, name)) for name in names.SPEC_PARAMS},
         "target_modules": ",".join(record.target_modules),
-        "peft_arguments": json.dumps(dict(record.peft_arguments), sort_keys=True),
     }
 
 
@@ -204,7 +203,11 @@ def _decision(record: records.Decision) -> Entries:
             **({"select/score": chosen.score, "select/score_se": chosen.score_se} if chosen else {}),
             names.ADAPTER_PARAMETERS: record.choice.num_parameters,
         },
-        tags={names.DECISION_SHA256: records.digest(record), "choice": record.choice_key},
+        tags={
+            names.DECISION_SHA256: records.digest(record),
+            "choice": record.choice_key,
+            "peft.arguments": json.dumps(dict(record.choice.peft_arguments), sort_keys=True),
+        },
         texts={"tables/candidates.json": candidate_table(record), "decision.md": "\n".join(lines) + "\n"},
     )
 

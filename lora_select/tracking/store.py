@@ -179,15 +179,21 @@ def is_outage(error: BaseException) -> bool:
     }
 
 
+def _quiet() -> None:
+    """After the import, which sets the level itself."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def _artifacts(path: Path) -> Path:
     return path.parent / "mlartifacts"
 
 
 def _connect(uri: str, experiment: str) -> tuple[str, "MlflowClient"]:
     """The experiment's id and the client, or one sentence."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
+    _quiet()
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         return _experiment_id(client, uri, experiment), client
@@ -296,10 +302,9 @@ def _migrate(path: Path) -> None:
 
 
 def _build(path: Path) -> None:
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    _quiet()
     temporary = path.with_name(f"{path.name}.new")
     for left_over in path.parent.glob(f"{temporary.name}*"):
         left_over.unlink()

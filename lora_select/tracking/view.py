@@ -33,6 +33,10 @@ METRICS = (
     names.COST_TOKENS_PER_SECOND,
     names.COST_TRAIN_MINUTES,
 )
+_TRAINING = "workflowType=machine_learning"
+"""Opens MLflow's pages for training; by default it shows those for language-model applications."""
+FIXED_COLUMNS = ("attributes.`Run Name`", "runDateAndNestInfo")
+"""Always first in MLflow's table."""
 BARS = (
     names.evaluation("loss", "adapted"),
     names.evaluation("exact_match", "adapted"),
@@ -82,8 +86,9 @@ def state() -> dict[str, Any]:
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
-        "selectedColumns": ["attributes.`Run Name`", *columns],
-        "columnOrder": [],
+        "selectedColumns": columns,
+        "columnOrder": [*FIXED_COLUMNS, *columns],
+        "columnWidths": {FIXED_COLUMNS[0]: 190, **{name: _width(name) for name in columns}},
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": _charts(),
         "compareRunSections": [{"uuid": "lora", "name": "lora-select", "display": True, "isReordered": True}],
@@ -101,11 +106,11 @@ def state() -> dict[str, Any]:
 def view_link(host: str, experiment_id: str, *, charts: bool = False) -> str:
     """The link that opens the saved view, as a table or as charts.
 
-    >>> view_link("http://127.0.0.1:5000", "1")
-    'http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=lora-select-comparison'
+    >>> view_link("http://h", "1")
+    'http://h/#/experiments/1/runs?viewStateShareKey=lora-select-comparison&workflowType=machine_learning'
     """
     mode = "&compareRunsMode=CHART" if charts else ""
-    return f"{host.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_ID}{mode}"
+    return f"{host.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_ID}{mode}&{_TRAINING}"
 
 
 def compare_link(host: str, experiment_id: str, run_ids: Sequence[str]) -> str:
@@ -120,7 +125,12 @@ def compare_link(host: str, experiment_id: str, run_ids: Sequence[str]) -> str:
 
 def run_link(host: str, experiment_id: str, run_id: str) -> str:
     """The page of one run."""
-    return f"{host.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{host.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{_TRAINING}"
+
+
+def _width(column: str) -> int:
+    """Pixels that show the whole heading, so that `eval/loss/base` and `eval/loss/adapted` can be told apart."""
+    return 45 + 7 * len(column.split("`")[1])
 
 
 def _charts() -> list[dict[str, Any]]:

@@ -270,6 +270,6 @@ def test_a_long_outage_is_asked_about_rarely(tracked, switch, folder, monkeypatc
 
 def test_links(store, folder):
     tracker = start(store, folder)
-    assert tracker.link.endswith(f"/#/experiments/{store.experiment_id}/runs/{tracker.parent}")
+    assert f"/#/experiments/{store.experiment_id}/runs/{tracker.parent}?" in tracker.link
     assert "viewStateShareKey=lora-select-comparison" in tracker.view_link
     assert tracker.parent in tracker.compare_link(["b"])

@@ -10,7 +10,6 @@ import logging
 import os
 import shlex
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -18,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from lora_select.errors import InputError, WorldError
@@ -32,7 +31,7 @@ DEFAULT_HOST = "http://127.0.0.1:5000"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -128,8 +127,8 @@ def server_command(uri: str, *, port: int = 5000) -> str:
     return shlex.join(["mlflow", *_server_arguments(uri, port)])
 
 
-def serve(uri: str, port: int = 5000) -> int:
-    """Serve a store's pages on this machine until interrupted; returns the server's exit code.
+def serve(uri: str, port: int = 5000) -> NoReturn:
+    """Become the server of a store's pages on this machine: this process is replaced, so Ctrl-C ends all of it.
 
     Raises:
         InputError: the URI is a server already, or the port is taken.
@@ -145,9 +144,7 @@ def serve(uri: str, port: int = 5000) -> int:
             raise InputError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
     prepare(uri)
     command = [sys.executable, "-m", "mlflow", *_server_arguments(uri, port), "--host", "127.0.0.1", "--workers", "1"]
-    with contextlib.suppress(KeyboardInterrupt):
-        return subprocess.run(command, env={**os.environ, **SERVER_ENVIRONMENT}, check=False).returncode
-    return 0
+    os.execve(sys.executable, command, {**os.environ, **SERVER_ENVIRONMENT})
 
 
 def _server_arguments(uri: str, port: int) -> list[str]:

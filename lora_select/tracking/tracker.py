@@ -20,7 +20,7 @@ from lora_select.tracking.ship import Shipment, ship
 from lora_select.tracking.store import Store, is_outage, web_address
 
 log = logging.getLogger(__name__)
-PAUSE_S = 20.0
+PAUSE_S = 30.0
 """After an outage MLflow is left alone this long, so that a dead server does not slow the training loop."""
 
 

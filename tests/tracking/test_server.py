@@ -1,6 +1,14 @@
 """One real MLflow server, killed in mid-run and started again: nothing is lost, nothing counts twice."""
 
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+
 import mlflow_samples as samples
+import psutil
 import pytest
 
 from lora_select.tracking import names, registry
@@ -51,3 +59,23 @@ def test_a_server_killed_in_mid_run(database, folder, tmp_path, monkeypatch):
         assert (got / "adapter_model.safetensors").read_bytes() == (
             folder / "adapter/adapter_model.safetensors"
         ).read_bytes()
+
+
+def test_serve_answers_and_an_interrupt_ends_all_of_it(database, tmp_path):
+    port = samples.free_port()
+    program = f"from lora_select.tracking.store import serve; serve('sqlite:///{database}', {port})"
+    with (tmp_path / "serve.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=log, cwd=tmp_path)
+    until = time.monotonic() + 120
+    version = b""
+    while not version and time.monotonic() < until:
+        time.sleep(0.2)
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/version", timeout=2) as answer:
+            version = answer.read()
+    assert version.startswith(b"3."), (tmp_path / "serve.log").read_text()
+    tree = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    psutil.wait_procs([psutil.Process(pid) for pid in tree if psutil.pid_exists(pid)], timeout=20)
+    assert not [pid for pid in tree if psutil.pid_exists(pid)]
+    assert not list(tmp_path.glob("mlruns"))

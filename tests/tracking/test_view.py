@@ -31,6 +31,5 @@ def test_it_shows_what_a_person_compares():
 def test_links_are_quoted():
     link = view.compare_link("http://h:1/", "7", ["a", "b"])
     assert link == "http://h:1/#/compare-runs?runs=%5B%22a%22%2C%20%22b%22%5D&experiments=%5B%227%22%5D"
-    assert view.view_link("http://h:1", "7", charts=True).endswith(
-        f"viewStateShareKey={view.VIEW_ID}&compareRunsMode=CHART"
-    )
+    charts = view.view_link("http://h:1", "7", charts=True)
+    assert charts.endswith(f"viewStateShareKey={view.VIEW_ID}&compareRunsMode=CHART&workflowType=machine_learning")

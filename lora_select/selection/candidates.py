@@ -1,0 +1,124 @@
+"""Every candidate: variant x targets x rank, with the numbers that follow from the model alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lora_select.errors import InputError
+from lora_select.records import LayerSpectra, Spectra
+from lora_select.spectral.view import RANKS
+from lora_select.variant import Context, Variant
+from lora_select.variants import VARIANTS
+
+ALL_LINEAR, MLP_ONLY = "all-linear", "mlp-only"
+TARGETS = (ALL_LINEAR, MLP_ONLY)
+MLP_KINDS = frozenset(
+    {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "fc_in", "fc_out", "w1", "w2", "w3"}
+    | {"dense_h_to_4h", "dense_4h_to_h", "wi", "wi_0", "wi_1", "wo", "lin1", "lin2"}
+)
+"""Names that the linear layers of feed-forward blocks have in transformers."""
+
+
+@final
+@dataclass(frozen=True)
+class Candidate:
+    """A variant at a rank on some layers. `key` names it in records and MLflow: `<variant>-<targets>-r<r>`."""
+
+    variant: Variant
+    targets: str
+    target_modules: tuple[str, ...]
+    layers: tuple[LayerSpectra, ...]
+
+    @property
+    def key(self) -> str:
+        """`<variant>-<targets>-r<r>`."""
+        return f"{self.variant.name}-{self.targets}-r{self.variant.r}"
+
+    @property
+    def spectra_key(self) -> str:
+        """Key of the variant's numbers in a layer's record."""
+        return f"{self.variant.name}@{self.variant.r}"
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters on all targeted layers."""
+        return sum(self.variant.num_parameters((layer.out_features, layer.in_features)) for layer in self.layers)
+
+    @property
+    def capacity_bits(self) -> float:
+        """2 bits a parameter of the low-rank factors: 2 r sum (m + n).
+
+        References:
+            Thinking Machines (2025), *LoRA Without Regret*: about 2 bits are stored a parameter.
+        """
+        return 2.0 * self.variant.r * sum(layer.out_features + layer.in_features for layer in self.layers)
+
+
+def enumerate_candidates(spectra: Spectra, r: int | None = None) -> tuple[Candidate, ...]:
+    """All candidates, in the order of `VARIANTS`, `TARGETS` and rising rank.
+
+    Args:
+        spectra: names and shapes of the layers.
+        r: a rank the user named, offered beside the usual ones.
+
+    Raises:
+        InputError: no layer was measured.
+    """
+    if not spectra.layers:
+        raise InputError(
+            "the spectral record holds no layer, so there is nothing to adapt; look at its `skipped_layers`"
+        )
+    ranks = sorted(set(RANKS) if r is None else {*RANKS, r})
+    groups = target_groups(spectra.layers)
+    return tuple(
+        Candidate(variant(rank), targets, _suffixes(layers), layers)
+        for variant in VARIANTS
+        for targets, layers in groups.items()
+        for rank in ranks
+    )
+
+
+def target_groups(layers: Sequence[LayerSpectra]) -> Mapping[str, tuple[LayerSpectra, ...]]:
+    """Layers by target name, sorted by layer name; `mlp-only` only where feed-forward layers are recognised."""
+    every = tuple(sorted(layers, key=lambda layer: layer.name))
+    mlp = tuple(layer for layer in every if layer.kind in MLP_KINDS)
+    return {ALL_LINEAR: every} | ({MLP_ONLY: mlp} if mlp and len(mlp) < len(every) else {})
+
+
+def context_of(candidate: Candidate, limits: Context) -> Context:
+    """`limits` with what the candidate's layers say."""
+    narrowest = min(candidate.layers, key=lambda layer: (min(layer.out_features, layer.in_features), layer.name))
+    return Context(
+        serve=limits.serve,
+        must_merge=limits.must_merge,
+        quantized_base=limits.quantized_base,
+        allow_modified_base=limits.allow_modified_base,
+        zero_stage=limits.zero_stage,
+        narrowest=min(narrowest.out_features, narrowest.in_features),
+        narrowest_layer=narrowest.name,
+        directions=min(len(layer.activation_values) for layer in candidate.layers),
+    )
+
+
+def aggregate_share(candidate: Candidate, everything: Sequence[LayerSpectra]) -> tuple[float, float] | None:
+    """Share of the whole model's signal energy in the candidate's tangent space, and its standard error.
+
+    sum over targeted layers of w_l c_l over sum over all layers of w_l, w_l the signal energy where it is positive; equal
+    to the parameters of the layer where no layer has any. Errors are added and not squared first: all layers see the same
+    microbatches. None for a rank that was not measured.
+    """
+    key = candidate.spectra_key
+    if any(key not in layer.tangent_shares for layer in candidate.layers):
+        return None
+    signal = {layer.name: max(0.0, layer.signal_energy) for layer in everything}
+    if not any(signal.values()):
+        signal = {layer.name: float(layer.out_features * layer.in_features) for layer in everything}
+    total = math.fsum(signal.values())
+    share = math.fsum(signal[layer.name] * layer.tangent_shares[key] for layer in candidate.layers) / total
+    error = math.fsum(signal[layer.name] * layer.tangent_shares_se[key] for layer in candidate.layers) / total
+    return share, error
+
+
+def _suffixes(layers: Sequence[LayerSpectra]) -> tuple[str, ...]:
+    return tuple(sorted({layer.kind for layer in layers}))

@@ -1,0 +1,109 @@
+"""The decision: a pure function from profile, spectra and constraints, in milliseconds. The rule is in :func:`select`."""
+
+import math
+from collections.abc import Sequence
+
+from lora_select import records
+from lora_select.errors import InputError
+from lora_select.records import DatasetProfile, Decision, SelectionInputs, Spectra
+from lora_select.selection.candidates import TARGETS, enumerate_candidates
+from lora_select.selection.limits import check_names, claims_in_force, contradictions
+from lora_select.selection.score import Scored, score_all
+from lora_select.selection.words import Verdict, reasons, record, spec
+from lora_select.variants import VARIANTS, LoRA
+
+RULE = "filter, measure, tie, cheapest, abstain"
+RULE_VERSION = "1"
+REFERENCE_RANK = 16
+SHORT_RUN_STEPS = 100
+"""Tangent energy tells early speed, not the final loss (selection.md 2.5): the claim is heard up to this many steps."""
+SHARE_FACTOR = 2.0
+"""A variant's share must beat LoRA's by this factor, beyond two standard errors of both."""
+
+
+def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> Decision:
+    """Choose variant, targets, rank, alpha and learning rate.
+
+    1. Candidates: every variant x targets x rank; what the user named narrows them.
+    2. Hard filter: serving, merging, quantised or protected base, ZeRO-3, parameters; the capacity floor of the rank.
+    3. Score: share of the signal energy in the tangent space at the start, with its standard error.
+    4. While the claim that this share predicts short runs is off, the score moves nothing: all candidates are tied, and
+       the rule abstains to all-linear LoRA at 3e-4, r 16. With it on, and at most 100 steps planned, a variant whose
+       lower bound (-2 SE) is above twice LoRA's upper bound (+2 SE), at the reference targets and rank, is taken; the
+       cheapest of those within 2 SE of the best.
+
+    Raises:
+        InputError: an unknown name, or no candidate is left; says which constraints stand against each other.
+    """
+    check_names(inputs)
+    claim = claims_in_force(inputs)["tangent_share_predicts_short_runs"]
+    scored = score_all(enumerate_candidates(spectra, inputs.r), profile, spectra, inputs)
+    allowed = [item for item in scored if not item.faults]
+    if not allowed:
+        raise InputError(_nothing_left(scored, inputs))
+    reference = min(allowed, key=_distance)
+    heard = claim and inputs.variant is None and inputs.planned_steps <= SHORT_RUN_STEPS
+    winners = _winners(allowed, scored, reference) if heard else ()
+    choice = min(winners, key=_cost) if winners else reference
+    verdict = Verdict(
+        choice=choice,
+        scored=scored,
+        winners=winners,
+        abstained=not winners and inputs.variant is None,
+        claim=claim,
+        heard=heard,
+        short_run_steps=SHORT_RUN_STEPS,
+        share_factor=SHARE_FACTOR,
+    )
+    return Decision(
+        rule=RULE,
+        rule_version=RULE_VERSION,
+        profile_digest=records.digest(profile),
+        spectra_digest=records.digest(spectra),
+        inputs=inputs,
+        choice=spec(choice.candidate, inputs),
+        choice_key=choice.candidate.key,
+        abstained=verdict.abstained,
+        reasons=reasons(verdict, profile, spectra, inputs),
+        candidates=tuple(record(item, verdict, profile, inputs) for item in scored),
+    )
+
+
+def _distance(item: Scored) -> tuple[int, int, float, int]:
+    """From all-linear LoRA at the reference rank: variant, targets, rank; of two ranks as near the larger one."""
+    candidate = item.candidate
+    order = [variant.name for variant in VARIANTS].index(candidate.variant.name)
+    r = candidate.variant.r
+    return order, TARGETS.index(candidate.targets), abs(math.log(r / REFERENCE_RANK)), -r
+
+
+def _cost(item: Scored) -> tuple[int, tuple[int, int, float, int]]:
+    return item.candidate.num_parameters, _distance(item)
+
+
+def _winners(allowed: Sequence[Scored], scored: Sequence[Scored], reference: Scored) -> tuple[Scored, ...]:
+    """Variants whose share clears LoRA's at the reference's targets and rank, and that tie with the best of them."""
+    place = (reference.candidate.targets, reference.candidate.variant.r)
+    here = [item for item in scored if (item.candidate.targets, item.candidate.variant.r) == place and item.measured]
+    plain = next((item for item in here if item.candidate.variant.name == LoRA.name), None)
+    if plain is None:
+        return ()
+    bar = SHARE_FACTOR * (plain.score + 2 * plain.error)
+    clear = [item for item in here if item in allowed and item.score - 2 * item.error > bar]
+    if not clear:
+        return ()
+    best = max(clear, key=lambda item: item.score)
+    return tuple(item for item in clear if best.score - item.score <= 2 * math.hypot(best.error, item.error))
+
+
+def _nothing_left(scored: Sequence[Scored], inputs: SelectionInputs) -> str:
+    """Which constraints exclude everything that the user named."""
+    named = [item for item in scored if not contradictions(item.candidate, inputs)]
+    if not named:
+        return (
+            f"no candidate has targets {inputs.targets!r}: the model's linear layers "
+            f"({', '.join(scored[0].candidate.target_modules)}) do not split into feed-forward and others; "
+            "use targets all-linear"
+        )
+    faults = dict.fromkeys(fault for item in named for fault in item.faults)
+    return "no adapter meets every constraint of `selection`; loosen one of these:\n" + "\n".join(faults)

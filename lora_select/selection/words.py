@@ -1,0 +1,185 @@
+"""From a verdict to its record: the chosen adapter, the evidence of every candidate, and the reasons as sentences."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, SelectionInputs, Spectra
+from lora_select.selection.candidates import Candidate
+from lora_select.selection.learning_rate import REFERENCE_RATE, displacement_ratio, learning_rate
+from lora_select.selection.limits import rank_floor
+from lora_select.selection.score import Scored
+
+CLEAR = 2.0
+
+
+@final
+@dataclass(frozen=True)
+class Verdict:
+    """What the rule found: the choice, all candidates, those that cleared LoRA, and whether the claim was heard."""
+
+    choice: Scored
+    scored: tuple[Scored, ...]
+    winners: tuple[Scored, ...]
+    abstained: bool
+    claim: bool
+    heard: bool
+    short_run_steps: int
+    share_factor: float
+
+
+def spec(candidate: Candidate, inputs: SelectionInputs) -> AdapterSpec:
+    """What the worker builds."""
+    variant = candidate.variant
+    return AdapterSpec(
+        variant=variant.name,
+        targets=candidate.targets,
+        target_modules=candidate.target_modules,
+        r=variant.r,
+        lora_alpha=variant.lora_alpha,
+        scale=variant.scale,
+        init=variant.init,
+        learning_rate=inputs.learning_rate or learning_rate(candidate),
+        peft_arguments=_peft_arguments(candidate),
+        num_parameters=candidate.num_parameters,
+    )
+
+
+def _peft_arguments(candidate: Candidate) -> dict[str, Any]:
+    """Everything PEFT's config is built from."""
+    placed = {"target_modules": list(candidate.target_modules), "task_type": "CAUSAL_LM"}
+    return candidate.variant.peft_arguments() | placed
+
+
+def record(item: Scored, verdict: Verdict, profile: DatasetProfile, inputs: SelectionInputs) -> CandidateScore:
+    """A candidate with its evidence; `rejected` is empty for the choice alone, and begins with `tied:` for the tie set."""
+    return CandidateScore(
+        key=item.candidate.key,
+        spec=spec(item.candidate, inputs),
+        evidence=_evidence(item, profile),
+        score=item.score,
+        score_se=item.error,
+        rejected=item.faults or _passed_over(item, verdict),
+    )
+
+
+def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> tuple[str, ...]:
+    """Why this choice, in sentences with numbers."""
+    return (
+        _about_candidates(verdict),
+        _about_variant(verdict, inputs),
+        _about_signal(spectra),
+        _about_shares(verdict),
+        _about_rank(verdict.choice.candidate, profile, inputs),
+        _about_rate(verdict.choice.candidate, inputs),
+    )
+
+
+def _evidence(item: Scored, profile: DatasetProfile) -> tuple[Evidence, ...]:
+    candidate = item.candidate
+    share = (
+        [Evidence("tangent_share", item.score, item.error, "share of signal energy", "analyze")]
+        if item.measured
+        else []
+    )
+    capacity = candidate.capacity_bits / profile.information_bits if profile.information_bits > 0 else 0.0
+    return (
+        *share,
+        Evidence("displacement_ratio", displacement_ratio(candidate), None, "of LoRA at the same rank", "analyze"),
+        Evidence("num_parameters", float(candidate.num_parameters), None, "parameters", "select"),
+        Evidence("capacity_ratio", capacity, None, "adapter bits per bit of labels", "profile"),
+        Evidence("rank_floor", rank_floor(candidate, profile), None, "rank", "profile"),
+    )
+
+
+def _passed_over(item: Scored, verdict: Verdict) -> tuple[str, ...]:
+    """Why an allowed candidate was not taken; nothing for the choice."""
+    choice = verdict.choice
+    if item is choice:
+        return ()
+    times = item.candidate.num_parameters / choice.candidate.num_parameters
+    if verdict.winners and item not in verdict.winners:
+        return (
+            f"its tangent share {_share(item)} does not clear the bar that {choice.candidate.key} with {_share(choice)} "
+            "does, or it stands at other targets or another rank, of which the claim says nothing",
+        )
+    why = "no statistic in force separates it from" if not verdict.winners else "within two standard errors of"
+    head = f"tied: {why} {choice.candidate.key}"
+    if times > 1:
+        return (f"{head}, and it costs more: {times:.3g} times the parameters",)
+    if times < 1:
+        return (f"{head}; it has {times:.3g} times the parameters, but unsure the larger rank and all layers are kept",)
+    return (f"{head} at the same number of parameters; the simpler start is kept",)
+
+
+def _about_candidates(verdict: Verdict) -> str:
+    ruled_out = sum(bool(item.faults) for item in verdict.scored)
+    return f"{len(verdict.scored)} candidates, {ruled_out} ruled out by constraints or by what the config names."
+
+
+def _about_variant(verdict: Verdict, inputs: SelectionInputs) -> str:
+    choice = verdict.choice
+    named = [name for name in ("variant", "targets", "r") if getattr(inputs, name) is not None]
+    named_text = f" The config names {', '.join(named)}." if named else ""
+    if inputs.variant is not None:
+        return f"{choice.candidate.key} because the config names it; no statistic was asked.{named_text}"
+    if verdict.winners:
+        tie = f", the cheapest of {len(verdict.winners)} tied" if len(verdict.winners) > 1 else ""
+        return (
+            f"{choice.candidate.key}: its tangent share {_share(choice)} is above {verdict.share_factor:g} times LoRA's beyond "
+            f"two standard errors of both{tie}, and at most {verdict.short_run_steps} steps are planned "
+            f"({inputs.planned_steps}).{named_text}"
+        )
+    if verdict.heard:
+        cause = f"no variant's tangent share is above {verdict.share_factor:g} times LoRA's beyond two standard errors"
+    elif verdict.claim:
+        cause = f"{inputs.planned_steps} steps are planned, and tangent shares are heard up to {verdict.short_run_steps} only"
+    else:
+        cause = "the claim that tangent shares predict short runs is off: no benchmark has proven it yet"
+    return (
+        f"Nothing clears the noise ({cause}), so the rule abstains to {choice.candidate.key}, the default.{named_text}"
+    )
+
+
+def _about_signal(spectra: Spectra) -> str:
+    clear = sum(layer.signal_energy > CLEAR * layer.signal_energy_se for layer in spectra.layers)
+    ranks = sorted(layer.signal_rank for layer in spectra.layers)
+    return (
+        f"The gradient's signal is above {CLEAR:g} standard errors in {clear} of {len(spectra.layers)} layers; its rank above "
+        f"noise is {ranks[len(ranks) // 2]} in the median layer, {ranks[-1]} at most."
+    )
+
+
+def _about_shares(verdict: Verdict) -> str:
+    place = verdict.choice.candidate
+    here = [
+        f"{item.candidate.variant.name} {_share(item)}"
+        for item in verdict.scored
+        if item.candidate.targets == place.targets and item.candidate.variant.r == place.variant.r and item.measured
+    ]
+    role = "" if verdict.heard else ", recorded and not used"
+    listed = ", ".join(here) or "not measured at this rank"
+    return f"Tangent shares of the signal at r {place.variant.r} on {place.targets}{role}: {listed}."
+
+
+def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: SelectionInputs) -> str:
+    floor = rank_floor(candidate, profile)
+    r = candidate.variant.r
+    named = ", named by the config" if inputs.r is not None else ""
+    verdict = "above" if r >= floor else "BELOW"
+    return (
+        f"r {r}{named} is {verdict} the capacity floor {floor:.2g}: the labels hold at most {profile.information_bits:.3g} "
+        f"bits, the adapter about {candidate.capacity_bits:.3g}."
+    )
+
+
+def _about_rate(candidate: Candidate, inputs: SelectionInputs) -> str:
+    if inputs.learning_rate is not None:
+        return f"Learning rate {inputs.learning_rate:g}, named by the config."
+    return (
+        f"Learning rate {learning_rate(candidate):g}: {REFERENCE_RATE:g} of all-linear LoRA, over the displacement of one step "
+        f"relative to LoRA's at the same rank, {displacement_ratio(candidate):.3g}."
+    )
+
+
+def _share(item: Scored) -> str:
+    return f"{item.score:.3f} ± {item.error:.3f}" if item.measured else "not measured"

@@ -1,0 +1,95 @@
+"""Signal and noise of a gradient from microbatches: U-statistics and held-out singular values.
+
+G_k is the gradient of microbatch k = 1..K, independent draws with mean G. Raw spectra of the mean mislead, because sampling
+noise is correlated and of full rank (selection.md section 2, point 4); products across microbatches do not, because their
+noises are independent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from lora_select.spectral.numerics import jackknife
+
+THRESHOLD = 3.0
+"""Standard errors above zero that a held-out singular value must reach."""
+
+
+@final
+@dataclass(frozen=True)
+class Energy:
+    """An energy (squared Frobenius norm) and its standard error, in the unit of G squared."""
+
+    value: float
+    standard_error: float
+
+
+def signal_energy(inner: np.ndarray, counts: Sequence[int]) -> float:
+    """U-statistic for ||G||^2: sum_{a != b} <S_a, S_b> / sum_{a != b} K_a K_b over fold sums S_a of K_a microbatches.
+
+    Unbiased, hence possibly negative. With one microbatch a fold it is (||sum G_k||^2 - sum ||G_k||^2) / (K (K - 1)).
+
+    Args:
+        inner: <S_a, S_b>, (F, F), F >= 2; the diagonal is not used.
+        counts: K_a, (F,).
+
+    Example:
+        >>> signal_energy(np.array([[9.0, 2.0], [2.0, 9.0]]), [1, 1])
+        2.0
+    """
+    weights = np.asarray(counts, dtype=float)
+    pairs = weights.sum() ** 2 - np.square(weights).sum()
+    return float((inner.sum() - np.trace(inner)) / pairs)
+
+
+def noise_energy(norms: Sequence[float], signal: float) -> float:
+    """Sum ||G_k - mean||^2 / (K - 1) = mean ||G_k||^2 - signal, the energy of one microbatch's deviation; at least 0."""
+    return max(0.0, float(np.mean(norms)) - signal)
+
+
+def sampling_error(cores: np.ndarray) -> float:
+    """Jackknife standard error of the U-statistic over microbatches, from small projections of each gradient.
+
+    A projection by matrices independent of the data keeps <G_j, G_k> in the mean, and its effective dimension is lower, so
+    the noise it shows is not smaller than the true one: the error is stated on the safe side.
+
+    Args:
+        cores: (K, dimensions), scaled so that inner products are unbiased; K >= 3.
+    """
+    gram = cores @ cores.T
+    off = gram - np.diag(np.diag(gram))
+    count, total = len(gram), off.sum()
+    left_out = (total - 2 * off.sum(1)) / ((count - 1) * (count - 2))
+    return jackknife(left_out.tolist())
+
+
+def sketch_error(each: np.ndarray, counts: Sequence[int]) -> float:
+    """Standard error of the U-statistic from the sketch, by the spread over probes: (p, F, F) -> no unit of its own."""
+    if len(each) < 2:
+        return 0.0
+    values = [signal_energy(inner, counts) for inner in each]
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def heldout(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard errors of held-out singular values u_i^T G_k v_i over the microbatches of the second half.
+
+    Args:
+        values: (K_b, q), one row a microbatch that had no part in choosing u_i, v_i; K_b >= 2.
+    """
+    return values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))
+
+
+def signal_rank(values: Sequence[float], errors: Sequence[float]) -> int:
+    """Length of the leading run of values above three standard errors.
+
+    Example:
+        >>> signal_rank([9.0, 4.0, 0.5, 7.0], [1.0, 1.0, 1.0, 1.0])
+        2
+    """
+    for rank, (value, error) in enumerate(zip(values, errors, strict=True)):
+        if not value > THRESHOLD * error:
+            return rank
+    return len(values)

@@ -1,0 +1,68 @@
+"""What a variant may ask of a measured layer: plain numbers from which its closed forms are computed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, final
+
+RANKS = (8, 16, 32)
+"""Adapter ranks that are measured and offered."""
+
+
+@final
+@dataclass(frozen=True)
+class LayerView:
+    """Numbers of one layer, W (m, n). Shares are of the signal energy ||G||^2, unbiased over folds, no unit.
+
+    A subspace's share is <Pi G_a, G_b> / <G_a, G_b> over folds a != b, and may leave [0, 1] by its noise.
+    """
+
+    out_features: int
+    in_features: int
+    activation_energy: float
+    """E||x||^2 per token."""
+    output_energy: float
+    """E||W x||^2 per token."""
+    weight_energy: float
+    """||W||_F^2."""
+    weight_values: tuple[float, ...]
+    """Leading singular values sigma_k of W."""
+    weight_input_energy: tuple[float, ...]
+    """E(v_k . x)^2 for the right singular vectors v_k of W."""
+    activation_input_energy: tuple[float, ...]
+    """E(z_k . x)^2 for the leading activation directions z_k, not centred."""
+    row_scale: float
+    """Share in the row scalings: sum_i <g_i, w_i>^2 / ||w_i||^2 over ||G||^2, rows g_i of G and w_i of W."""
+    activation_subspace: Mapping[int, float]
+    """Share of G V V^T by rank r, V the r leading activation directions."""
+    weight_left: Mapping[int, float]
+    """Share of U U^T G by rank r, U the r leading left singular vectors of W."""
+    weight_right: Mapping[int, float]
+    """Share of G V V^T by rank r, V the r leading right singular vectors of W."""
+    weight_both: Mapping[int, float]
+    """Share of U U^T G V V^T by rank r."""
+
+
+class MeasuredVariant(Protocol):
+    """The part of a variant that the spectral pass needs; see `lora_select.variant.Variant`."""
+
+    @property
+    def name(self) -> str:
+        """Key of the variant."""
+        ...
+
+    @property
+    def r(self) -> int:
+        """Adapter rank."""
+        ...
+
+    def tangent_share(self, view: LayerView) -> float:
+        """Share of the signal energy in the tangent space at the start point."""
+        ...
+
+    def tangent_share_spread(self, view: LayerView) -> float:
+        """Standard deviation of that share over random starts, 0 for a start the data or weights fix."""
+        ...
+
+    def displacement(self, view: LayerView) -> float:
+        """rms(dW x) / rms(W x) after one sign step of unit rate."""
+        ...

@@ -1,0 +1,78 @@
+"""Explained-variance adaptation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from lora_select.spectral.view import LayerView
+from lora_select.variant import REFERENCE_ALPHA, Context, Variant, lora_arguments, mean_square_output, rank_violations
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_select.operators import TangentOperator
+
+
+@final
+@dataclass(frozen=True)
+class EVA(Variant):
+    """W(theta) = W + s B A, s = alpha / r, from B = 0 and A = the r leading directions of the layer's inputs.
+
+    Tangent at the start: {s dB V^T}, r m dimensions, so its share of a gradient is ||G V||^2 / ||G||^2. Of the published
+    method (Paischer et al., section 3) this is the start at uniform rank, without the redistribution of ranks; directions are
+    of centred inputs without each row's first token, where PEFT's are neither centred nor masked.
+    """
+
+    r: int
+    name: ClassVar[str] = "eva"
+    references: ClassVar[tuple[str, ...]] = ("Paischer et al. (2024), EVA, arXiv 2410.07170",)
+    init: ClassVar[str] = "eva"
+
+    @property
+    def lora_alpha(self) -> int:
+        """As LoRA."""
+        return REFERENCE_ALPHA
+
+    @property
+    def scale(self) -> float:
+        """`alpha / r`, no unit."""
+        return self.lora_alpha / self.r
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """Plain LoRA: the factors come from a file."""
+        return lora_arguments(self)
+
+    def num_parameters(self, shape: tuple[int, int]) -> int:
+        """`r (m + n)`."""
+        return self.r * sum(shape)
+
+    def tangent(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "TangentOperator":  # noqa: ARG002
+        """`s (dB A + B dA)`."""
+        from lora_select.operators import bilinear
+
+        return bilinear(theta["lora_A"], theta["lora_B"], self.scale)
+
+    def violations(self, context: Context) -> tuple[str, ...]:
+        """It needs r measured directions, and whole parameters to load them into."""
+        found = list(rank_violations(self, context))
+        if self.r > context.directions:
+            found.append(
+                f"EVA at r {self.r} needs {self.r} activation directions, and the spectral pass kept {context.directions}; "
+                "raise analysis.sketch_size or lower r"
+            )
+        if context.zero_stage == 3:
+            found.append("EVA's factors are loaded into whole parameters, and ZeRO-3 shards them; use stage 2 or lower")
+        return tuple(found)
+
+    def tangent_share(self, view: LayerView) -> float:
+        """||G V||^2 / ||G||^2."""
+        return view.activation_subspace[self.r]
+
+    def tangent_share_spread(self, view: LayerView) -> float:  # noqa: ARG002
+        """The start is fixed by the data."""
+        return 0.0
+
+    def displacement(self, view: LayerView) -> float:
+        """B moves: mean square s^2 sum_{k<=r} E(z_k . x)^2, with rows of unit length."""
+        moved = self.scale**2 * sum(view.activation_input_energy[: self.r])
+        return (moved / mean_square_output(view)) ** 0.5

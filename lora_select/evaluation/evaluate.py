@@ -112,7 +112,9 @@ def evaluate(
 
 def _material(tokenizer: Any, eval_tokens: Path, eval_rows: Path, options: EvaluationOptions) -> Material:
     rows = read_rows(eval_tokens)
-    pairs = [render.prompt_and_answer(row, tokenizer) for _, row in read_canonical(eval_rows) if not render.is_text(row)]
+    pairs = [
+        render.prompt_and_answer(row, tokenizer) for _, row in read_canonical(eval_rows) if not render.is_text(row)
+    ]
     pairs = pairs[: options.exact_match_rows]
     return Material(
         rows=rows,
@@ -255,9 +257,7 @@ def comparison(
     )
 
 
-def _forgetting(
-    before: Measured, after: Measured, material: Material, options: EvaluationOptions
-) -> MetricComparison:
+def _forgetting(before: Measured, after: Measured, material: Material, options: EvaluationOptions) -> MetricComparison:
     counts = _label_counts(material.reference)
     return comparison(before.reference, after.reference, counts, unit=LOSS_UNIT, better="lower", options=options)
 
@@ -266,9 +266,7 @@ def _samples(material: Material, measured: Mapping[str, Measured]) -> tuple[Samp
     """The first rows in file order (which is by digest): not chosen by how well they came out."""
     count = min(SAMPLES, len(material.prompts))
     return tuple(
-        Sample(
-            material.prompts[i], material.expected[i], measured["base"].answers[i], measured["adapted"].answers[i]
-        )
+        Sample(material.prompts[i], material.expected[i], measured["base"].answers[i], measured["adapted"].answers[i])
         for i in range(count)
     )
 
@@ -288,7 +286,9 @@ def _table(material: Material, measured: Mapping[str, Measured]) -> str:
 
 
 def _notes(material: Material, measured: Mapping[str, Measured], options: EvaluationOptions) -> tuple[str, ...]:
-    notes = [f"loss on all {len(material.rows)} held-out rows, intervals from {options.bootstrap_samples} paired resamples"]
+    notes = [
+        f"loss on all {len(material.rows)} held-out rows, intervals from {options.bootstrap_samples} paired resamples"
+    ]
     if material.prompts:
         notes.append(
             f"exact match on the first {len(material.prompts)} of {len(material.rows)} held-out rows, greedy, at most "

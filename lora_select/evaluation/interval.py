@@ -41,7 +41,9 @@ def paired_bootstrap(
     if not len(before) == len(after) == len(per_row):
         raise ValueError(f"rows must be paired: {len(before)} before, {len(after)} after, {len(per_row)} weights")
     if len(before) < 2:
-        raise InputError(f"an interval needs at least 2 evaluation rows, got {len(before)}; raise `dataset.eval_fraction`")
+        raise InputError(
+            f"an interval needs at least 2 evaluation rows, got {len(before)}; raise `dataset.eval_fraction`"
+        )
     total = per_row.sum()
     first, second = float(before.sum() / total), float(after.sum() / total)
     change = after - before

@@ -10,9 +10,9 @@ Progress = Callable[[int, int, str], None]
 
 
 def exact_match(expected: str, answer: str) -> bool:
-    """Equal as JSON when both are JSON (order of keys and spacing do not count), else equal as stripped text.
+    r"""Equal as JSON when both are JSON (order of keys and spacing do not count), else equal as stripped text.
 
-    >>> exact_match('{"a": 1, "b": [2]}', ' {"b":[2],"a":1} '), exact_match("yes", "yes\\n"), exact_match("1", "2")
+    >>> exact_match('{"a": 1, "b": [2]}', ' {"b":[2],"a":1} '), exact_match("yes", "yes\n"), exact_match("1", "2")
     (True, True, False)
     """
     wanted, given = as_json(expected), as_json(answer)

@@ -201,7 +201,7 @@ def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int
     rate = learning_rate(plan, step)
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
-    total = 0.0
+    total, norm = 0.0, 0.0
     for part in mine:
         batch = collate(part or [batches.masked(chosen[0])], rank.pad_id)
         nll, _ = label_loss(engine, {name: tensor.to(rank.device) for name, tensor in batch.items()})
@@ -209,6 +209,7 @@ def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int
         loss = nll.sum() * (rank.world * plan.gradient_accumulation_steps / labels)
         engine.backward(loss)
         total += float(nll.detach().sum())
+        norm = _gradient_norm(engine, plan)
         engine.step()
     loss_sum = _sum_over_ranks(total, rank.device)
     tokens = sum(len(row.input_ids) for row in chosen)
@@ -218,13 +219,23 @@ def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int
         step=step + 1,
         loss=loss_sum / labels,
         learning_rate=rate,
-        grad_norm=float(engine.get_global_grad_norm() or 0.0),
+        grad_norm=norm if plan.zero_stage == 0 else float(engine.get_global_grad_norm() or 0.0),
         tokens=tokens,
         tokens_per_second=tokens / (time.monotonic() - began),
         memory_gib=peak_memory_gib(rank.device),
         timestamp_ms=int(time.time() * 1000),
     )
     return metrics, labels
+
+
+def _gradient_norm(engine: Any, plan: TrainingPlan) -> float:
+    """The norm before clipping; DeepSpeed itself only knows it when ZeRO partitions the gradients."""
+    import torch
+
+    if plan.zero_stage > 0:
+        return 0.0
+    gradients = [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def learning_rate(plan: TrainingPlan, step: int) -> float:

@@ -36,19 +36,19 @@ class DatasetConfig(Section):
     revision: str | None = None
     split: str | None = None
     eval_source: str | None = None
-    eval_fraction: float = Field(0.1, gt=0, lt=1)
-    max_train_rows: int | None = Field(None, ge=1)
-    max_eval_rows: int | None = Field(256, ge=2)
-    max_length: int = Field(1024, ge=8)
+    eval_fraction: float = Field(default=0.1, gt=0, lt=1)
+    max_train_rows: int | None = Field(default=None, ge=1)
+    max_eval_rows: int | None = Field(default=256, ge=2)
+    max_length: int = Field(default=1024, ge=8)
 
 
 class AnalysisConfig(Section):
     """The spectral pass: `microbatches` of `microbatch_size` rows, sketches of `sketch_size` columns."""
 
-    microbatches: int = Field(32, ge=4)
-    microbatch_size: int = Field(2, ge=1)
-    sketch_size: int = Field(32, ge=4)
-    base_loss_rows: int = Field(64, ge=2)
+    microbatches: int = Field(default=32, ge=4)
+    microbatch_size: int = Field(default=2, ge=1)
+    sketch_size: int = Field(default=32, ge=4)
+    base_loss_rows: int = Field(default=64, ge=2)
 
 
 class SelectionConfig(Section):
@@ -57,11 +57,11 @@ class SelectionConfig(Section):
     serve: Literal["vllm"] | None = None
     must_merge: bool = False
     allow_modified_base: bool = True
-    max_parameters: int | None = Field(None, ge=1)
+    max_parameters: int | None = Field(default=None, ge=1)
     variant: str | None = None
     targets: Literal["all-linear", "mlp-only"] | None = None
-    r: int | None = Field(None, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
+    r: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
     claims: dict[str, bool] = Field(default_factory=dict)
 
 
@@ -72,25 +72,25 @@ class TrainingConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
-    effective_batch_size: int = Field(16, ge=1)
-    micro_batch_size: int | None = Field(None, ge=1)
-    epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    effective_batch_size: int = Field(default=16, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    checkpoint_every: int = Field(20, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    checkpoint_every: int = Field(default=20, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
 
 
 class EvaluationConfig(Section):
     """What is measured on held-out rows. Generation is the slow part: `exact_match_rows` bounds it."""
 
-    exact_match_rows: int = Field(48, ge=0)
-    max_new_tokens: int = Field(96, ge=1)
-    bootstrap_samples: int = Field(2000, ge=200)
-    reference_tokens: int = Field(4096, ge=512)
+    exact_match_rows: int = Field(default=48, ge=0)
+    max_new_tokens: int = Field(default=96, ge=1)
+    bootstrap_samples: int = Field(default=2000, ge=200)
+    reference_tokens: int = Field(default=4096, ge=512)
     compare_plain_lora: bool = True
 
 
@@ -98,7 +98,7 @@ class PromotionConfig(Section):
     """The registry entry and the most that loss on reference text may rise for a champion, nats per token."""
 
     model_name: str | None = None
-    max_forgetting: float = Field(0.5, gt=0)
+    max_forgetting: float = Field(default=0.5, gt=0)
 
 
 class TrackingConfig(Section):
@@ -112,7 +112,7 @@ class RunConfig(Section):
     """One run, whole."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     runs_dir: str = "runs"
     base_model: BaseModelConfig
     dataset: DatasetConfig

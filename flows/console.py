@@ -1,5 +1,7 @@
 """What a person reads while a flow runs. Every line also goes to the flow run's log in Prefect."""
 
+import contextlib
+
 from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
 
@@ -11,10 +13,8 @@ def say(line: str = "") -> None:
     print(line, flush=True)
     if not line.strip():
         return
-    try:
+    with contextlib.suppress(MissingContextError):
         get_run_logger().info("%s", line.strip())
-    except MissingContextError:
-        pass
 
 
 def done(name: str, reused: bool, seconds: float, lines: str) -> None:

@@ -11,8 +11,8 @@ from flows.command import run_from_command_line
 from flows.config import load
 from flows.session import Run
 from lora_select.records import Decision
+from lora_select.training.plan import detect_machine
 from tasks import adapt, choose, data, judge
-from tasks.choose import DEFAULT_KEY
 from tasks.store import StageRef
 
 
@@ -32,7 +32,8 @@ def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = Fa
 def pipeline(run: Run, *, dry_run: bool) -> str:
     """The straight line of stages."""
     config, base = run.config, run.base
-    device = adapt.device(config.training.device)
+    machine = detect_machine(config.training.device)
+    device = machine.device
     dataset = run.do(data.intake, "dataset", **settings.intake(config))
     profile = run.do(data.profile, "profile", dataset=dataset.ref, base=base, **settings.profile(config, device))
     spectra = run.do(choose.analyze, "spectra", profile=profile.ref, base=base, **settings.analyze(config, device))
@@ -44,13 +45,13 @@ def pipeline(run: Run, *, dry_run: bool) -> str:
         constraints=settings.constraints(config, profile.record.train.rows),
     )
     measured = {"profile": profile.ref, "spectra": spectra.ref, "decision": decision.ref, "base": base}
-    planning = settings.plan(config, device)
+    planning = settings.plan(config, machine)
     plan = run.do(adapt.plan, "plan", **measured, **planning, candidate=decision.record.choice_key)
     if dry_run:
         return ending.dry(run, plan.record)
 
     adapter = run.do(adapt.train, "adapter", **measured, plan=plan.ref, candidate=decision.record.choice_key)
-    proof = run.do(adapt.prove, "proof", adapter=adapter.ref, base=base)
+    proof = run.do(adapt.prove, "proof", adapter=adapter.ref, plan=plan.ref, base=base)
     rivals = train_rivals(run, measured, planning, decision.record)
     evaluation = run.do(
         judge.evaluate,
@@ -76,10 +77,12 @@ def train_rivals(
     run: Run, measured: Mapping[str, Any], planning: Mapping[str, Any], decision: Decision
 ) -> dict[str, StageRef]:
     """Train plain LoRA too when something else was chosen, so that the choice is judged and not only believed."""
-    if not run.config.evaluation.compare_plain_lora or decision.choice_key == DEFAULT_KEY:
+    plain = f"lora-all-linear-r{decision.choice.r}"
+    known = {candidate.key for candidate in decision.candidates}
+    if not run.config.evaluation.compare_plain_lora or decision.choice_key == plain or plain not in known:
         return {}
-    plan = run.do(adapt.plan, "plan-plain-lora", **measured, **planning, candidate=DEFAULT_KEY)
-    trained = run.do(adapt.train, "adapter-plain-lora", **measured, plan=plan.ref, candidate=DEFAULT_KEY)
+    plan = run.do(adapt.plan, "plan-plain-lora", **measured, **planning, candidate=plain)
+    trained = run.do(adapt.train, "adapter-plain-lora", **measured, plan=plan.ref, candidate=plain)
     return {"plain_lora": trained.ref}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from flows.config import RunConfig
 from lora_select.fingerprint import source_digest
 from lora_select.records import SelectionInputs
+from lora_select.training.plan import Machine
 
 
 def intake(config: RunConfig) -> dict[str, Any]:
@@ -68,9 +69,9 @@ def constraints(config: RunConfig, train_rows: int) -> SelectionInputs:
     )
 
 
-def plan(config: RunConfig, device: str) -> dict[str, Any]:
+def plan(config: RunConfig, machine: Machine) -> dict[str, Any]:
     """What the user said about training, and the machine."""
-    return {"training": config.training.model_dump() | {"seed": config.seed}, "device": device}
+    return {"training": config.training.model_dump(exclude={"device"}) | {"seed": config.seed}, "machine": machine}
 
 
 def evaluate(config: RunConfig, device: str) -> dict[str, Any]:

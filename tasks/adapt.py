@@ -1,3 +1,96 @@
 """Stages that make the adapter: plan, DeepSpeed training, proof in a new process."""
 
-from lora_select.data import tokens as _tokens  # noqa: F401  (kept light: no torch at import)
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, Decision, Proof, Spectra, TrainingPlan
+from lora_select.training import job, launch
+from lora_select.training import plan as plan_library
+from lora_select.training import prove as prove_library
+from lora_select.training.job import TrainingJob
+from lora_select.training.plan import Machine
+from lora_select.variants.initialise import write_initial_factors
+from tasks.stage import Context, Stage
+from tasks.store import StageRef
+
+SHIP_SECONDS = 5.0
+
+
+def _plan(
+    context: Context,
+    *,
+    profile: StageRef,
+    spectra: StageRef,
+    decision: StageRef,
+    base: BaseModel,
+    candidate: str,
+    training: Mapping[str, Any],
+    machine: Machine,
+) -> TrainingPlan:
+    del spectra
+    measured = context.load(profile, DatasetProfile)
+    return plan_library.make_plan(
+        measured, spec_of(context.load(decision, Decision), candidate), base, machine, training
+    )
+
+
+def _train(
+    context: Context,
+    *,
+    profile: StageRef,
+    spectra: StageRef,
+    decision: StageRef,
+    plan: StageRef,
+    base: BaseModel,
+    candidate: str,
+) -> Adapter:
+    decided, measured = context.load(decision, Decision), context.load(profile, DatasetProfile)
+    spec, planned = spec_of(decided, candidate), context.load(plan, TrainingPlan)
+    plan_library.check_disk(planned, context.folder)
+    tensors = context.folder_of(spectra) / context.load(spectra, Spectra).tensors.path
+    factors = write_initial_factors(spec, Path(base.path), tensors, context.folder / "initial_factors.safetensors")
+    told = TrainingJob(
+        spec=spec,
+        plan=planned,
+        base_path=base.path,
+        base_source=base.source,
+        train_tokens=str((context.folder_of(profile) / measured.train_tokens_file.path).resolve()),
+        probe_tokens=str((context.folder_of(profile) / measured.eval_tokens_file.path).resolve()),
+        initial_factors=str(factors.resolve()) if factors else None,
+    )
+    return launch.train(told, context.folder.resolve(), progress=_Shipping(context))
+
+
+class _Shipping:
+    """Passes progress on and, every few seconds, sends new steps to MLflow."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int, message: str) -> None:
+        self._context.report(done, total, message)
+        if time.monotonic() - self._last > SHIP_SECONDS:
+            self._last = time.monotonic()
+            self._context.place.tracker.ship(self._context.folder / job.METRICS, self._context.label)
+
+
+def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseModel) -> Proof:
+    precision = context.load(plan, TrainingPlan).precision
+    made = prove_library.prove(base, context.folder_of(adapter), precision=precision, folder=context.folder)
+    prove_library.refuse_unproven(made, context.load(adapter, Adapter))
+    return made
+
+
+def spec_of(decision: Decision, candidate: str) -> AdapterSpec:
+    """The adapter that a candidate's key names; the choice itself may carry the user's own rate."""
+    if candidate == decision.choice_key:
+        return decision.choice
+    return next(item.spec for item in decision.candidates if item.key == candidate)
+
+
+plan = Stage("plan", TrainingPlan, _plan)
+train = Stage("train", Adapter, _train, retries=1)
+prove = Stage("prove", Proof, _prove)

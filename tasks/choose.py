@@ -2,13 +2,13 @@
 
 import random
 
-from lora_select.selection.select import select as select_library
-from lora_select.spectral.analyze import analyze as analyze_library
-
 from lora_select import models
 from lora_select.data import tokens
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, DatasetProfile, Decision, SelectionInputs, Spectra
+from lora_select.selection.select import select as select_library
+from lora_select.spectral.analyze import analyze as analyze_library
+from lora_select.variants import CATALOGUE
 from tasks.stage import Context, Stage
 from tasks.store import StageRef
 
@@ -32,8 +32,7 @@ def _analyze(
             f"`analysis.microbatch_size` = {microbatch_size}), got {len(rows)}; lower it or bring more rows"
         )
     random.Random(seed).shuffle(rows)
-    tokenizer = models.load_tokenizer(base.path)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad_id = models.pad_id(models.load_tokenizer(base.path))
     count = min(microbatches, len(rows) // microbatch_size)
     batches = [
         tokens.collate(rows[start * microbatch_size : (start + 1) * microbatch_size], pad_id) for start in range(count)
@@ -42,6 +41,7 @@ def _analyze(
         models.load_model(base.path, dtype="float32", device=device),
         batches,
         loss_fn=tokens.label_loss,
+        variants=CATALOGUE,
         sketch_size=sketch_size,
         seed=seed,
         folder=context.folder,

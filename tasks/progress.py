@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -54,7 +55,7 @@ class _Artifact:
         self._stage = stage
         self._name = f"{stage}-progress-{key[:8]}".replace("_", "-").lower()
         self._last = time.monotonic()
-        self._id = None
+        self._id: Any = None
 
     def update(self, done: int, total: int) -> None:
         if time.monotonic() - self._last < ARTIFACT_SECONDS or total <= 0:

@@ -109,3 +109,14 @@ def key(text: str) -> str:
     'lora_8 α'
     """
     return _KEY.sub("_", text)[:250]
+
+
+def record_type(label: str) -> type:
+    """The type of record that a stage label names.
+
+    >>> record_type("promotion").__name__
+    'Promotion'
+    """
+    from lora_select import records
+
+    return getattr(records, next(kind for kind, name in LABELS.items() if name == label))

@@ -96,7 +96,7 @@ def test_label_loss_equals_the_dense_reference(tiny_model_folder, blind, monkeyp
     rows = []
     for length in (4, 17, 9):
         ids = tuple(torch.randint(4, 260, (length,), generator=generator).tolist())
-        mask = tuple([False, *(torch.rand(length - 1, generator=generator) < 0.4).tolist()])
+        mask = (False, *(torch.rand(length - 1, generator=generator) < 0.4).tolist())
         rows.append(TokenRow("r", ids, mask))
     batch = collate(rows, pad_id=3)
     with torch.no_grad():

@@ -1,0 +1,122 @@
+"""`report.html`: one self-contained page that a person reads; every number in it comes from a record."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_select import __version__
+from lora_select.fingerprint import library_digest
+from lora_select.records import BaseModel, Evaluation, MetricComparison, Report, file_ref, write_text
+from lora_select.tracking import plots
+
+TEMPLATE = "report.html.j2"
+NAMES = {"loss": "held-out loss", "exact_match": "exact match", "valid_json": "answers that are JSON"}
+RIVALS = {"plain_lora": "plain LoRA", "champion": "the present champion"}
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What the page is made from: the records by stage name, the folders of the stages, and the MLflow link."""
+
+    base: BaseModel
+    records: Mapping[str, Any]
+    folders: Mapping[str, Path]
+    link: str
+
+
+def write_report(inputs: ReportInputs, folder: Path) -> Report:
+    """Draw the figures, write the page, and name both."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    figures = _figures(inputs, folder)
+    environment = Environment(
+        loader=PackageLoader("lora_select.tracking", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"change": change, "interval": interval, "number": number, "sentence": sentence}
+    page = environment.get_template(TEMPLATE).render(
+        **inputs.records,
+        base=inputs.base,
+        link=inputs.link,
+        metric_names=NAMES,
+        rival_names=RIVALS,
+        verdict=verdict(inputs.records["evaluation"]),
+        figures={name: _embedded(path) for name, path in figures.items()},
+        version=__version__,
+        library=library_digest(),
+    )
+    write_text(folder / "report.html", page)
+    return Report(file_ref(folder / "report.html", folder), tuple(file_ref(path, folder) for path in figures.values()))
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """The result in one or two sentences, bad news included."""
+    loss = evaluation.metrics["loss"]
+    if loss.significant and loss.difference < 0:
+        words = f"The adapter lowers held-out loss from {loss.base:.3f} to {loss.adapted:.3f} {loss.unit}"
+    elif loss.significant:
+        words = f"The adapter makes held-out loss worse: {loss.base:.3f} to {loss.adapted:.3f} {loss.unit}"
+    else:
+        words = f"No change of held-out loss can be told from noise: {loss.base:.3f} to {loss.adapted:.3f} {loss.unit}"
+    words += f" (95 % interval of the change {interval(loss)}, {loss.rows} rows)."
+    for rival, metrics in evaluation.against.items():
+        words += f" {_against(rival, metrics['loss'])}"
+    forgetting = evaluation.forgetting
+    if forgetting.significant:
+        direction = "rises" if forgetting.difference > 0 else "falls"
+        words += (
+            f" On general reference text its loss {direction} by {abs(forgetting.difference):.3f} {forgetting.unit}."
+        )
+    return words
+
+
+def _against(rival: str, loss: MetricComparison) -> str:
+    name = RIVALS.get(rival, rival)
+    if not loss.significant:
+        return f"It cannot be told apart from {name} ({interval(loss)})."
+    return f"It is {'better' if loss.difference < 0 else 'worse'} than {name} by {abs(loss.difference):.3f} ({interval(loss)})."
+
+
+def change(item: MetricComparison) -> str:
+    """`better`, `worse` or `not distinguishable`."""
+    if not item.significant:
+        return "not distinguishable"
+    return "better" if (item.difference < 0) == (item.better == "lower") else "worse"
+
+
+def interval(item: MetricComparison) -> str:
+    """The interval with signs."""
+    return f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
+
+
+def number(value: float) -> str:
+    """Thousands separated, small numbers with three digits."""
+    if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def sentence(text: str) -> str:
+    """Text with a capital and a full stop."""
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _figures(inputs: ReportInputs, folder: Path) -> dict[str, Path]:
+    target = folder / "figures"
+    target.mkdir(exist_ok=True)
+    found, folders = inputs.records, inputs.folders
+    metrics = folders["adapter"] / found["adapter"].metrics_file.path
+    rows = folders["evaluation"] / found["evaluation"].rows_file.path
+    return {
+        "training": plots.training(metrics, target / "training.png"),
+        "rows": plots.before_and_after(rows, target / "rows.png"),
+        "candidates": plots.candidates(found["decision"], target / "candidates.png"),
+        "signal_ranks": plots.signal_ranks(found["spectra"], target / "signal-ranks.png"),
+        "spectrum": plots.spectrum(found["spectra"], target / "spectrum.png"),
+    }
+
+
+def _embedded(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""Small real training jobs on the tiny model, shared by the tests of this folder."""
+"""Small real training jobs on the tiny model, shared by the tests of training."""
 
 from pathlib import Path
 

@@ -12,7 +12,9 @@ from lora_select.training.worker import learning_rate
 
 CPU = Machine("cpu", 1, 2, 24.0, False)
 GPUS = Machine("cuda", 4, 16, 80.0, True)
-SPLIT = SplitProfile(800, 64000, 52000, 12000, Quantiles(40, 79, 100, 120, 133, 80.0), Quantiles(5, 12, 30, 60, 80, 15.0), 0, 0, 0, 0)
+SPLIT = SplitProfile(
+    800, 64000, 52000, 12000, Quantiles(40, 79, 100, 120, 133, 80.0), Quantiles(5, 12, 30, 60, 80, 15.0), 0, 0, 0, 0
+)
 NOTHING = FileRef("x", "0", 0)
 PROFILE = DatasetProfile("d", "m", 256, SPLIT, SPLIT, 0, 3.0, 0.1, 64, 2.0, 1e5, (), NOTHING, NOTHING)
 BASE = BaseModel("b", None, "b", "0", "Llama", 134_500_000, 30, 576, 49152, True, 8192)

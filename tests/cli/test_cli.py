@@ -1,0 +1,118 @@
+"""The command line: every command's answer and exit code, on records of a real decision."""
+
+import json
+import re
+
+import pytest
+
+from lora_select import cli, records
+from lora_select.records import SelectionInputs
+from lora_select.selection.select import select
+from lora_select.spectral.analyze import analyze
+
+INPUTS = SelectionInputs(None, False, None, True, 0, None, None, None, None, 50, None, {})
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, tiny_model_folder):
+    """A run's folder with a real profile, real spectra and the decision that follows from them."""
+    from lora_select import models
+    from lora_select.data import tokens
+    from lora_select.data.intake import intake
+    from lora_select.data.profile import profile
+    from lora_select.variants import CATALOGUE
+
+    folder = tmp_path_factory.mktemp("run")
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(60)]
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = intake(source=str(folder / "d.jsonl"), name="d", folder=folder)
+    base = models.resolve(str(tiny_model_folder), cache=folder / "cache")
+    measured = profile(
+        dataset, folder, base, max_length=64, base_loss_rows=2, dtype="float32", device="cpu", folder=folder
+    )
+    token_rows = tokens.read_rows(folder / "train_tokens.parquet")
+    batches = [tokens.collate(token_rows[i : i + 2], 3) for i in range(0, 16, 2)]
+    spectra = analyze(
+        models.load_model(base.path), batches, loss_fn=tokens.label_loss, variants=CATALOGUE, sketch_size=16, seed=0,
+        folder=folder, dataset_digest=dataset.digest, model_digest=base.digest,
+    )  # fmt: skip
+    for name, record in (("profile", measured), ("spectra", spectra), ("decision", select(measured, spectra, INPUTS))):
+        records.write(folder / f"{name}.json", record)
+    return folder
+
+
+def test_explain_says_what_and_why(run_folder, capsys):
+    assert cli.main(["explain", str(run_folder)]) == 0
+    said = capsys.readouterr().out
+    assert "lora-all-linear-r16" in said
+    assert "abstain" in said
+
+
+def test_replay_gives_the_same_bytes(run_folder, capsys):
+    assert cli.main(["replay", str(run_folder)]) == 0
+    assert "byte for byte" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["decision.json", "spectra.json", "profile.json"])
+def test_replay_sees_one_changed_digit(run_folder, tmp_path, capsys, name):
+    for file in ("profile.json", "spectra.json", "decision.json"):
+        (tmp_path / file).write_text((run_folder / file).read_text())
+    text = (tmp_path / name).read_text()
+    place = re.search(r"\d\.\d*(\d)", text).start(1)
+    digit = str((int(text[place]) + 1) % 10)
+    (tmp_path / name).write_text(text[:place] + digit + text[place + 1 :])
+    assert cli.main(["replay", str(tmp_path)]) == 1
+    assert "does not follow" in capsys.readouterr().out
+
+
+def test_replay_of_a_broken_decision_is_a_difference(run_folder, tmp_path, capsys):
+    for file in ("profile.json", "spectra.json"):
+        (tmp_path / file).write_text((run_folder / file).read_text())
+    (tmp_path / "decision.json").write_text((run_folder / "decision.json").read_text()[:-20])
+    assert cli.main(["replay", str(tmp_path)]) == 1
+    assert "not a Decision record" in capsys.readouterr().out
+
+
+def test_no_such_run_is_bad_input(tmp_path, capsys):
+    assert cli.main(["explain", str(tmp_path / "nowhere")]) == 2
+    assert "holds no decision.json" in capsys.readouterr().err
+
+
+def test_compare_shows_a_table_without_evaluation(run_folder, capsys):
+    assert cli.main(["compare", str(run_folder), str(run_folder)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("lora-all-linear-r16") == 2
+    assert "no MLflow link" in said
+
+
+def test_register_without_a_server_says_so(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    arguments = ["data", "register", str(run_folder / "d.jsonl"), "--ledger", str(tmp_path / "datasets.jsonl")]
+    assert cli.main(arguments) == 0
+    assert "no Prefect server is configured" in capsys.readouterr().out
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert cli.main(arguments) == 1
+    assert "did not take the event" in capsys.readouterr().err
+    assert cli.main(["data", "register", str(tmp_path / "none.jsonl")]) == 2
+
+
+def test_doctor_names_each_fault_with_its_remedy(capsys, monkeypatch):
+    from lora_select import doctor
+
+    monkeypatch.setitem(doctor.PINNED, "torch", "1.0.0")
+    monkeypatch.setitem(doctor.PINNED, "no-such-package", "1.0.0")
+    monkeypatch.setattr(doctor, "_deepspeed", list)
+    assert cli.main(["doctor", "--tracking-uri", "http://127.0.0.1:9"]) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"BAD +torch .*\n +-> .*1\.0\.0: make install", said)
+    assert "no-such-package        not installed" in said
+    assert re.search(r"BAD +mlflow store .*does not answer.*\n +-> start it", said)
+    assert "3 faults" in said
+
+
+def test_help_does_not_import_the_heavy_libraries():
+    import subprocess
+    import sys
+
+    script = "import sys, lora_select.cli; print([m for m in ('torch', 'mlflow', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

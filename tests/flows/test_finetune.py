@@ -1,0 +1,187 @@
+"""The whole line on a tiny model, as a person runs it: own processes, real Prefect, real MLflow, real ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_model_folder):
+    """A folder with a config, a dataset, and an environment whose stores are below it."""
+    folder = tmp_path_factory.mktemp("flow")
+    rows = [{"prompt": f"say {n % 40}", "completion": f"<b>{n % 40}</b>"} for n in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "name": "tiny",
+        "runs_dir": str(folder / "runs"),
+        "base_model": {"source": str(tiny_model_folder)},
+        "dataset": {"source": str(folder / "rows.jsonl"), "max_length": 64, "eval_fraction": 0.3},
+        "analysis": {"microbatches": 4, "microbatch_size": 2, "sketch_size": 16, "base_loss_rows": 4},
+        "selection": {"learning_rate": 0.01},
+        "training": {"effective_batch_size": 8, "epochs": 4, "checkpoint_every": 4},
+        "evaluation": {"exact_match_rows": 3, "max_new_tokens": 6, "bootstrap_samples": 200, "reference_tokens": 512},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    environment = os.environ | {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "LORA_SELECT_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("PREFECT_API_URL", None)
+    return folder, environment
+
+
+def command(folder, *overrides):
+    return [sys.executable, "-m", "flows.finetune", "--config", str(folder / "tiny.yaml"), *overrides]
+
+
+def run(place, *overrides, code=0):
+    folder, environment = place
+    done = subprocess.run(
+        command(folder, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def first(place):
+    return run(place)
+
+
+def latest(place) -> Path:
+    return place[0] / "runs" / "latest"
+
+
+def record(place, name):
+    return json.loads((latest(place) / f"{name}.json").read_text())
+
+
+NAMES = ("dataset", "profile", "spectra", "decision", "plan", "adapter", "proof", "evaluation", "promotion", "report")
+
+
+def test_every_stage_leaves_its_record(place, first):
+    assert all((latest(place) / f"{name}.json").is_file() for name in NAMES)
+    assert record(place, "proof")["passed"]
+    loss = record(place, "evaluation")["metrics"]["loss"]
+    assert loss["difference"] < 0
+    assert loss["interval"][1] < 0
+    assert record(place, "promotion")["alias"] == "champion"
+    page = (latest(place) / "report.html").read_text()
+    assert "lowers held-out loss" in page
+    assert "<b>" not in page.split("</style>")[1].split("What it says")[1].split("The choice")[0]
+    assert "held-out loss:" in first
+    assert "Traceback" not in first
+
+
+def test_plain_peft_loads_the_adapter(place, first, tiny_model_folder):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model_folder), latest(place) / "adapter"
+    )
+    assert any(p.abs().sum() > 0 for n, p in model.named_parameters() if "lora_B" in n)
+
+
+def test_mlflow_shows_all_of_it(place, first):
+    from lora_select.tracking.store import prepare
+
+    store = prepare(f"sqlite:///{place[0]}/mlflow.db")
+    notes = json.loads((latest(place) / "tracking.json").read_text())
+    parent = store.client.get_run(notes["parent_run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["variant"] == "lora"
+    evaluated = record(place, "evaluation")["metrics"]["loss"]
+    assert parent.data.metrics["eval/loss/adapted"] == evaluated["adapted"]
+    steps = store.client.get_metric_history(notes["parent_run_id"], "train/loss")
+    assert [point.step for point in steps] == list(range(1, record(place, "plan")["total_steps"] + 1))
+    children = store.client.search_runs(
+        [store.experiment_id], f"tags.`mlflow.parentRunId` = '{notes['parent_run_id']}'"
+    )
+    assert {child.data.tags["lora.stage"] for child in children} >= {"profile", "spectra", "adapter", "evaluation"}
+    assert store.client.get_model_version_by_alias("tiny", "champion").version == "1"
+
+
+def test_unchanged_second_run_reuses_every_stage(place, first):
+    stamps = {path: path.stat().st_mtime_ns for path in (place[0] / "runs" / "stages").glob("*/*/record.json")}
+    second = run(place)
+    assert second.count("(reused)") == len(NAMES)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (place[0] / "runs" / "stages").glob("*/*/record.json")}
+
+
+def test_dry_run_stops_after_the_plan(place, first):
+    said = run(place, "--dry-run", "seed=5", "training.epochs=1")
+    assert "dry run: nothing was trained" in said
+    assert "GiB a rank" in said
+    assert len(list((place[0] / "runs" / "stages" / "train").glob("*/record.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("dataset.source=none.jsonl", "none.jsonl does not exist"),
+        ("training.epoch=1", "did you mean `epochs`"),
+        ("tracking.uri=file:mlruns", "no longer supports"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(place, override, words):
+    said = run(place, override, code=2)
+    assert words in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_kill_9_in_mid_training_then_the_same_command(place, first):
+    """SIGKILL of the flow leaves no process; the same command resumes, and the records are those of a run in peace."""
+    folder, environment = place
+    changes = ("training.epochs=60", "training.checkpoint_every=5")
+    victim = subprocess.Popen(command(folder, *changes), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    known = {path.parent for path in (folder / "runs" / "stages" / "train").glob("*/record.json")}
+
+    def folder_in_training():
+        found = [p for p in (folder / "runs" / "stages" / "train").glob("*/metrics.jsonl") if p.parent not in known]
+        return found[0].parent if found and found[0].read_text().count("\n") > 12 else None
+
+    deadline = time.monotonic() + 200
+    while not (training := folder_in_training()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    below = psutil.Process(victim.pid).children(recursive=True)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait(30)
+    trainers = [p for p in below if p.is_running() and "lora_select.training" in " ".join(_cmdline(p))]
+    _, alive = psutil.wait_procs(trainers, timeout=40)
+    assert not alive
+    assert not (training / "result.json").exists()
+
+    said = run(place, *changes)
+    assert "resumed from step" in said
+    adapter = json.loads((training / "record.json").read_text())
+    assert adapter["resumed_from"][0] > 0
+    steps = [json.loads(line)["step"] for line in (training / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, adapter["steps"] + 1))
+    from lora_select.tracking.store import prepare
+
+    store = prepare(f"sqlite:///{folder}/mlflow.db")
+    parent = json.loads((latest(place) / "tracking.json").read_text())["parent_run_id"]
+    points = store.client.get_metric_history(parent, "train/loss")
+    assert [point.step for point in points] == steps
+
+
+def _cmdline(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -48,9 +48,13 @@ class SharedInput:
     def moments(self, test: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sums over tokens: x x^T test (n, columns) (all of x x^T without `test`), x (n,), ||x||^2 ()."""
         if self._moments is None:
-            weighted = self.rows * self.weights[:, None]
-            second = weighted.T @ (self.rows if test is None else self.times(test))
-            self._moments = (second, weighted.sum(0), (weighted * self.rows).sum(dtype=torch.float64))
+            seen = self.rows if test is None else self.times(test)
+            norms = torch.linalg.vector_norm(self.rows, dim=1).square()
+            self._moments = (
+                self.rows.T @ (seen * self.weights[:, None]),
+                self.weights @ self.rows,
+                (norms * self.weights).sum(dtype=torch.float64),
+            )
         return self._moments
 
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from lora_select.records import LayerSpectra, finite
 from lora_select.spectral import signal
-from lora_select.spectral.layer import FOLDS, LayerPass
+from lora_select.spectral.layer import EXACT_NORM_EVERY, FOLDS, LayerPass
 from lora_select.spectral.numerics import jackknife
-from lora_select.spectral.projections import Projections, fold_view, null_view, project, static_view
+from lora_select.spectral.projections import Projections, fold_view, null_view, project, static_view, uniform_view
 from lora_select.spectral.sketch import FoldSketches, Sizes, inner_products
 from lora_select.spectral.view import RANKS, LayerView, MeasuredVariant
 
 CLEAR = 2.0
 """A share is a ratio to the signal energy: where that is below this many standard errors, the share of white noise is
-given with standard error 1, which says that nothing is known."""
+given, with an error as wide as the range that any gradient could give."""
 
 
 @final
@@ -53,7 +53,7 @@ def finish(name: str, layer: LayerPass, run: Pass) -> tuple[LayerSpectra, dict[s
         tokens=layer.tokens,
         signal_energy=finite(energy.value, f"signal energy of {name}"),
         signal_energy_se=finite(energy.standard_error, f"standard error of the signal energy of {name}"),
-        noise_energy=signal.noise_energy([float(norm) * run.scale**2 for norm in layer.norms], energy.value),
+        noise_energy=_noise(layer, run, energy.value),
         heldout_values=tuple(heldout.tolist()),
         heldout_se=tuple(heldout_se.tolist()),
         signal_rank=signal.signal_rank(heldout.tolist(), heldout_se.tolist()),
@@ -91,14 +91,18 @@ def _energy(layer: LayerPass, run: Pass, inner: Tensor, each: Tensor) -> signal.
     return signal.Energy(value * run.scale**2, math.hypot(sampling, sketch) * run.scale**2)
 
 
+def _noise(layer: LayerPass, run: Pass, energy: float) -> float:
+    sketched = torch.stack(layer.sketched_norms).tolist()
+    exact = torch.stack(layer.exact_norms).tolist()
+    return signal.noise_energy(signal.mean_norm(sketched, exact, EXACT_NORM_EVERY) * run.scale**2, energy)
+
+
 def _shares(
     static: LayerView, parts: Projections | None, variants: tuple[MeasuredVariant, ...]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Tangent shares in [0, 1] and their errors: jackknife over folds, joined with the spread over random starts."""
     if parts is None:
-        null = null_view(static)
-        shares = {key(v): v.tangent_share(null) for v in _fitting(variants, static)}
-        return shares, dict.fromkeys(shares, 1.0)
+        return _unknown(static, variants)
     everything = list(range(FOLDS))
     full = fold_view(static, parts, everything)
     left_out = [fold_view(static, parts, [f for f in everything if f != out]) for out in everything]
@@ -107,6 +111,17 @@ def _shares(
         sampling = jackknife([variant.tangent_share(view) for view in left_out])
         shares[key(variant)] = min(1.0, max(0.0, variant.tangent_share(full)))
         errors[key(variant)] = min(1.0, math.hypot(sampling, variant.tangent_share_spread(full)))
+    return shares, errors
+
+
+def _unknown(static: LayerView, variants: tuple[MeasuredVariant, ...]) -> tuple[dict[str, float], dict[str, float]]:
+    """The shares of white noise, with errors as wide as the gradient could make them; LoRA's needs no gradient."""
+    null, nothing, everything = null_view(static), uniform_view(static, 0.0), uniform_view(static, 1.0)
+    shares, errors = {}, {}
+    for variant in _fitting(variants, static):
+        shares[key(variant)] = variant.tangent_share(null)
+        width = abs(variant.tangent_share(everything) - variant.tangent_share(nothing))
+        errors[key(variant)] = min(1.0, math.hypot(width, variant.tangent_share_spread(null)))
     return shares, errors
 
 

@@ -13,6 +13,9 @@ from lora_select.spectral.weight import WeightSystem, weight_system
 
 FOLDS = 4
 """Two in each half of the pass. Memory is (m (k + p) + n l) floats a fold; standard errors come from microbatches."""
+EXACT_NORM_EVERY = 4
+"""One microbatch in four gets its exact norm, by Gram matrices; the others are known through the sketches, whose common
+error the exact ones correct."""
 
 
 @final
@@ -36,41 +39,61 @@ class LayerPass:
         self.row_scales = torch.zeros(FOLDS, self.out_features, device=device)
         self.output_energy = torch.zeros((), dtype=torch.float64, device=device)
         self.weight_inputs = torch.zeros(q, device=device)
-        self.norms: list[Tensor] = []
+        self.sketched_norms: list[Tensor] = []
+        self.exact_norms: list[Tensor] = []
         self.cores: list[Tensor] = []
         self.heldout: list[Tensor] = []
-        self._fixed: tuple[Tensor, Tensor] | None = None
+        self._input_directions = self.weight.right
+        self._output_directions = torch.cat([self.psi, self.weight.left], 1)
+        self._fixed = False
         self.tokens = 0
 
     def add(self, fold: int, shared: SharedInput, y: Tensor, d: Tensor) -> None:
         """Add one microbatch: input x (tokens, n), output y (tokens, m), output gradient d (tokens, m)."""
-        x, both, k = shared.rows, self.input_side.both, self.input_side.k
+        both, k, q = self.input_side.both, self.input_side.k, self.weight.values.shape[0]
+        inputs, outputs = shared.rows @ self._input_directions, d @ self._output_directions
         right = d.T @ shared.times(both)
+        left = shared.rows.T @ outputs[:, : self.psi.shape[1]]
         self.right[fold] += right
-        self.left[fold] += x.T @ (d @ self.psi)
-        self.norms.append(squared_norm(x, d))
+        self.left[fold] += left
+        self._add_norm(shared.rows, d, right, left)
         self.cores.append((self.psi.T @ (right[:, k:] if both.shape[1] > k else right)).flatten())
-        self._add_weight(fold, shared, y, d)
+        outputs = outputs[:, self.psi.shape[1] :]
+        self.weight_cores[fold] += outputs[:, :q].T @ inputs[:, :q]
+        self.weight_inputs += (inputs[:, :q].square() * shared.weights[:, None]).sum(0)
+        if self._fixed:
+            self.heldout.append((outputs[:, q:] * inputs[:, q:]).sum(0))
+        self._add_output(fold, shared.weights, y, d)
         self.activations.add(shared.moments(self.activations.test), shared.weights)
-        self.tokens += len(x)
-        if self._fixed is not None:
-            u, v = self._fixed
-            self.heldout.append(((d @ u) * (x @ v)).sum(0))
+        self.tokens += len(d)
 
     def fix_directions(self, q: int) -> None:
         """Choose the singular directions from what has been seen; later microbatches give their held-out values."""
         u, _, v = self.sketches().reconstruct(q)
-        self._fixed = (u, v)
+        self._input_directions = torch.cat([self.weight.right, v], 1)
+        self._output_directions = torch.cat([self.psi, self.weight.left, u], 1)
+        self._fixed = True
+
+    @property
+    def microbatches(self) -> int:
+        """How many were added."""
+        return len(self.sketched_norms)
 
     def sketches(self) -> FoldSketches:
         """The gradient's sketches so far."""
         k = self.input_side.k
         return FoldSketches(self.right[:, :, :k], self.right[:, :, k:], self.left, self.input_side, self.psi)
 
-    def _add_weight(self, fold: int, shared: SharedInput, y: Tensor, d: Tensor) -> None:
+    def _add_norm(self, x: Tensor, d: Tensor, right: Tensor, left: Tensor) -> None:
+        """||G||^2 of the microbatch: through the sketches always, exactly for one in `EXACT_NORM_EVERY`."""
+        m, n = self.out_features, self.in_features
+        seen_right = right.square().sum(dtype=torch.float64) * (n / right.shape[1])
+        seen_left = left.square().sum(dtype=torch.float64) * (m / left.shape[1])
+        if len(self.sketched_norms) % EXACT_NORM_EVERY == 0:
+            self.exact_norms.append(squared_norm(x, d))
+        self.sketched_norms.append((seen_right + seen_left) / 2)
+
+    def _add_output(self, fold: int, weights: Tensor, y: Tensor, d: Tensor) -> None:
         plain = y if self._bias is None else y - self._bias
-        coordinates = shared.rows @ self.weight.right
-        self.weight_cores[fold] += (d @ self.weight.left).T @ coordinates
         self.row_scales[fold] += (d * plain).sum(0)
-        self.weight_inputs += (coordinates.square() * shared.weights[:, None]).sum(0)
-        self.output_energy += (plain.square().sum(1) * shared.weights).sum(dtype=torch.float64)
+        self.output_energy += (torch.linalg.vector_norm(plain, dim=1).square() * weights).sum(dtype=torch.float64)

@@ -97,7 +97,7 @@ def fold_view(static: LayerView, parts: Projections, folds: Sequence[int]) -> La
 def null_view(static: LayerView) -> LayerView:
     """`static` with the shares that white noise has: dimension of the subspace over m n."""
     m, n = static.out_features, static.in_features
-    fitting = [r for r in RANKS if r <= min(m, n)]
+    fitting = _fitting(static)
     return replace(
         static,
         row_scale=1 / n,
@@ -106,6 +106,23 @@ def null_view(static: LayerView) -> LayerView:
         weight_right={r: r / n for r in fitting},
         weight_both={r: r * r / (m * n) for r in fitting},
     )
+
+
+def uniform_view(static: LayerView, share: float) -> LayerView:
+    """`static` with every share equal: at 0 and 1 the ends of what a variant's share can be."""
+    shares = dict.fromkeys(_fitting(static), share)
+    return replace(
+        static,
+        row_scale=share,
+        activation_subspace=shares,
+        weight_left=shares,
+        weight_right=shares,
+        weight_both=shares,
+    )
+
+
+def _fitting(view: LayerView) -> list[int]:
+    return [r for r in RANKS if r <= min(view.out_features, view.in_features)]
 
 
 def _gram(stack: Tensor) -> np.ndarray:

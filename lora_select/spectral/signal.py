@@ -44,9 +44,22 @@ def signal_energy(inner: np.ndarray, counts: Sequence[int]) -> float:
     return float((inner.sum() - np.trace(inner)) / pairs)
 
 
-def noise_energy(norms: Sequence[float], signal: float) -> float:
+def mean_norm(sketched: Sequence[float], exact: Sequence[float], every: int) -> float:
+    """Mean of ||G_k||^2 over all microbatches, from exact values of every `every`-th and sketched values of all.
+
+    mean(sketched) + mean(exact - sketched over the exact ones): unbiased whatever the sketch's error, which is common to all
+    microbatches (they share the test matrices) and so cancels.
+
+    Example:
+        >>> mean_norm([2.0, 4.0, 6.0, 8.0], [1.0], every=4)   # the sketch is 1 too high
+        4.0
+    """
+    return float(np.mean(sketched) + np.mean(np.asarray(exact) - np.asarray(sketched)[::every]))
+
+
+def noise_energy(mean_squared_norm: float, signal: float) -> float:
     """Sum ||G_k - mean||^2 / (K - 1) = mean ||G_k||^2 - signal, the energy of one microbatch's deviation; at least 0."""
-    return max(0.0, float(np.mean(norms)) - signal)
+    return max(0.0, mean_squared_norm - signal)
 
 
 def sampling_error(cores: np.ndarray) -> float:

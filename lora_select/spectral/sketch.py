@@ -26,8 +26,8 @@ from lora_select.spectral.numerics import pseudo_inverse, top_left
 class Sizes:
     """Columns of the test matrices, all from one dial: `columns` = `sketch_size` of the analysis.
 
-    Probes are half of it (they see only the residual), co-range twice (the oblique projection needs more rows than the
-    basis has columns), `directions` half (oversampling by two).
+    Probes are half of it (they see only the residual), `directions` half (oversampling by two), co-range one and a half times:
+    three rows for each direction, so the oblique projection adds noise of half the residual's energy.
     """
 
     columns: int
@@ -40,7 +40,7 @@ class Sizes:
     @property
     def co_range(self) -> int:
         """Columns of Psi."""
-        return 2 * self.columns
+        return 3 * self.columns // 2
 
     @property
     def directions(self) -> int:

@@ -120,10 +120,10 @@ def _skipped(sums: Mapping[str, LayerPass], repeated: set[str], microbatches: in
     for name, layer in sums.items():
         if name in repeated:
             skipped[name] = "called more than once in one forward pass: its microbatch gradients are sums over calls"
-        elif len(layer.norms) == 0:
+        elif layer.microbatches == 0:
             skipped[name] = "never reached by the microbatches"
-        elif len(layer.norms) < microbatches:
-            skipped[name] = f"reached by {len(layer.norms)} of {microbatches} microbatches only"
+        elif layer.microbatches < microbatches:
+            skipped[name] = f"reached by {layer.microbatches} of {microbatches} microbatches only"
     if len(skipped) == len(sums):
         name, reason = next(iter(skipped.items()))
         raise InputError(f"none of the {len(sums)} linear layers could be measured; {name}: {reason}")

@@ -58,7 +58,7 @@ def analyze(
         The record; layers in order of name.
 
     Raises:
-        InputError: no linear layer, none reached, too few microbatches, no labels, or non-finite activations.
+        InputError: no linear layer, none or not every one in `layers` reached, too few microbatches, no labels, or non-finite activations.
     """
     from safetensors.torch import save_file
 
@@ -83,6 +83,8 @@ def analyze(
         seed=seed,
         progress=progress,
     )
+    if layers is not None and measured.skipped:
+        raise InputError("\n".join(f"layer {name}: {reason}" for name, reason in measured.skipped.items()))
     file = folder / "spectra.safetensors"
     save_file(dict(measured.tensors), file)
     return Spectra(

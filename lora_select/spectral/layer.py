@@ -30,7 +30,7 @@ class LayerPass:
         self.psi = tests.output_side(self.out_features)
         self._directions = directions
         self.weight: WeightSystem = weight_system(module.weight, directions, tests.seed)
-        self.row_norms = module.weight.detach().float().square().sum(1)
+        self.row_norms = torch.linalg.vector_norm(module.weight.detach(), dim=1, dtype=torch.float32).square()
         self.activations = ActivationMoments(self.in_features, self.input_side.both)
         columns, co_columns, q = self.input_side.both.shape[1], self.psi.shape[1], self.weight.values.shape[0]
         self.right = torch.zeros(FOLDS, self.out_features, columns, device=device)

@@ -43,7 +43,7 @@ def weight_system(weight: Tensor, count: int, seed: int) -> WeightSystem:
         Halko, Martinsson, Tropp (2011), *Finding structure with randomness*, algorithm 4.4 and section 10.
     """
     w = weight.detach().float()
-    energy = float(w.square().sum(dtype=torch.float64))
+    energy = float(torch.linalg.vector_norm(w, dtype=torch.float64)) ** 2
     if min(w.shape) <= max(EXACT_WIDTH, count + OVERSAMPLING):
         left, values, right = torch.linalg.svd(w, full_matrices=False)
     else:

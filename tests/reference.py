@@ -1,0 +1,48 @@
+"""Slow, dense, float64 textbook versions of what the library computes matrix-free or by sketches."""
+
+import numpy as np
+import torch
+
+
+def u_statistic(gradients: np.ndarray) -> float:
+    """Mean of <G_j, G_k> over j != k, by a double loop; gradients (K, m, n)."""
+    count = len(gradients)
+    pairs = [np.vdot(gradients[j], gradients[k]) for j in range(count) for k in range(count) if j != k]
+    return float(np.mean(pairs))
+
+
+def cross_half_u_statistic(gradients: np.ndarray, folds: list[int]) -> float:
+    """Mean of <G_j, G_k> over pairs of microbatches in different folds."""
+    count = len(gradients)
+    pairs = [np.vdot(gradients[j], gradients[k]) for j in range(count) for k in range(count) if folds[j] != folds[k]]
+    return float(np.mean(pairs))
+
+
+def noise_energy(gradients: np.ndarray) -> float:
+    """Sum ||G_k - mean||^2 / (K - 1)."""
+    return float(((gradients - gradients.mean(0)) ** 2).sum() / (len(gradients) - 1))
+
+
+def weight_gradients(model, batches, loss_fn, names):
+    """Full gradients of each microbatch's summed loss by autograd: {name: (K, m, n) float64}."""
+    modules = dict(model.named_modules())
+    found = {name: [] for name in names}
+    for batch in batches:
+        nll, _ = loss_fn(model, batch)
+        grads = torch.autograd.grad(nll.sum(), [modules[name].weight for name in names])
+        for name, grad in zip(names, grads, strict=True):
+            found[name].append(grad.double().numpy())
+    return {name: np.stack(grads) for name, grads in found.items()}
+
+
+def projected_share(jacobian: torch.Tensor, gradient: torch.Tensor) -> float:
+    """||P G||^2 / ||G||^2 with P the orthogonal projection on the range of a dense Jacobian (m n, p), by SVD."""
+    left, values, _ = torch.linalg.svd(jacobian, full_matrices=False)
+    kept = left[:, values > 1e-10 * values[0]]
+    return float((kept.T @ gradient.flatten()).square().sum() / gradient.square().sum())
+
+
+def second_moment(rows: np.ndarray) -> np.ndarray:
+    """Centred covariance of rows (tokens, n), divided by tokens."""
+    centred = rows - rows.mean(0)
+    return centred.T @ centred / len(rows)

@@ -70,7 +70,7 @@ def pipeline(run: Run, *, dry_run: bool) -> str:
     stages = {"dataset": dataset, "profile": profile, "spectra": spectra, "decision": decision, "plan": plan}
     stages |= {"adapter": adapter, "proof": proof, "evaluation": evaluation, "promotion": promotion}
     report = run.do(judge.report, "report", stages={name: outcome.ref for name, outcome in stages.items()}, base=base)
-    return ending.full(run, adapter.folder, report.folder, evaluation.record)
+    return ending.full(run, adapter.folder / adapter.record.directory, report.folder, evaluation.record)
 
 
 def train_rivals(

@@ -97,7 +97,8 @@ def _(record: Proof) -> str:
 
 @summary.register
 def _(record: Evaluation) -> str:
-    lines = [_comparison(name, item) for name, item in record.metrics.items()]
+    ordered = sorted(record.metrics.items(), key=lambda entry: (entry[0] != "loss", entry[0]))
+    lines = [_comparison(name.replace("_", " "), item) for name, item in ordered]
     for rival, metrics in record.against.items():
         loss = metrics["loss"]
         verdict = "a tie" if not loss.significant else ("better" if loss.difference < 0 else "worse")
@@ -117,6 +118,7 @@ def _(record: Report) -> str:
 
 
 def _comparison(name: str, item: MetricComparison) -> str:
+    name = f"held-out {name}" if name == "loss" else name
     sure = "" if item.significant else "; not distinguishable"
     return (
         f"{name}: {item.base:.3f} -> {item.adapted:.3f} {item.unit} (change {_interval(item)}{sure}; {item.rows} rows)"

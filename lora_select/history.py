@@ -59,6 +59,10 @@ def replay(folder: str | Path) -> list[str]:
         if (Path(folder) / "decision.json").is_file():
             return [str(error)]
         raise
+    evidence = {"profile.json": run.decision.profile_digest, "spectra.json": run.decision.spectra_digest}
+    changed = [name for name, digest in evidence.items() if records.sha256_file(run.folder / name) != digest]
+    if changed:
+        return [f"{name} is not the file that the decision was made from" for name in changed]
     recorded = (run.folder / "decision.json").read_text(encoding="utf-8")
     recomputed = records.to_json(select(run.profile, run.spectra, run.decision.inputs))
     if recorded == recomputed:

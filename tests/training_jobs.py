@@ -43,13 +43,13 @@ def plan(**changes) -> TrainingPlan:
         "gradient_accumulation_steps": 1,
         "effective_batch_size": 8,
         "epochs": 1.0,
-        "total_steps": 6,
-        "warmup_steps": 1,
-        "learning_rate": 1e-2,
+        "total_steps": 60,
+        "warmup_steps": 4,
+        "learning_rate": 3e-3,
         "lr_schedule": "cosine",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
-        "checkpoint_every": 2,
+        "checkpoint_every": 5,
         "keep_checkpoints": 2,
         "gradient_checkpointing": False,
         "seed": 0,
@@ -73,7 +73,7 @@ def rows(count: int) -> list[TokenRow]:
     return made
 
 
-def job(folder: Path, model: Path, *, count: int = 45, initial_factors: Path | None = None, **changes) -> TrainingJob:
+def job(folder: Path, model: Path, *, count: int = 477, initial_factors: Path | None = None, **changes) -> TrainingJob:
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.parquet", rows(count))
     write_rows(folder / "probe.parquet", rows(6))

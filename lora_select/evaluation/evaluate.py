@@ -10,6 +10,7 @@ from typing import Any
 from lora_select import models
 from lora_select.data import render, samples
 from lora_select.data.intake import read_canonical
+from lora_select.data.render import Row
 from lora_select.data.tokens import TokenRow, collate, label_loss, read_rows
 from lora_select.evaluation import metrics
 from lora_select.evaluation.interval import paired_bootstrap
@@ -42,6 +43,7 @@ class Material:
     rows: Sequence[TokenRow]
     reference: Sequence[TokenRow]
     prompts: Sequence[str]
+    asked: Sequence[str]
     expected: Sequence[str]
     pad_id: int
 
@@ -112,17 +114,21 @@ def evaluate(
 
 def _material(tokenizer: Any, eval_tokens: Path, eval_rows: Path, options: EvaluationOptions) -> Material:
     rows = read_rows(eval_tokens)
-    pairs = [
-        render.prompt_and_answer(row, tokenizer) for _, row in read_canonical(eval_rows) if not render.is_text(row)
-    ]
-    pairs = pairs[: options.exact_match_rows]
+    chats = [row for _, row in read_canonical(eval_rows) if not render.is_text(row)][: options.exact_match_rows]
+    pairs = [render.prompt_and_answer(row, tokenizer) for row in chats]
     return Material(
         rows=rows,
         reference=reference_rows(tokenizer, options.reference_tokens),
         prompts=[prompt for prompt, _ in pairs],
+        asked=[_last_question(row) for row in chats],
         expected=[answer for _, answer in pairs],
         pad_id=models.pad_id(tokenizer),
     )
+
+
+def _last_question(row: Row) -> str:
+    """What a person reads as the question: the last user message."""
+    return next((turn["content"] for turn in reversed(row["messages"]) if turn["role"] == "user"), "")
 
 
 def reference_rows(tokenizer: Any, tokens: int) -> list[TokenRow]:
@@ -266,7 +272,7 @@ def _samples(material: Material, measured: Mapping[str, Measured]) -> tuple[Samp
     """The first rows in file order (which is by digest): not chosen by how well they came out."""
     count = min(SAMPLES, len(material.prompts))
     return tuple(
-        Sample(material.prompts[i], material.expected[i], measured["base"].answers[i], measured["adapted"].answers[i])
+        Sample(material.asked[i], material.expected[i], measured["base"].answers[i], measured["adapted"].answers[i])
         for i in range(count)
     )
 

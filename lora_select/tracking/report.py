@@ -34,13 +34,20 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
     environment = Environment(
         loader=PackageLoader("lora_select.tracking", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"change": change, "interval": interval, "number": number, "sentence": sentence}
+    environment.filters |= {
+        "change": change,
+        "interval": interval,
+        "number": number,
+        "sentence": sentence,
+        "in_order": in_order,
+    }
     page = environment.get_template(TEMPLATE).render(
         **inputs.records,
         base=inputs.base,
         link=inputs.link,
         metric_names=NAMES,
         rival_names=RIVALS,
+        metrics=in_order(inputs.records["evaluation"].metrics),
         verdict=verdict(inputs.records["evaluation"]),
         figures={name: _embedded(path) for name, path in figures.items()},
         version=__version__,
@@ -76,6 +83,12 @@ def _against(rival: str, loss: MetricComparison) -> str:
     if not loss.significant:
         return f"It cannot be told apart from {name} ({interval(loss)})."
     return f"It is {'better' if loss.difference < 0 else 'worse'} than {name} by {abs(loss.difference):.3f} ({interval(loss)})."
+
+
+def in_order(metrics: Mapping[str, MetricComparison]) -> dict[str, MetricComparison]:
+    """Loss first: it is what decides."""
+    known = [name for name in NAMES if name in metrics]
+    return {name: metrics[name] for name in (*known, *(name for name in metrics if name not in NAMES))}
 
 
 def change(item: MetricComparison) -> str:

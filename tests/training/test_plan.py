@@ -1,6 +1,7 @@
 """The plan keeps the effective batch, fits the memory, and refuses what cannot be done with the way out."""
 
 import dataclasses
+import itertools
 
 import pytest
 from training_jobs import spec
@@ -65,7 +66,7 @@ def test_stage_rises_until_the_model_fits():
 
 def test_memory_falls_with_the_stage_and_is_ordered():
     found = [memory(BASE, spec(num_parameters=50_000_000), 1000, "bf16", stage, 4, "cuda") for stage in (0, 1, 2, 3)]
-    assert [a.expected > b.expected for a, b in zip(found, found[1:], strict=False)] == [True] * 3
+    assert [a.expected > b.expected for a, b in itertools.pairwise(found)] == [True] * 3
     assert all(one.low < one.expected < one.high for one in found)
 
 

@@ -15,7 +15,7 @@ GIB = 2**30
 PROCESS_GIB = 0.9
 """Resident size of a CPU rank with torch, DeepSpeed, transformers and PEFT imported and no model (measured: 0.8 to 1.0)."""
 CUDA_CONTEXT_GIB = 1.0
-CPU_FLOPS_PER_CORE = {"fp32": 4e10, "bf16": 6e10}
+CPU_FLOPS_PER_CORE = {"fp32": 6e10, "bf16": 9e10}
 """Sustained rate of a training step on one core (measured on small models; the time range covers a factor of two)."""
 GPU_FLOPS = 1e14
 FLOPS_PER_PARAMETER_AND_TOKEN = 4.5
@@ -132,7 +132,7 @@ def _cpu_has_fast_bf16() -> bool:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
-    return "amx_bf16" in flags
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def _ranks(machine: Machine, wanted: Mapping[str, Any], reasons: list[str]) -> int:
@@ -173,7 +173,7 @@ def _micro_batch(batch: int, ranks: int, asked: int | None) -> tuple[int, int]:
 def _precision(machine: Machine, asked: str, spec: AdapterSpec, reasons: list[str]) -> str:
     if asked == "auto":
         asked = "bf16" if machine.fast_bf16 else "fp32"
-        where = "has fast bf16" if machine.fast_bf16 else "has no matrix units for bf16"
+        where = "has bf16 instructions" if machine.fast_bf16 else "has no bf16 instructions"
         reasons.append(f"{asked}: this {machine.device} {where}")
     if asked == "bf16" and spec.init == "pissa":
         reasons.append("the base stays in fp32: PiSSA's residual would be rounded in bf16")

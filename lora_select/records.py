@@ -253,7 +253,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """A candidate, what was measured for it, and why it was or was not chosen. `rejected` empty: in the tie set."""
+    """A candidate, what was measured for it, and why it was not chosen.
+
+    `rejected` is empty for the choice alone; sentences that begin with `tied:` mark the tie set. `score` is the share of the
+    signal energy in the tangent space at the start, in [0, 1], with its standard error.
+    """
 
     key: str
     spec: AdapterSpec

@@ -2,6 +2,8 @@
 
 import torch
 
+torch.set_num_threads(1)  # matrices here are tiny: a second thread on a busy machine costs tenfold
+
 
 def check_adjoint(operator, seed: int = 0, rtol: float = 1e-12) -> None:
     """<J d, G> = <d, J^T G> for random d and G, in float64."""

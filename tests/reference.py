@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+torch.set_num_threads(1)  # matrices here are tiny: a second thread on a busy machine costs tenfold
+
 
 def u_statistic(gradients: np.ndarray) -> float:
     """Mean of <G_j, G_k> over j != k, by a double loop; gradients (K, m, n)."""

@@ -1,0 +1,48 @@
+import planted
+import pytest
+
+from lora_select.selection.candidates import aggregate_share, enumerate_candidates
+from lora_select.selection.explain import explain
+from lora_select.selection.select import select
+
+
+def share(layers, key="eva-all-linear-r8", r=None):
+    record = planted.of(layers)
+    return aggregate_share(next(c for c in enumerate_candidates(record, r) if c.key == key), record.layers)
+
+
+def test_shares_are_weighted_by_signal_and_errors_add():
+    layers = [
+        planted.layer("layers.0.q_proj", signal=3.0, shares={"eva": 0.2}, error=0.1),
+        planted.layer("layers.0.up_proj", signal=1.0, shares={"eva": 0.6}, error=0.2),
+    ]
+    assert share(layers) == pytest.approx((0.3, 0.125))
+    assert share(layers, "eva-mlp-only-r8") == pytest.approx((0.15, 0.05))
+
+
+def test_a_negative_signal_energy_has_no_weight():
+    layers = [
+        planted.layer("layers.0.q_proj", signal=-3.0, shares={"eva": 0.2}),
+        planted.layer("layers.0.up_proj", signal=1.0, shares={"eva": 0.6}),
+    ]
+    assert share(layers)[0] == pytest.approx(0.6)
+
+
+def test_without_any_signal_layers_count_by_size():
+    layers = [
+        planted.layer("layers.0.q_proj", (10, 10), signal=0.0, shares={"eva": 0.2}),
+        planted.layer("layers.0.up_proj", (30, 10), signal=-1.0, shares={"eva": 0.6}),
+    ]
+    assert share(layers)[0] == pytest.approx(0.5)
+
+
+def test_an_unmeasured_rank_has_no_share():
+    assert share([planted.layer("layers.0.q_proj")], "eva-all-linear-r24", r=24) is None
+
+
+def test_explain_tells_choice_reasons_ties_and_refusals():
+    decision = select(planted.profile(), planted.spectra(), planted.inputs(serve="vllm"))
+    text = explain(decision)
+    assert text.startswith("lora-all-linear-r16 (the default, by abstention): r 16, alpha 32, scale 2")
+    for part in ("Why:", "Tied with it (23):", "and 20 more", "Not taken (6):", "use_dora", "Rule: "):
+        assert part in text

@@ -1,0 +1,129 @@
+"""Tangent shares of selection.md section 4 against dense and conjugate-gradient projections."""
+
+import math
+
+import pytest
+import reference
+import torch
+from laws import within_standard_errors
+
+from lora_select.operators import bilinear, projected_energy
+from lora_select.spectral.view import LayerView
+from lora_select.variants import VARIANTS, named
+
+M, N, R = 10, 14, 8
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def view(weight, gradient, x) -> LayerView:
+    """The numbers a variant sees, computed densely from one gradient."""
+    u, s, vt = torch.linalg.svd(weight)
+    z = torch.linalg.eigh(torch.as_tensor(reference.second_moment(x.numpy())))[1].flip(1)
+    whole = gradient.square().sum()
+
+    def share(part):
+        return float(part.square().sum() / whole)
+
+    rows = weight / weight.norm(dim=1, keepdim=True)
+    v = vt.T
+    return LayerView(
+        out_features=M,
+        in_features=N,
+        activation_energy=float(x.square().sum(1).mean()),
+        output_energy=float((x @ weight.T).square().sum(1).mean()),
+        weight_energy=float(weight.square().sum()),
+        weight_values=tuple(s.tolist()),
+        weight_input_energy=tuple((x @ v[:, :M]).square().mean(0).tolist()),
+        activation_input_energy=tuple((x @ z).square().mean(0).tolist()),
+        row_scale=share((gradient * rows).sum(1)),
+        activation_subspace={R: share(gradient @ z[:, :R])},
+        weight_left={R: share(u[:, :R].T @ gradient)},
+        weight_right={R: share(gradient @ v[:, :R])},
+        weight_both={R: share(u[:, :R].T @ gradient @ v[:, :R])},
+    )
+
+
+def start(name: str, weight, x, seed: int):
+    """theta at the variant's start, by PEFT's names."""
+    if name == "pissa":
+        u, s, vt = torch.linalg.svd(weight)
+        root = s[:R].sqrt()
+        return {"lora_A": root[:, None] * vt[:R], "lora_B": u[:, :R] * root}
+    zero = torch.zeros(M, R, dtype=torch.float64)
+    if name == "eva":
+        z = torch.linalg.eigh(torch.as_tensor(reference.second_moment(x.numpy())))[1].flip(1)
+        return {"lora_A": z[:, :R].T.contiguous(), "lora_B": zero}
+    bound = 1 / math.sqrt(N)
+    a = (torch.rand(R, N, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1) * bound
+    return {"lora_A": a, "lora_B": zero, "lora_magnitude_vector": weight.norm(dim=1)}
+
+
+@pytest.mark.parametrize("name", [variant.name for variant in VARIANTS])
+def test_closed_form_is_the_mean_dense_projection_over_starts(name):
+    weight, gradient, x = normal(M, N), normal(M, N, seed=1) + 2 * normal(M, N), normal(50, N, seed=2)
+    variant = named(name, R)
+    numbers = view(weight, gradient, x)
+    shares = []
+    for seed in range(120):
+        theta = start(name, weight, x, seed)
+        operator = variant.tangent(weight, theta)
+        shares.append(reference.projected_share(operator.dense(weight), gradient))
+        if variant.tangent_share_spread(numbers) == 0:
+            assert shares[0] == pytest.approx(variant.tangent_share(numbers), abs=1e-10)
+            return
+    # uniform entries are nearly, not exactly, a uniform row space: hence the absolute slack
+    assert sum(shares) / len(shares) == pytest.approx(variant.tangent_share(numbers), abs=0.02)
+    assert torch.tensor(shares).std() <= variant.tangent_share_spread(numbers)
+
+
+def test_random_row_space_of_gaussian_factors_is_exact_in_the_mean():
+    gradient, shares = normal(M, N), []
+    for seed in range(300):
+        operator = bilinear(normal(4, N, seed=seed + 10), torch.zeros(M, 4, dtype=torch.float64), 2.0)
+        shares.append(projected_energy(operator, gradient))
+    within_standard_errors(shares, 4 / N)
+
+
+def test_both_factors_non_zero_leave_out_only_the_complements():
+    gradient = normal(M, N)
+    a, b = normal(3, N, seed=1), normal(M, 3, seed=2)
+    p_a = torch.linalg.qr(a.T)[0]
+    p_b = torch.linalg.qr(b)[0]
+    rest = gradient - p_b @ (p_b.T @ gradient)
+    rest = rest - (rest @ p_a) @ p_a.T
+    expected = 1 - float(rest.square().sum() / gradient.square().sum())
+    operator = bilinear(a, b, 0.5)
+    assert projected_energy(operator, gradient) == pytest.approx(expected, abs=1e-9)
+    assert reference.projected_share(operator.dense(gradient), gradient) == pytest.approx(expected, abs=1e-9)
+
+
+def test_dora_of_white_noise_has_share_r_plus_one_over_n():
+    weight, x = normal(M, N), normal(50, N, seed=2)
+    noise = view(weight, normal(M, N), x)
+    white = type(noise)(**{**noise.__dict__, "row_scale": 1 / N})
+    assert named("dora", R).tangent_share(white) == pytest.approx((R + 1) / N)
+
+
+@pytest.mark.parametrize("name", [variant.name for variant in VARIANTS])
+def test_displacement_is_that_of_a_sign_step(name):
+    """Random signs in place of the gradient's, averaged: rms(dW x) / rms(W x)."""
+    weight, x = normal(M, N), normal(50, N, seed=2) * 2
+    variant = named(name, R)
+    numbers = view(weight, normal(M, N, seed=1), x)
+    moved = []
+    for seed in range(200):
+        theta = start(name, weight, x, seed)
+        operator = variant.tangent(weight, theta)
+        frozen_a = name != "pissa"  # at B = 0 the gradient of A is zero, and so is its step
+        step = {
+            key: torch.zeros(shape, dtype=torch.float64)
+            if key == "lora_A" and frozen_a
+            else normal(*shape, seed=seed * 7 + len(key)).sign()
+            for key, shape in operator.parameter_shapes.items()
+        }
+        moved.append((x @ operator.matvec(step).T).square().mean())
+    expected = float((sum(moved) / len(moved) / (x @ weight.T).square().mean()).sqrt())
+    assert variant.displacement(numbers) == pytest.approx(expected, rel=0.06)

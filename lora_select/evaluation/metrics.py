@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_select.models import pad_id
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Progress = Callable[[int, int, str], None]
+PROBE_ANSWER = "probe"
 
 
 def exact_match(expected: str, answer: str) -> bool:
@@ -14,20 +18,35 @@ def exact_match(expected: str, answer: str) -> bool:
 
     >>> exact_match('{"a": 1, "b": [2]}', ' {"b":[2],"a":1} '), exact_match("yes", "yes\n"), exact_match("1", "2")
     (True, True, False)
+    >>> exact_match('{"a": true}', '{"a": 1}'), exact_match('{"a": 1}', '{"a": 1.0}')
+    (False, True)
     """
     wanted, given = as_json(expected), as_json(answer)
     if wanted is not None and given is not None:
-        return wanted == given
+        return _same(wanted, given)
     return expected.strip() == answer.strip()
 
 
 def as_json(text: str) -> Any:
-    """The parsed object or list, or None: bare words and numbers count as text."""
+    """The parsed object or list, or None: bare words and numbers count as text; NaN and Infinity are no JSON."""
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):  # a model that repeats "[" nests deeper than the parser goes
         return None
     return value if isinstance(value, dict | list) else None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _same(wanted: Any, given: Any) -> bool:
+    """Equality as JSON means it: numbers by value, and true is not 1, which it is to Python."""
+    if isinstance(wanted, dict) and isinstance(given, dict):
+        return wanted.keys() == given.keys() and all(_same(wanted[key], given[key]) for key in wanted)
+    if isinstance(wanted, list) and isinstance(given, list):
+        return len(wanted) == len(given) and all(map(_same, wanted, given))
+    return isinstance(wanted, bool) == isinstance(given, bool) and wanted == given
 
 
 def generate(
@@ -39,33 +58,69 @@ def generate(
     batch_size: int,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Greedy answers in the order of the prompts, each up to its end-of-turn token or `max_new_tokens`."""
+    """Greedy answers in the order of the prompts, each up to its end-of-turn token or `max_new_tokens`.
+
+    Prompts are batched by length and padded on the left, so that every answer begins at the same place.
+    """
     import torch
 
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    answers = [""] * len(ids)
+    answers, ends, fill = [""] * len(ids), end_ids(model, tokenizer), pad_id(tokenizer)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        width = max(len(ids[index]) for index in chosen)
-        fill = pad_id(tokenizer)
-        inputs = torch.tensor([[fill] * (width - len(ids[i])) + ids[i] for i in chosen], device=model.device)
-        mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in chosen], device=model.device)
+        inputs = _left_padded([ids[index] for index in chosen], fill, model.device)
         with torch.inference_mode():
             output = model.generate(
-                input_ids=inputs,
-                attention_mask=mask,
+                **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=fill,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends or None,
                 temperature=None,
                 top_p=None,
                 top_k=None,
             )
-        for index, row in zip(chosen, output[:, width:].tolist(), strict=True):
-            end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
+        for index, row in zip(chosen, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            end = next((place for place, token in enumerate(row) if token in ends), len(row))
             answers[index] = tokenizer.decode(row[:end], skip_special_tokens=True)
         if progress:
             progress(min(start + batch_size, len(order)), len(order), "answers")
     return answers
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, the model's own, and what the chat template puts after a turn.
+
+    The three differ: Gemma's template ends turns with `<end_of_turn>` while the tokenizer's end token is `<eos>`, and a
+    tuned model that says the former would otherwise run on to `max_new_tokens`.
+    """
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), _end_of_turn(tokenizer)}
+    return sorted(token for token in found if token is not None)
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The special token right after an assistant turn of the chat template; None without one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": PROBE_ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # a template may raise anything on turns that it does not expect
+        return None
+    after = tokenizer(text.rpartition(PROBE_ANSWER)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    return after[0] if after and after[0] in special else None
+
+
+def _left_padded(rows: Sequence[Sequence[int]], fill: int, device: Any) -> "dict[str, Tensor]":
+    import torch
+
+    width = max(len(row) for row in rows)
+    padded = [[fill] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return {
+        "input_ids": torch.tensor(padded, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }

@@ -51,11 +51,11 @@ $(STAMP): $(LOCK) infra/lock/samples.txt pyproject.toml
 	  { echo "Python 3.11 is needed; name it with: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the lock (torch: $(TORCH)); a few minutes, about 2.5 GB on disk"
-	$(BIN)/pip install --quiet --no-deps $(foreach file,$(LOCK),-r $(file)) || { \
+	$(BIN)/pip install -qq --no-deps $(foreach file,$(LOCK),-r $(file)) || { \
 	  echo "The lock could not be installed. If pip found no torch==2.13.0+cpu: your package index does not carry the CPU"; \
 	  echo "build; name the index that does (PyTorch's install page, 'Pip' and 'CPU') in PIP_EXTRA_INDEX_URL, or TORCH=cuda."; exit 2; }
-	$(BIN)/pip install --quiet --no-deps -r infra/lock/samples.txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install -qq --no-deps -r infra/lock/samples.txt
+	$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
 lock: ## pins what the present environment holds; run after changing a version by hand

@@ -1,6 +1,7 @@
 """Settings that must stand before Prefect and MLflow are imported: no telemetry, a quiet console, patience at start-up."""
 
 import os
+from pathlib import Path
 
 DEFAULTS = {
     "DO_NOT_TRACK": "true",
@@ -12,13 +13,19 @@ DEFAULTS = {
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
+GPU_NODES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
 def prepare() -> None:
     """Set what the user has not set."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if not any(Path(node).exists() for node in GPU_NODES):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn in every process that it found none

@@ -44,15 +44,16 @@ def pipeline(run: Run, *, dry_run: bool) -> str:
         spectra=spectra.ref,
         constraints=settings.constraints(config, profile.record.train.rows),
     )
-    measured = {"profile": profile.ref, "spectra": spectra.ref, "decision": decision.ref, "base": base}
-    planning = settings.plan(config, machine)
-    plan = run.do(adapt.plan, "plan", **measured, **planning, candidate=decision.record.choice_key)
+    planning = {"profile": profile.ref, "base": base, **settings.plan(config, machine)}
+    training = {"profile": profile.ref, "spectra": spectra.ref, "base": base}
+    choice = decision.record.choice
+    plan = run.do(adapt.plan, "plan", **planning, spec=choice)
     if dry_run:
         return ending.dry(run, plan.record)
 
-    adapter = run.do(adapt.train, "adapter", **measured, plan=plan.ref, candidate=decision.record.choice_key)
+    adapter = run.do(adapt.train, "adapter", **training, plan=plan.ref, spec=choice)
     proof = run.do(adapt.prove, "proof", adapter=adapter.ref, plan=plan.ref, base=base)
-    rivals = train_rivals(run, measured, planning, decision.record)
+    rivals = train_rivals(run, planning, training, decision.record)
     evaluation = run.do(
         judge.evaluate,
         "evaluation",
@@ -74,15 +75,14 @@ def pipeline(run: Run, *, dry_run: bool) -> str:
 
 
 def train_rivals(
-    run: Run, measured: Mapping[str, Any], planning: Mapping[str, Any], decision: Decision
+    run: Run, planning: Mapping[str, Any], training: Mapping[str, Any], decision: Decision
 ) -> dict[str, StageRef]:
     """Train plain LoRA too when something else was chosen, so that the choice is judged and not only believed."""
-    plain = f"lora-all-linear-r{decision.choice.r}"
-    known = {candidate.key for candidate in decision.candidates}
-    if not run.config.evaluation.compare_plain_lora or decision.choice_key == plain or plain not in known:
+    plain = next((c for c in decision.candidates if c.key == f"lora-all-linear-r{decision.choice.r}"), None)
+    if not run.config.evaluation.compare_plain_lora or plain is None or decision.choice_key == plain.key:
         return {}
-    plan = run.do(adapt.plan, "plan-plain-lora", **measured, **planning, candidate=plain)
-    trained = run.do(adapt.train, "adapter-plain-lora", **measured, plan=plan.ref, candidate=plain)
+    plan = run.do(adapt.plan, "plan-plain-lora", **planning, spec=plain.spec)
+    trained = run.do(adapt.train, "adapter-plain-lora", **training, plan=plan.ref, spec=plain.spec)
     return {"plain_lora": trained.ref}
 
 

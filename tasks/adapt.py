@@ -3,9 +3,9 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, Decision, Proof, Spectra, TrainingPlan
+from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, Proof, Spectra, TrainingPlan
 from lora_select.training import job, launch
 from lora_select.training import plan as plan_library
 from lora_select.training import prove as prove_library
@@ -22,32 +22,18 @@ def _plan(
     context: Context,
     *,
     profile: StageRef,
-    spectra: StageRef,
-    decision: StageRef,
     base: BaseModel,
-    candidate: str,
+    spec: AdapterSpec,
     training: Mapping[str, Any],
     machine: Machine,
 ) -> TrainingPlan:
-    del spectra
-    measured = context.load(profile, DatasetProfile)
-    return plan_library.make_plan(
-        measured, spec_of(context.load(decision, Decision), candidate), base, machine, training
-    )
+    return plan_library.make_plan(context.load(profile, DatasetProfile), spec, base, machine, training)
 
 
 def _train(
-    context: Context,
-    *,
-    profile: StageRef,
-    spectra: StageRef,
-    decision: StageRef,
-    plan: StageRef,
-    base: BaseModel,
-    candidate: str,
+    context: Context, *, profile: StageRef, spectra: StageRef, plan: StageRef, base: BaseModel, spec: AdapterSpec
 ) -> Adapter:
-    decided, measured = context.load(decision, Decision), context.load(profile, DatasetProfile)
-    spec, planned = spec_of(decided, candidate), context.load(plan, TrainingPlan)
+    measured, planned = context.load(profile, DatasetProfile), context.load(plan, TrainingPlan)
     plan_library.check_disk(planned, context.folder)
     tensors = context.folder_of(spectra) / context.load(spectra, Spectra).tensors.path
     factors = write_initial_factors(spec, Path(base.path), tensors, context.folder / "initial_factors.safetensors")
@@ -63,6 +49,7 @@ def _train(
     return launch.train(told, context.folder.resolve(), progress=_Shipping(context))
 
 
+@final
 class _Shipping:
     """Passes progress on and, every few seconds, sends new steps to MLflow."""
 
@@ -82,13 +69,6 @@ def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseMod
     made = prove_library.prove(base, context.folder_of(adapter), precision=precision, folder=context.folder)
     prove_library.refuse_unproven(made, context.load(adapter, Adapter))
     return made
-
-
-def spec_of(decision: Decision, candidate: str) -> AdapterSpec:
-    """The adapter that a candidate's key names; the choice itself may carry the user's own rate."""
-    if candidate == decision.choice_key:
-        return decision.choice
-    return next(item.spec for item in decision.candidates if item.key == candidate)
 
 
 plan = Stage("plan", TrainingPlan, _plan)

@@ -62,8 +62,9 @@ def analyze(
     """
     from safetensors.torch import save_file
 
+    from lora_select.spectral.layer import FOLDS
     from lora_select.spectral.sketch import Sizes
-    from lora_select.spectral.stream import stream
+    from lora_select.spectral.stream import Settings, stream
 
     if len(batches) < MINIMUM_MICROBATCHES:
         raise InputError(
@@ -73,16 +74,8 @@ def analyze(
     chosen = linear_layers(model) if layers is None else dict(layers)
     if not chosen:
         raise InputError(_nothing_matched(model))
-    measured = stream(
-        model,
-        batches,
-        chosen,
-        loss_fn=loss_fn,
-        variants=variants,
-        sizes=Sizes(sketch_size),
-        seed=seed,
-        progress=progress,
-    )
+    settings = Settings(loss_fn, tuple(variants), Sizes(sketch_size), seed)
+    measured = stream(model, batches, chosen, settings, progress)
     if layers is not None and measured.skipped:
         raise InputError("\n".join(f"layer {name}: {reason}" for name, reason in measured.skipped.items()))
     file = folder / "spectra.safetensors"
@@ -91,7 +84,7 @@ def analyze(
         dataset_digest=dataset_digest,
         model_digest=model_digest,
         microbatches=len(batches),
-        folds=4,
+        folds=FOLDS,
         sketch_size=sketch_size,
         seed=seed,
         tokens=measured.tokens,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -24,6 +24,17 @@ Progress = Callable[[int, int, str], None]
 
 @final
 @dataclass(frozen=True)
+class Settings:
+    """How the pass measures: the loss, the variants to compute shares for, sketch sizes, and the seed of test matrices."""
+
+    loss_fn: LossFunction
+    variants: tuple[MeasuredVariant, ...]
+    sizes: Sizes
+    seed: int
+
+
+@final
+@dataclass(frozen=True)
 class Measured:
     """Records and tensors of all layers, and totals of the pass."""
 
@@ -36,62 +47,107 @@ class Measured:
     seconds: float
 
 
+@final
+@dataclass
+class Totals:
+    """What is summed over microbatches besides the layers."""
+
+    loss: float = 0.0
+    label_tokens: int = 0
+    tokens: int = 0
+    repeated: set[str] = field(default_factory=set)
+    """Layers called more than once in one forward pass."""
+
+
 def stream(
     model: nn.Module,
     batches: Sequence[dict[str, Tensor]],
     layers: Mapping[str, nn.Linear],
-    *,
-    loss_fn: LossFunction,
-    variants: Sequence[MeasuredVariant],
-    sizes: Sizes,
-    seed: int,
+    settings: Settings,
     progress: Progress | None = None,
 ) -> Measured:
     """Run the pass; see :func:`lora_select.spectral.analyze.analyze`."""
     started = time.monotonic()
-    report = progress or (lambda _done, _total, _message: None)
-    total = len(batches) + len(layers)
-    device = next(model.parameters()).device
-    tests = TestMatrices(sizes, seed, device)
-    sums = {name: LayerPass(module, tests, activation_count(sizes)) for name, module in layers.items()}
-    half, repeated = len(batches) // 2, set[str]()
-    folds = [index % 2 if index < half else FOLDS // 2 + (index - half) % 2 for index in range(len(batches))]
-    loss_sum, labels, tokens = 0.0, 0, 0
-    current = 0
-    with capturing(model, layers, lambda name, x, y, d: sums[name].add(folds[current], x, y, d)) as capture:
-        for current, cpu_batch in enumerate(batches):
-            if current == half:
-                _fix(sums, sizes)
-            batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
-            capture.start(batch.get("attention_mask"))
-            with torch.enable_grad():
-                nll, counts = loss_fn(model, batch)
-            summed = _checked(nll.sum(), capture, current)
-            if summed.requires_grad:
-                torch.autograd.backward(summed)
-            loss_sum, labels = loss_sum + summed.item(), labels + int(counts.sum())
-            tokens += int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
-            repeated |= {name for name, calls in capture.calls.items() if calls > 1}
-            report(current + 1, total, f"microbatch {current + 1} of {len(batches)}")
-    if labels == 0:
-        raise InputError(
-            f"none of the {tokens:,} tokens in the {len(batches)} microbatches of the spectral pass is a label; "
-            "the label mask leaves nothing to learn: check the dataset's roles and `dataset.max_length`"
-        )
-    skipped = _skipped(sums, repeated, len(batches))
-    run = Pass(tuple(folds.count(f) for f in range(FOLDS)), sizes, len(batches) / labels, tuple(variants))
+    report, total = progress or _silent, len(batches) + len(layers)
+    tests = TestMatrices(settings.sizes, settings.seed, next(model.parameters()).device)
+    sums = {name: LayerPass(module, tests, activation_count(settings.sizes)) for name, module in layers.items()}
+    folds = fold_of_each(len(batches))
+    totals = _accumulate(
+        model, batches, sums, settings, lambda done: report(done, total, f"microbatch {done} of {len(batches)}")
+    )
+    skipped = _skipped(sums, totals.repeated, len(batches))
+    counts = tuple(folds.count(fold) for fold in range(FOLDS))
+    run = Pass(counts, settings.sizes, len(batches) / totals.label_tokens, settings.variants)
     records, tensors = [], {}
     for index, name in enumerate(sorted(set(sums) - set(skipped))):
         record, parts = finish(name, sums.pop(name), run)
         records.append(record)
         tensors |= parts
         report(len(batches) + index + 1, total, f"finished {name}")
-    return Measured(tuple(records), skipped, tensors, tokens, labels, loss_sum / labels, time.monotonic() - started)
+    return Measured(
+        layers=tuple(records),
+        skipped=skipped,
+        tensors=tensors,
+        tokens=totals.tokens,
+        label_tokens=totals.label_tokens,
+        mean_loss=totals.loss / totals.label_tokens,
+        seconds=time.monotonic() - started,
+    )
 
 
-def _fix(sums: Mapping[str, LayerPass], sizes: Sizes) -> None:
-    for layer in sums.values():
-        layer.fix_directions(sizes.directions)
+def fold_of_each(microbatches: int) -> list[int]:
+    """The fold of every microbatch: the first half alternates between folds 0 and 1, the second between 2 and 3.
+
+    Example:
+        >>> fold_of_each(6)
+        [0, 1, 0, 3, 2, 3]
+    """
+    half = microbatches // 2
+    return [index % 2 + (0 if index < half else FOLDS // 2) for index in range(microbatches)]
+
+
+def _accumulate(
+    model: nn.Module,
+    batches: Sequence[dict[str, Tensor]],
+    sums: Mapping[str, LayerPass],
+    settings: Settings,
+    done: Callable[[int], None],
+) -> Totals:
+    """Forward and backward over all microbatches into `sums`; directions are fixed at half-time.
+
+    Raises:
+        InputError: no label in any microbatch, or a loss that is not finite.
+    """
+    modules = dict(model.named_modules())
+    layers = {name: modules[name] for name in sums if name in modules}
+    device, folds, totals, current = next(model.parameters()).device, fold_of_each(len(batches)), Totals(), 0
+    with capturing(model, layers, lambda name, x, y, d: sums[name].add(folds[current], x, y, d)) as capture:
+        for current, held in enumerate(batches):
+            if current == len(batches) // 2:
+                for layer in sums.values():
+                    layer.fix_directions(settings.sizes.directions)
+            batch = {name: tensor.to(device) for name, tensor in held.items()}
+            capture.start(batch.get("attention_mask"))
+            with torch.enable_grad():
+                nll, labels = settings.loss_fn(model, batch)
+            summed = _checked(nll.sum(), capture, current)
+            if summed.requires_grad:
+                torch.autograd.backward(summed)
+            totals.loss += summed.item()
+            totals.label_tokens += int(labels.sum())
+            totals.tokens += int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+            totals.repeated |= {name for name, calls in capture.calls.items() if calls > 1}
+            done(current + 1)
+    if totals.label_tokens == 0:
+        raise InputError(
+            f"none of the {totals.tokens:,} tokens in the {len(batches)} microbatches of the spectral pass is a label; "
+            "the label mask leaves nothing to learn: check the dataset's roles and `dataset.max_length`"
+        )
+    return totals
+
+
+def _silent(_done: int, _total: int, _message: str) -> None:
+    return
 
 
 def _checked(loss: Tensor, capture: Capture, index: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import ClassVar, Protocol, final
 
 RANKS = (8, 16, 32)
 """Adapter ranks that are measured and offered."""
@@ -45,10 +45,8 @@ class LayerView:
 class MeasuredVariant(Protocol):
     """The part of a variant that the spectral pass needs; see `lora_select.variant.Variant`."""
 
-    @property
-    def name(self) -> str:
-        """Key of the variant."""
-        ...
+    name: ClassVar[str]
+    """Key of the variant."""
 
     @property
     def r(self) -> int:

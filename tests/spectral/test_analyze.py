@@ -81,6 +81,26 @@ def test_a_small_sketch_stays_within_its_error(model, tmp_path):
     assert far <= 1
 
 
+def test_flipped_signs_leave_no_signal(model, tmp_path):
+    """The negative control: every microbatch repeats one text, so most layers have signal until signs cancel it."""
+    same = microbatches(1) * 16
+    signs = [1, -1, -1, 1, 1, -1, 1, -1, 1, 1, -1, -1, 1, -1, -1, 1]
+
+    def flipped(model, batch):
+        nll, labels = loss(model, batch)
+        return nll * batch["sign"], labels
+
+    noisy = [
+        {**(one if index % 4 else other), "sign": torch.tensor(float(sign))}
+        for index, (one, other, sign) in enumerate(zip(same, microbatches(16, seed=1), signs, strict=True))
+    ]
+    plain = run(model, tmp_path, batches=noisy)
+    control = run(model, tmp_path, batches=noisy, loss_fn=flipped)
+    assert sum(layer.signal_energy > 2 * layer.signal_energy_se for layer in plain.layers) >= 10
+    assert all(layer.signal_energy < 2 * layer.signal_energy_se for layer in control.layers)
+    assert sum(layer.signal_rank > 0 for layer in control.layers) <= 1
+
+
 def test_the_record_is_json_and_names_its_tensors(model, tmp_path):
     spectra = run(model, tmp_path)
     assert from_json(Spectra, to_json(spectra)) == spectra

@@ -1,5 +1,6 @@
 """Who becomes champion: a pure function from an evaluation to an alias and its reasons."""
 
+from lora_select.evaluation.interval import FEW_ROWS
 from lora_select.records import Evaluation, MetricComparison
 
 CHALLENGER = "challenger"
@@ -21,13 +22,18 @@ def decide(evaluation: Evaluation, champion: str | None, *, max_forgetting: floa
     faults = []
     if not _improves(loss):
         faults.append(f"held-out loss does not beat the base model's: {_words(loss)}")
+    if loss.rows < FEW_ROWS:
+        faults.append(
+            f"only {loss.rows} held-out rows: a 95 % interval over fewer than {FEW_ROWS} promises more than it keeps; "
+            "raise `dataset.eval_fraction`"
+        )
     match = evaluation.metrics.get("exact_match")
     if match and match.significant and match.difference < 0:
         faults.append(f"exact match fell: {_words(match)}")
     if evaluation.forgetting.difference > max_forgetting:
         faults.append(
-            f"loss on reference text rose by {evaluation.forgetting.difference:.3f} {evaluation.forgetting.unit}, over the "
-            f"limit of {max_forgetting:g} (`promotion.max_forgetting`)"
+            f"loss on reference text rose over the limit of {max_forgetting:g} (`promotion.max_forgetting`): "
+            f"{_words(evaluation.forgetting)}"
         )
     if champion is not None:
         faults += _against_champion(evaluation, champion)

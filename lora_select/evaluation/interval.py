@@ -1,6 +1,8 @@
 """Paired bootstrap intervals: the same rows before and after, resampled together."""
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -8,6 +10,8 @@ from lora_select.errors import InputError
 
 LEVEL = 0.95
 CHUNK = 256
+FEW_ROWS = 10
+"""Below this many rows the 95 % interval covers visibly less: see `tests/evaluation/test_interval.py` for how much."""
 
 
 def paired_bootstrap(
@@ -18,7 +22,12 @@ def paired_bootstrap(
     samples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float, tuple[float, float]]:
-    """Both values, their difference, and its 95 % percentile interval over resampled rows (Efron and Tibshirani 1993, 13.3).
+    """Both values, their difference, and its 95 % bootstrap interval over resampled rows.
+
+    The interval is the expanded percentile interval: quantiles of the resampled differences at Phi(-sqrt(n/(n-1)) t),
+    t the 97.5 % quantile of Student's distribution with n-1 degrees of freedom, in place of 2.5 % and 97.5 %. The plain
+    percentile interval is too short by the same factor as a normal interval with the uncorrected standard deviation; for
+    n > 100 rows the two agree within 1 %.
 
     The value is sum(x) / sum(weights): a mean over rows when there are no weights, nats per label token when x is a
     row's summed loss and the weight its label tokens.
@@ -35,6 +44,14 @@ def paired_bootstrap(
 
     Raises:
         InputError: fewer than two rows, from which nothing can be said about spread.
+
+    References:
+        Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. Hesterberg, What Teachers Should Know
+        About the Bootstrap, The American Statistician 69 (2015): the expanded percentile interval.
+
+    Example:
+        >>> paired_bootstrap([3.0, 5.0], [2.0, 4.0])
+        (4.0, 3.0, -1.0, (-1.0, -1.0))
     """
     before, after = np.asarray(base, dtype=np.float64), np.asarray(adapted, dtype=np.float64)
     per_row = np.ones_like(before) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -51,8 +68,30 @@ def paired_bootstrap(
     drawn = np.concatenate(
         [_resample(change, per_row, min(CHUNK, samples - start), generator) for start in range(0, samples, CHUNK)]
     )
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    tail = _tail(len(change))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return first, second, second - first, (float(low), float(high))
+
+
+def _tail(rows: int) -> float:
+    """The probability beyond either end of the expanded percentile interval: below 2.5 %, and towards it for many rows."""
+    reach = student_quantile(rows - 1) * math.sqrt(rows / (rows - 1))
+    return NormalDist().cdf(-reach)
+
+
+def student_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t, by its expansion about the normal (Abramowitz and Stegun, 26.7.5).
+
+    Within 1 % from 3 degrees of freedom on; below, the interval spans nearly every resample either way.
+
+    >>> round(student_quantile(10), 2), round(student_quantile(30), 3)
+    (2.23, 2.042)
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
 
 
 def _resample(change: np.ndarray, weights: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Evaluation on a tiny model: losses equal the dense reference, an adapter that does nothing changes nothing."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,10 +9,10 @@ import torch
 from lora_select import models
 from lora_select.data.intake import intake
 from lora_select.data.profile import profile
-from lora_select.data.tokens import collate, label_loss, read_rows
-from lora_select.evaluation import evaluate as module
+from lora_select.data.tokens import collate, label_loss, read_rows, write_rows
+from lora_select.evaluation import measure as module
 from lora_select.evaluation.evaluate import EvaluationOptions, evaluate
-from lora_select.evaluation.metrics import exact_match
+from lora_select.evaluation.forgetting import CHUNK_TOKENS, reference_rows
 
 OPTIONS = EvaluationOptions(exact_match_rows=3, max_new_tokens=4, bootstrap_samples=200, reference_tokens=512)
 
@@ -42,7 +43,7 @@ def adapter(tmp_path, base, *, strength):
     return tmp_path / f"adapter-{strength}"
 
 
-def run(material, tmp_path, folder, **others):
+def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, **others):
     base, data = material
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
@@ -53,9 +54,10 @@ def run(material, tmp_path, folder, **others):
         eval_rows=data / "eval.parquet",
         adapter_digest="a",
         dataset_digest="d",
-        options=OPTIONS,
+        options=options,
         others=others,
         folder=out,
+        progress=progress,
     )
 
 
@@ -83,7 +85,8 @@ def test_numbers_equal_the_reference_and_rivals_are_compared(material, tmp_path)
     assert rival.base != made.metrics["loss"].base
     table = json.loads((tmp_path / "out" / made.rows_file.path).read_text())
     assert len(table["losses"]) == len(rows)
-    assert set(table["answers"][0]) == {"expected", "base", "adapted", "plain_lora"}
+    assert set(table["answers"][0]) == {"row_id", "prompt", "expected", "base", "adapted", "plain_lora"}
+    assert {row["row_id"] for row in table["answers"]} <= {row["row_id"] for row in table["losses"]}
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(material, tmp_path, monkeypatch):
@@ -93,8 +96,87 @@ def test_a_killed_evaluation_goes_on_where_it_was(material, tmp_path, monkeypatc
     assert run(material, tmp_path, folder) == first
 
 
-def test_exact_match_of_text_and_json():
-    assert exact_match('{"a": [1, 2]}', '{ "a":[1,2] }')
-    assert not exact_match('{"a": [1, 2]}', '{"a": [2, 1]}')
-    assert not exact_match("1", "1.0")
-    assert not exact_match('{"a": 1}', '{"a": 1} and more')
+def test_another_adapter_of_the_same_name_is_measured_anew(material, tmp_path):
+    base, _ = material
+    first = run(
+        material, tmp_path, adapter(tmp_path, base, strength=0.5), champion=adapter(tmp_path, base, strength=0.2)
+    )
+    second = run(
+        material, tmp_path, adapter(tmp_path, base, strength=0.5), champion=adapter(tmp_path, base, strength=0)
+    )
+    assert second.metrics == first.metrics
+    assert (
+        second.against["champion"]["loss"].base == second.metrics["loss"].base != first.against["champion"]["loss"].base
+    )
+
+
+def test_a_trained_adapter_improves(material, tmp_path):
+    """Twenty steps of Adam on a random model: the digits and braces of the answers are quickly learnt."""
+    from peft import LoraConfig, get_peft_model
+
+    base, data = material
+    torch.manual_seed(2)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    model = get_peft_model(models.load_model(base.path), config)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    batch = collate(read_rows(data / "train_tokens.parquet"), 3)
+    for _ in range(20):
+        nll, count = label_loss(model, batch)
+        optimizer.zero_grad()
+        (nll.sum() / count.sum()).backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path / "trained")
+    loss = run(material, tmp_path, tmp_path / "trained").metrics["loss"]
+    assert loss.significant
+    assert loss.interval[1] < -0.5
+
+
+def test_nothing_is_left_out_in_silence(material, tmp_path):
+    base, data = material
+    rows = read_rows(data / "eval_tokens.parquet")
+    write_rows(tmp_path / "some.parquet", rows[2:])
+    long = dataclasses.replace(base, max_position_embeddings=10)
+    zero = adapter(tmp_path, base, strength=0)
+    (tmp_path / "out").mkdir()
+    made = evaluate(
+        long,
+        zero,
+        eval_tokens=tmp_path / "some.parquet",
+        eval_rows=data / "eval.parquet",
+        adapter_digest="a",
+        dataset_digest="d",
+        options=OPTIONS,
+        others={},
+        folder=tmp_path / "out",
+    )
+    notes = "\n".join(made.notes)
+    assert set(made.metrics) == {"loss"}
+    assert made.samples == ()
+    assert f"2 of {len(rows)} held-out rows have no label token" in notes
+    assert f"{len(rows) - 2} questions are not asked" in notes
+    assert "10 positions" in notes
+
+
+def test_few_rows_are_noted_and_progress_ends_at_the_end(material, tmp_path):
+    calls = []
+    zero = adapter(tmp_path, material[0], strength=0)
+    made = run(material, tmp_path, zero, progress=lambda done, total, what: calls.append((done, total, what)))
+    assert calls[-1][0] == calls[-1][1]
+    assert [done for done, _, _ in calls] == sorted(done for done, _, _ in calls)
+    assert calls[-1][2] == "answers of adapted"
+    assert any("only 3 rows for exact match" in note for note in made.notes)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(material, tmp_path):
+    broken = adapter(tmp_path, material[0], strength=float("nan"))
+    with pytest.raises(RuntimeError, match="the loss of row .* is nan"):
+        run(material, tmp_path, broken)
+
+
+def test_reference_rows_are_spread_and_all_labels_but_the_first(tiny_model_folder):
+    tokenizer = models.load_tokenizer(str(tiny_model_folder))
+    rows = reference_rows(tokenizer, 1024)
+    assert [len(row.input_ids) for row in rows] == [CHUNK_TOKENS] * 8
+    assert all(row.label_mask == (False, *[True] * (CHUNK_TOKENS - 1)) for row in rows)
+    assert len({row.input_ids for row in rows}) == 8
+    assert len(reference_rows(tokenizer, 1)) == 2

@@ -1,0 +1,122 @@
+"""One model measured: its loss on every row and reference chunk, and its answers; kept in a file when it is done."""
+
+import gc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from lora_select import models
+from lora_select.data.tokens import TokenRow, collate, label_loss
+from lora_select.evaluation import metrics
+from lora_select.evaluation.material import EvaluationOptions, Material
+from lora_select.fingerprint import key_of
+from lora_select.records import BaseModel, finite, sha256_file, write_text
+
+Progress = Callable[[int, int, str], None]
+
+
+@final
+@dataclass(frozen=True)
+class Measured:
+    """One model's numbers: summed loss in nats per row and per reference chunk, and its answers to the questions."""
+
+    losses: tuple[float, ...]
+    reference: tuple[float, ...]
+    answers: tuple[str, ...]
+
+
+def measure(
+    base: BaseModel, adapter: Path | None, material: Material, options: EvaluationOptions, note: Path, report: Progress
+) -> Measured:
+    """Measure the base model, or the adapter on a freshly loaded base; read `note` when the same was measured before.
+
+    The base is loaded anew each time: a start that changes the base's weights (PiSSA) cannot leak into the next model.
+
+    Raises:
+        RuntimeError: a loss is not finite.
+    """
+    key = _key(base, adapter, material, options)
+    kept = _read(note, key)
+    if kept is not None:
+        return kept
+    model = _load(base, adapter, options)
+    total = len(material.rows) + len(material.reference) + len(material.questions)
+    losses = _losses(model, material.rows, material.pad_id, options, lambda done: report(done, total, "loss"))
+    done = len(losses)
+    reference = _losses(
+        model, material.reference, material.pad_id, options, lambda n: report(done + n, total, "reference loss")
+    )
+    answers = _answers(
+        model, base, material, options, lambda n, _, what: report(done + len(reference) + n, total, what)
+    )
+    measured = Measured(tuple(losses), tuple(reference), tuple(answers))
+    write_text(note, json.dumps({"key": key, **asdict(measured)}, ensure_ascii=False) + "\n")
+    del model
+    gc.collect()
+    return measured
+
+
+def _key(base: BaseModel, adapter: Path | None, material: Material, options: EvaluationOptions) -> str:
+    """What the numbers depend on: an adapter of the same name with other weights is another adapter."""
+    weights = [] if adapter is None else sorted(sha256_file(file) for file in adapter.glob("adapter_*"))
+    rows = [[row.row_id, row.input_ids] for row in (*material.rows, *material.reference)]
+    prompts = [question.prompt for question in material.questions]
+    return key_of({"base": base.digest, "adapter": weights, "rows": rows, "prompts": prompts, **asdict(options)})
+
+
+def _read(note: Path, key: str) -> Measured | None:
+    if not note.is_file():
+        return None
+    values = json.loads(note.read_text(encoding="utf-8"))
+    if values["key"] != key:
+        return None
+    return Measured(*(tuple(values[name]) for name in ("losses", "reference", "answers")))
+
+
+def _load(base: BaseModel, adapter: Path | None, options: EvaluationOptions) -> Any:
+    model = models.load_model(base.path, dtype=options.dtype, device=options.device)
+    if adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(adapter)).eval()
+
+
+def _answers(
+    model: Any, base: BaseModel, material: Material, options: EvaluationOptions, report: Progress
+) -> Sequence[str]:
+    if not material.questions:
+        return []
+    return metrics.generate(
+        model,
+        models.load_tokenizer(base.path),
+        [question.prompt for question in material.questions],
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        progress=report,
+    )
+
+
+def _losses(
+    model: Any,
+    rows: Sequence[TokenRow],
+    pad_id: int,
+    options: EvaluationOptions,
+    report: Callable[[int], None],
+) -> list[float]:
+    """Summed loss of each row in nats, in the order of the rows; batched by length."""
+    import torch
+
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    losses = [0.0] * len(rows)
+    with torch.inference_mode():
+        for start in range(0, len(order), options.batch_size):
+            chosen = order[start : start + options.batch_size]
+            batch = collate([rows[index] for index in chosen], pad_id)
+            nll, _ = label_loss(model, {name: tensor.to(options.device) for name, tensor in batch.items()})
+            for index, value in zip(chosen, nll.tolist(), strict=True):
+                losses[index] = finite(value, f"the loss of row {rows[index].row_id}")
+            report(min(start + options.batch_size, len(order)))
+    return losses

@@ -128,7 +128,7 @@ def candidates(decision: Decision, path: Path) -> Path:
         offset = 0.22 * (ranks.index(item.spec.r) - (len(ranks) - 1) / 2) / max(1, (len(ranks) - 1) / 2)
         axes.errorbar(item.score, place + offset, xerr=2 * item.score_se, **_look(item, decision, shades))
     axes.set_yticks(range(len(lines)), [f"{variant}, {targets}" for variant, targets in lines])
-    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(lines)) - 0.5, -0.5)
     axes.set(xlabel="score: share of the gradient's signal energy that the adapter can follow at its start (± 2 SE)")
     axes.grid(axis="x", color=PALE, linewidth=0.8)
     axes.set_axisbelow(True)

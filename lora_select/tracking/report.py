@@ -3,15 +3,19 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lora_select import __version__
+from lora_select.evaluation.metrics import exact_match
 from lora_select.fingerprint import library_digest
 from lora_select.records import BaseModel, Evaluation, MetricComparison, Report, file_ref, write_text
 from lora_select.tracking import plots
 
 TEMPLATE = "report.html.j2"
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "mlflow")
+SHARE_UNIT = "of rows"
 NAMES = {"loss": "held-out loss", "exact_match": "exact match", "valid_json": "answers that are JSON"}
 RIVALS = {"plain_lora": "plain LoRA", "champion": "the present champion"}
 
@@ -36,21 +40,27 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
     )
     environment.filters |= {
         "change": change,
+        "delta": delta,
         "interval": interval,
         "number": number,
         "sentence": sentence,
         "in_order": in_order,
+        "matches": exact_match,
+        "title": title,
+        "value": value,
     }
     page = environment.get_template(TEMPLATE).render(
         **inputs.records,
         base=inputs.base,
         link=inputs.link,
-        metric_names=NAMES,
         rival_names=RIVALS,
         metrics=in_order(inputs.records["evaluation"].metrics),
         verdict=verdict(inputs.records["evaluation"]),
+        good=change(inputs.records["evaluation"].metrics["loss"]) == "better",
+        hits=_hits(inputs.records["evaluation"]),
         figures={name: _embedded(path) for name, path in figures.items()},
         version=__version__,
+        packages=_packages(),
         library=library_digest(),
     )
     write_text(folder / "report.html", page)
@@ -69,13 +79,40 @@ def verdict(evaluation: Evaluation) -> str:
     words += f" (95 % interval of the change {interval(loss)}, {loss.rows} rows)."
     for rival, metrics in evaluation.against.items():
         words += f" {_against(rival, metrics['loss'])}"
+    match = evaluation.metrics.get("exact_match")
+    if match:
+        words += f" {_matched(match)}"
     forgetting = evaluation.forgetting
     if forgetting.significant:
         direction = "rises" if forgetting.difference > 0 else "falls"
         words += (
-            f" On general reference text its loss {direction} by {abs(forgetting.difference):.3f} {forgetting.unit}."
+            f" On general reference text its loss {direction} by {abs(forgetting.difference):.3f} {forgetting.unit} "
+            f"({interval(forgetting)})."
         )
     return words
+
+
+def _matched(match: MetricComparison) -> str:
+    shares = f"{value(match.base, match.unit)} to {value(match.adapted, match.unit)} of {match.rows} rows"
+    if not match.significant:
+        return f"Exactly right answers: {shares}, which cannot be told from noise."
+    direction = "rise" if match.difference > 0 else "fall"
+    return f"Exactly right answers {direction} from {shares}."
+
+
+def _hits(evaluation: Evaluation) -> dict[str, int]:
+    """How many of the shown samples are right, without and with the adapter."""
+    return {
+        "base": sum(exact_match(sample.expected, sample.base) for sample in evaluation.samples),
+        "adapted": sum(exact_match(sample.expected, sample.adapted) for sample in evaluation.samples),
+    }
+
+
+def _packages() -> dict[str, str]:
+    """Versions of what did the work, without importing it."""
+    return {
+        distribution.metadata["Name"]: distribution.version for distribution in map(metadata.distribution, PACKAGES)
+    }
 
 
 def _against(rival: str, loss: MetricComparison) -> str:
@@ -98,9 +135,26 @@ def change(item: MetricComparison) -> str:
     return "better" if (item.difference < 0) == (item.better == "lower") else "worse"
 
 
+def title(item: MetricComparison, name: str) -> str:
+    """The metric's name for people, with its unit; shares of rows are in percent and need none."""
+    words = NAMES.get(name, name)
+    return words if item.unit == SHARE_UNIT else f"{words} ({item.unit})"
+
+
+def value(amount: float, unit: str) -> str:
+    """Three decimals; shares of rows in percent."""
+    return f"{100 * amount:.1f} %" if unit == SHARE_UNIT else f"{amount:.3f}"
+
+
+def delta(amount: float, unit: str) -> str:
+    """A change, with its sign; of shares in percentage points."""
+    return f"{100 * amount:+.1f} pp" if unit == SHARE_UNIT else f"{amount:+.3f}"
+
+
 def interval(item: MetricComparison) -> str:
-    """The interval with signs."""
-    return f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
+    """The interval with signs, in the units of :func:`delta`."""
+    low, high = (delta(bound, item.unit) for bound in item.interval)
+    return f"{low.removesuffix(' pp')} to {high}"
 
 
 def number(value: float) -> str:
@@ -111,8 +165,10 @@ def number(value: float) -> str:
 
 
 def sentence(text: str) -> str:
-    """Text with a capital and a full stop."""
-    text = text[:1].upper() + text[1:]
+    """Text with a capital and a full stop; symbols such as `r` and `fp32` keep their case."""
+    first = text.partition(" ")[0].rstrip(",:;")
+    if len(first) > 1 and first.replace("-", "").replace("'", "").isalpha():
+        text = text[0].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

@@ -1,0 +1,236 @@
+"""The page a person reads: every number it claims, bad news in words, nothing of the data taken for HTML, no network."""
+
+import base64
+import dataclasses
+import html
+import json
+import re
+
+import mlflow_samples as samples
+import pytest
+
+from lora_select import records
+from lora_select.records import MetricComparison
+from lora_select.tracking import plots
+from lora_select.tracking.report import ReportInputs, change, in_order, number, sentence, verdict, write_report
+
+BASE = records.BaseModel("some/model", "abc", "/nowhere", "f" * 64, "LlamaForCausalLM", 134_515_008, 30, 576, 49152, True, 8192)  # fmt: skip
+HOSTILE = '<script>alert(1)</script> & "quoted" {{ 7 * 7 }}'
+
+
+def pair(base, adapted, low, high, *, unit="nats/token", better="lower", rows=86):
+    return MetricComparison(base, adapted, adapted - base, (low, high), rows, unit, better, low > 0 or high < 0)
+
+
+LOWER = pair(3.0071, 0.5522, -2.6483, -2.2855)
+TIE = pair(0.5611, 0.5522, -0.0301, 0.0122)
+HIGHER = pair(3.0071, 3.4001, 0.2002, 0.5877)
+FORGOT = pair(3.1131, 3.2092, 0.0735, 0.1180, rows=32)
+KEPT = pair(3.1131, 3.1135, -0.002, 0.003, rows=32)
+MATCHED = pair(0.0, 0.34375, 0.1875, 0.5, unit="of rows", better="higher", rows=32)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    folder = tmp_path / "stages"
+    folder.mkdir()
+    rows = [{"row_id": str(n), "label_tokens": 10, "base_loss": 30.0 + n, "adapted_loss": 5.0 + n} for n in range(9)]
+    evaluation = dataclasses.replace(
+        samples.evaluation(folder),
+        metrics={"exact_match": MATCHED, "loss": LOWER},
+        against={"plain_lora": {"loss": TIE}},
+        forgetting=FORGOT,
+        samples=(records.Sample(HOSTILE, '{"a": 1}', HOSTILE, '{ "a":1 }'), records.Sample("q", "yes", "", "no")),
+        rows_file=samples.write(folder, "rows.json", json.dumps({"losses": rows, "answers": []})),
+    )
+    found = {
+        "dataset": samples.dataset(folder),
+        "profile": samples.profile(folder),
+        "spectra": samples.spectra(folder),
+        "decision": samples.decision(),
+        "plan": samples.plan(),
+        "adapter": samples.adapter(folder),
+        "proof": samples.proof(),
+        "evaluation": evaluation,
+        "promotion": samples.promotion(alias="champion"),
+    }
+    return ReportInputs(BASE, found, dict.fromkeys(found, folder), "http://127.0.0.1:5000/#/runs/1")
+
+
+def changed(inputs, **found):
+    return dataclasses.replace(inputs, records={**inputs.records, **found})
+
+
+def page(inputs, tmp_path):
+    """The page's source, and what a person reads of it."""
+    out = tmp_path / "report"
+    out.mkdir(exist_ok=True)
+    made = write_report(inputs, out)
+    source = (out / made.file.path).read_text(encoding="utf-8")
+    body = re.sub(r"<style>.*?</style>", "", source, flags=re.DOTALL)
+    return source, html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
+
+
+def test_every_number_of_the_records_is_there(inputs, tmp_path):
+    _, text = page(inputs, tmp_path)
+    found = inputs.records
+    dataset, decision, adapter = found["dataset"], found["decision"], found["adapter"]
+    for item in (LOWER, TIE, FORGOT):
+        assert f"{item.base:.3f} {item.adapted:.3f} {item.difference:+.3f}" in text
+        assert f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f} {item.rows}" in text
+    assert "0.0 % 34.4 % +34.4 pp +18.8 to +50.0 pp 32" in text
+    assert text.index("held-out loss (nats/token)") < text.index("exact match")
+    for candidate in decision.candidates:
+        assert f"{candidate.key} {candidate.spec.num_parameters:,}" in text
+        assert f"{candidate.score:.4f} {candidate.score_se:.4f}" in text
+    for words in (*decision.reasons, *(reason for c in decision.candidates for reason in c.rejected)):
+        assert sentence(words) in text
+    for rejected in dataset.rejected:
+        assert f"{rejected.reason} {rejected.count} {', '.join(rejected.examples)}" in text
+    for split in (found["profile"].train, found["profile"].eval):
+        assert (
+            f"{split.rows:,} {split.tokens:,} {split.label_tokens:,} {split.length.p50} {split.length.maximum}" in text
+        )
+        assert f"{split.rows_truncated} {split.label_tokens_lost} {split.rows_without_labels}" in text
+    assert f"{adapter.final_loss:.3f}" in text
+    assert f"{found['plan'].total_steps} {adapter.steps}" in text
+    assert f"{found['proof'].tensors} finite tensors" in text
+    assert "tweets version 1 is champion" in text
+    for digest in (dataset.digest, BASE.digest, adapter.digest, dataset.sources[0].sha256):
+        assert digest in text
+    assert re.search(r"torch \d+\.\d+.*transformers \d+\.\d+.*peft \d+\.\d+", text)
+
+
+def test_rows_are_text_and_never_html(inputs, tmp_path):
+    source, text = page(inputs, tmp_path)
+    assert HOSTILE in text
+    assert "<script" not in source
+    assert "&lt;script&gt;" in source
+
+
+def test_the_page_stands_alone(inputs, tmp_path):
+    source, _ = page(inputs, tmp_path)
+    assert re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)([^\"]*)", source) == [inputs.link]
+    assert "url(" not in source
+    assert "@import" not in source
+    pictures = re.findall(r"data:image/png;base64,([^\"]+)", source)
+    assert len(pictures) == 5
+    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_same_records_same_bytes(inputs, tmp_path):
+    first, _ = page(inputs, tmp_path)
+    assert page(inputs, tmp_path)[0] == first
+
+
+def test_samples_say_which_answers_are_right(inputs, tmp_path):
+    source, text = page(inputs, tmp_path)
+    assert "1 of 2 answers are right with the adapter, 0 without" in text
+    assert text.count("✓ exact") == 1
+    assert "(nothing)" in text
+    assert source.count('class="right"') == 1
+
+
+def test_the_least_a_run_can_hold(inputs, tmp_path):
+    """No rival, no questions, no link, no rejected row, no layer with a spectrum, one step, no time."""
+    found = inputs.records
+    evaluation = dataclasses.replace(found["evaluation"], metrics={"loss": LOWER}, against={}, samples=(), notes=())
+    metrics = tmp_path / "stages" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    few = changed(
+        inputs,
+        evaluation=evaluation,
+        dataset=dataclasses.replace(found["dataset"], rejected=()),
+        profile=dataclasses.replace(found["profile"], warnings=()),
+        spectra=dataclasses.replace(found["spectra"], layers=(), skipped_layers={}),
+        decision=dataclasses.replace(found["decision"], candidates=(), abstained=True, reasons=()),
+        adapter=dataclasses.replace(found["adapter"], seconds=0.0, steps=1),
+    )
+    source, text = page(dataclasses.replace(few, link=""), tmp_path)
+    assert "MLflow run" not in text
+    assert "What it says" not in text
+    assert "exact match" not in text
+    assert "No row was left out." in text
+    assert "The rule abstained" in text
+    assert "href=" not in source
+
+
+def test_failures_are_told(inputs, tmp_path):
+    found = inputs.records
+    proof = dataclasses.replace(found["proof"], finite=False, nonzero_b=False, passed=False, faults=("logits differ",))
+    evaluation = dataclasses.replace(found["evaluation"], metrics={"loss": HIGHER})
+    source, text = page(changed(inputs, proof=proof, evaluation=evaluation), tmp_path)
+    assert "NOT ALL FINITE" in text
+    assert "B ZERO" in text
+    assert "Logits differ." in text
+    assert 'class="verdict bad"' in source
+    assert '"word worse"' in source
+
+
+@pytest.mark.parametrize(
+    ("metrics", "against", "forgetting", "words"),
+    [
+        ({"loss": LOWER}, {}, KEPT, "The adapter lowers held-out loss from 3.007 to 0.552 nats/token (95 % interval of the change -2.648 to -2.285, 86 rows)."),
+        ({"loss": HIGHER}, {}, KEPT, "makes held-out loss worse: 3.007 to 3.400"),
+        ({"loss": TIE}, {}, KEPT, "No change of held-out loss can be told from noise: 0.561 to 0.552"),
+        ({"loss": LOWER}, {"plain_lora": {"loss": TIE}}, KEPT, "It cannot be told apart from plain LoRA (-0.030 to +0.012)."),
+        ({"loss": LOWER}, {"champion": {"loss": HIGHER}}, KEPT, "It is worse than the present champion by 0.393"),
+        ({"loss": LOWER}, {"champion": {"loss": LOWER}}, KEPT, "It is better than the present champion by 2.455"),
+        ({"loss": LOWER}, {}, FORGOT, "On general reference text its loss rises by 0.096 nats/token (+0.073 to +0.118)."),
+        ({"loss": LOWER, "exact_match": MATCHED}, {}, KEPT, "Exactly right answers rise from 0.0 % to 34.4 % of 32 rows."),
+    ],
+)  # fmt: skip
+def test_verdict(inputs, metrics, against, forgetting, words):
+    evaluation = dataclasses.replace(
+        inputs.records["evaluation"], metrics=metrics, against=against, forgetting=forgetting
+    )
+    assert words in verdict(evaluation)
+    assert ("On general" in verdict(evaluation)) == (forgetting is FORGOT)
+
+
+def test_words():
+    assert change(TIE) == "not distinguishable"
+    assert (change(LOWER), change(HIGHER), change(MATCHED)) == ("better", "worse", "better")
+    assert list(in_order({"new": TIE, "valid_json": TIE, "loss": TIE})) == ["loss", "valid_json", "new"]
+    assert [number(x) for x in (0, 12, 1234567, 4000.0, 0.00031, 2.5)] == [
+        "0",
+        "12",
+        "1,234,567",
+        "4,000",
+        "0.00031",
+        "2.5",
+    ]
+    assert [sentence(x) for x in ("it fits", "r 16 is", "fp32: no", "Done.")] == ["It fits.", "r 16 is.", "fp32: no.", "Done."]  # fmt: skip
+
+
+def test_candidates_are_told_apart(tmp_path):
+    """Chosen, tied and ruled out look different; a rank that was not measured is not drawn."""
+    decision = samples.decision()
+    chosen, tied, out, unknown, other = decision.candidates
+    tied = dataclasses.replace(tied, rejected=("tied: no statistic separates it",))
+    unknown = dataclasses.replace(unknown, score=0.0, score_se=1.0)
+    shades = {8: "#123456"}
+    looks = [plots._look(item, decision, shades)["fmt"] for item in (chosen, tied, out)]
+    assert looks == ["D", "o", "x"]
+    full = plots.candidates(decision, tmp_path / "full.png").read_bytes()
+    less = dataclasses.replace(decision, candidates=(chosen, tied, out, unknown, other))
+    assert plots.candidates(less, tmp_path / "less.png").read_bytes() != full
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (-1.0, -2.0), (1.0, -1.0), ()])
+@pytest.mark.filterwarnings("error")
+def test_a_spectrum_without_signal_is_drawn(tmp_path, values):
+    spectra = samples.spectra(tmp_path)
+    errors = tuple(abs(value) / 2 for value in values)
+    layer = dataclasses.replace(spectra.layers[0], heldout_values=values, heldout_se=errors, signal_rank=0)
+    made = dataclasses.replace(spectra, layers=(layer,))
+    assert plots.spectrum(made, tmp_path / "spectrum.png").stat().st_size > 1000
+    assert plots.signal_ranks(made, tmp_path / "ranks.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_figures_of_one_row_and_of_many(tmp_path, count):
+    rows = [{"row_id": str(n), "label_tokens": 2, "base_loss": 3.0, "adapted_loss": 3.0 + n} for n in range(count)]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps({"losses": rows}))
+    assert plots.before_and_after(file, tmp_path / "rows.png").stat().st_size > 1000

@@ -26,7 +26,7 @@ def test_a_step_of_the_magnitudes_alone_moves_by_the_inverse_row_norm():
         "output_energy": 12.0,
         "weight_energy": 24.0,
     }
-    empty = dict.fromkeys(("activation_subspace", "weight_left", "weight_right", "weight_both"), {})
+    empty = {name: {} for name in ("activation_subspace", "weight_left", "weight_right", "weight_both")}
     spectra = dict.fromkeys(("weight_values", "weight_input_energy", "activation_input_energy"), ())
     view = LayerView(**still, **empty, **spectra, row_scale=0.0)
     assert DoRA(4).displacement(view) == pytest.approx((6 / 24) ** 0.5)

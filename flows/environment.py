@@ -1,6 +1,7 @@
 """Settings that must stand before Prefect and MLflow are imported: no telemetry, a quiet console, patience at start-up."""
 
 import os
+import warnings
 from pathlib import Path
 
 DEFAULTS = {
@@ -25,6 +26,7 @@ GPU_NODES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 def prepare() -> None:
     """Set what the user has not set."""
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if not any(Path(node).exists() for node in GPU_NODES):

@@ -34,12 +34,12 @@ def library_digest() -> str:
 
 
 def source_digest(source: str) -> str:
-    """SHA-256 of the bytes behind a dataset source; a source that is no local path stands for itself.
+    """SHA-256 of the bytes behind a dataset source; a source that is no local path (or none) stands for itself.
 
     File names and their order do not count: the digest is over the sorted digests of the files.
     """
     path = Path(source)
-    if not path.exists():
+    if not source or not path.exists():  # an empty path would be the working directory
         return hashlib.sha256(source.encode()).hexdigest()
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
     digests = sorted(hashlib.sha256(p.read_bytes()).hexdigest() for p in files)

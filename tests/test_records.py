@@ -51,3 +51,10 @@ def test_source_digest_is_of_bytes_not_names(tmp_path):
     assert fingerprint.source_digest(str(one)) == fingerprint.source_digest(str(two))
     (two / "x.jsonl").write_text("third")
     assert fingerprint.source_digest(str(one)) != fingerprint.source_digest(str(two))
+
+
+def test_no_source_is_not_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = fingerprint.source_digest("")
+    (tmp_path / "mlflow.db").write_text("changes with every run")
+    assert fingerprint.source_digest("") == before

@@ -441,7 +441,7 @@ class Sample:
 class Evaluation:
     """Base against adapted on held-out rows; `against` holds the same comparison to other adapters (`plain_lora`, `champion`).
 
-    In `against[x]`, `base` is x and `adapted` the new adapter.
+    In `against[x]`, `base` is x and `adapted` the new adapter. `champion_version` is the version that `champion` was.
     """
 
     adapter_digest: str
@@ -452,6 +452,7 @@ class Evaluation:
     samples: tuple[Sample, ...]
     rows_file: FileRef
     notes: tuple[str, ...]
+    champion_version: str | None = None
 
 
 @dataclass(frozen=True)

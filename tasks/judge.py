@@ -1,5 +1,6 @@
 """Stages that judge: evaluation against base, plain LoRA and champion; the registry; the report."""
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,8 @@ def _evaluate(
     trained, rows = context.load(adapter, Adapter), context.load(dataset, Dataset)
     tokens = context.load(profile, DatasetProfile).eval_tokens_file.path
     others = {name: _adapter_folder(context, ref) for name, ref in rivals.items()}
-    return evaluate_library(
+    champion, champion_version = _champion(context, model_name, trained)
+    made = evaluate_library(
         base,
         _adapter_folder(context, adapter),
         eval_tokens=context.folder_of(profile) / tokens,
@@ -43,28 +45,29 @@ def _evaluate(
         adapter_digest=trained.digest,
         dataset_digest=rows.digest,
         options=EvaluationOptions(**options),
-        others=others | _champion(context, model_name, trained),
+        others=others | champion,
         folder=context.folder,
         progress=context.report,
     )
+    return dataclasses.replace(made, champion_version=champion_version)
 
 
 def _adapter_folder(context: Context, ref: StageRef) -> Path:
     return context.folder_of(ref) / context.load(ref, Adapter).directory
 
 
-def _champion(context: Context, model_name: str, adapter: Adapter) -> dict[str, Path]:
-    """The present champion's folder, downloaded once; nothing when there is none or it is this very adapter."""
-    kept = context.folder / CHAMPION
+def _champion(context: Context, model_name: str, adapter: Adapter) -> tuple[dict[str, Path], str | None]:
+    """The present champion's folder, downloaded once, and its version; nothing when there is none or it is this one."""
     tracking = context.place.tracker.store
     version = registry.by_alias(tracking, model_name)
     if version is None or version.adapter_digest == adapter.digest:
-        return {}
+        return {}, None
+    kept = context.folder / f"{CHAMPION}-{version.version}"
     if not kept.is_dir():
         shutil.rmtree(kept.with_suffix(".part"), ignore_errors=True)
         registry.download(tracking, version, kept.with_suffix(".part"))
         kept.with_suffix(".part").rename(kept)
-    return {CHAMPION: kept / registry.FOLDER}
+    return {CHAMPION: kept / registry.FOLDER}, version.version
 
 
 def _promote(
@@ -81,6 +84,8 @@ def _promote(
     tracking = context.place.tracker.store
     before = registry.by_alias(tracking, model_name)
     rival = None if before is None or before.adapter_digest == trained.digest else before.version
+    if judged.champion_version != rival:  # the champion changed since: what was measured says nothing of this one
+        judged = dataclasses.replace(judged, against={})
     alias, reasons = gate.decide(judged, rival, max_forgetting=max_forgetting)
     run_id = context.place.tracker.run_id("adapter") or context.place.tracker.parent
     version = registry.register(tracking, model_name, run_id, trained, context.folder_of(adapter))

@@ -136,16 +136,19 @@ def _about_variant(verdict: Verdict, inputs: SelectionInputs) -> str:
     else:
         cause = "the claim that tangent shares predict short runs is off: no benchmark has proven it yet"
     return (
-        f"Nothing clears the noise ({cause}), so the rule abstains to {choice.candidate.key}, the default.{named_text}"
+        f"No evidence that may decide tells the candidates apart ({cause}), so the rule abstains to the default, "
+        f"{choice.candidate.key}.{named_text}"
     )
 
 
 def _about_signal(spectra: Spectra) -> str:
     clear = sum(layer.signal_energy > CLEAR * layer.signal_energy_se for layer in spectra.layers)
     ranks = sorted(layer.signal_rank for layer in spectra.layers)
+    measured = max(len(layer.heldout_values) for layer in spectra.layers)
     return (
         f"The gradient's signal is above {CLEAR:g} standard errors in {clear} of {len(spectra.layers)} layers; its rank above "
-        f"noise is {ranks[len(ranks) // 2]} in the median layer, {ranks[-1]} at most."
+        f"noise is {ranks[len(ranks) // 2]} in the median layer and {ranks[-1]} in the largest (the pass measures "
+        f"{measured} directions)."
     )
 
 
@@ -175,6 +178,8 @@ def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: Selection
 def _about_rate(candidate: Candidate, inputs: SelectionInputs) -> str:
     if inputs.learning_rate is not None:
         return f"Learning rate {inputs.learning_rate:g}, named by the config."
+    if displacement_ratio(candidate) == 1:
+        return f"Learning rate {learning_rate(candidate):g}, the reference of all-linear LoRA."
     return (
         f"Learning rate {learning_rate(candidate):g}: {REFERENCE_RATE:g} of all-linear LoRA, over the displacement of one step "
         f"relative to LoRA's at the same rank, {displacement_ratio(candidate):.3g}."

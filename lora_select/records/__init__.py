@@ -1,0 +1,66 @@
+"""The records that travel down the line: small, frozen, valid JSON.
+
+Every stage of the pipeline returns exactly one of these. Tensors and tables never travel inside a record: they are files
+in the stage's folder, named by a :class:`FileRef` (path relative to that folder, SHA-256). A record is therefore enough to
+audit a stage, and `select` can be replayed from records alone.
+"""
+
+from lora_select.records.choice import (
+    AdapterSpec,
+    CandidateScore,
+    Decision,
+    Evidence,
+    LayerSpectra,
+    SelectionInputs,
+    Spectra,
+)
+from lora_select.records.codec import digest, file_ref, finite, from_json, read, sha256_file, to_json, write, write_text
+from lora_select.records.data import (
+    BaseModel,
+    Dataset,
+    DatasetProfile,
+    Quantiles,
+    RejectedRows,
+    SourceFile,
+    SplitProfile,
+)
+from lora_select.records.files import FileRef
+from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
+from lora_select.records.training import Adapter, Proof, Range, StepMetrics, TrainingPlan
+
+__all__ = [
+    "Adapter",
+    "AdapterSpec",
+    "BaseModel",
+    "CandidateScore",
+    "Dataset",
+    "DatasetProfile",
+    "Decision",
+    "Evaluation",
+    "Evidence",
+    "FileRef",
+    "LayerSpectra",
+    "MetricComparison",
+    "Promotion",
+    "Proof",
+    "Quantiles",
+    "Range",
+    "RejectedRows",
+    "Report",
+    "Sample",
+    "SelectionInputs",
+    "SourceFile",
+    "Spectra",
+    "SplitProfile",
+    "StepMetrics",
+    "TrainingPlan",
+    "digest",
+    "file_ref",
+    "finite",
+    "from_json",
+    "read",
+    "sha256_file",
+    "to_json",
+    "write",
+    "write_text",
+]

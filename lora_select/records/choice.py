@@ -1,0 +1,149 @@
+"""Records of the choice: spectra, candidates, decision."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_select.records.files import FileRef
+
+
+@dataclass(frozen=True)
+class LayerSpectra:
+    """Statistics of one linear layer, W of shape (m, n) = (out, in); see docs/theory.md for each formula.
+
+    Energies are squared Frobenius norms of the label-masked mean-loss gradient G (units: nats^2 per weight-unit^2).
+    `signal_energy` is a U-statistic, unbiased and so possibly negative; `signal_energy_se` is its jackknife standard
+    error. `noise_energy` is the energy of one microbatch's deviation from the mean. `heldout_values` are held-out singular
+    values of G with `heldout_se`; `signal_rank` is the leading run above three standard errors.
+    """
+
+    name: str
+    kind: str
+    out_features: int
+    in_features: int
+    tokens: int
+    signal_energy: float
+    signal_energy_se: float
+    noise_energy: float
+    heldout_values: tuple[float, ...]
+    heldout_se: tuple[float, ...]
+    signal_rank: int
+    weight_energy: float
+    weight_values: tuple[float, ...]
+    weight_stable_rank: float
+    activation_energy: float
+    """Mean squared norm of the layer input, E||x||^2, per token."""
+    activation_values: tuple[float, ...]
+    """Leading eigenvalues of the centred second moment of the inputs, per token."""
+    output_energy: float
+    """Mean squared norm of the layer output, E||W x||^2, per token."""
+    tangent_shares: Mapping[str, float]
+    """Candidate tangent share at init per variant key (`<variant>@<r>`), of the *signal* energy: unbiased over folds."""
+    tangent_shares_se: Mapping[str, float]
+    displacements: Mapping[str, float]
+    """rms(dW x)/rms(W x) after one sign step of unit rate per variant key, no unit."""
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """One streamed pass over `microbatches` training microbatches with frozen base weights.
+
+    `tensors` holds per-layer singular systems (safetensors) that initialisations are built from.
+    """
+
+    dataset_digest: str
+    model_digest: str
+    microbatches: int
+    folds: int
+    sketch_size: int
+    seed: int
+    tokens: int
+    label_tokens: int
+    mean_loss: float
+    layers: tuple[LayerSpectra, ...]
+    skipped_layers: Mapping[str, str]
+    tensors: FileRef
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Everything that names an adapter: what the worker builds and what MLflow records.
+
+    `scale` = alpha / r (alpha / sqrt(r) for rsLoRA). `init` names the start (`default`, `pissa`, `eva`).
+    """
+
+    variant: str
+    targets: str
+    target_modules: tuple[str, ...]
+    r: int
+    lora_alpha: int
+    scale: float
+    init: str
+    learning_rate: float
+    peft_arguments: Mapping[str, Any]
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measured number that a decision leans on: name, value, standard error (None: exact), unit, source stage."""
+
+    name: str
+    value: float
+    standard_error: float | None
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True)
+class CandidateScore:
+    """A candidate, what was measured for it, and why it was not chosen.
+
+    `rejected` is empty for the choice alone; sentences that begin with `tied:` mark the tie set. `score` is the share of the
+    signal energy in the tangent space at the start, in [0, 1], with its standard error.
+    """
+
+    key: str
+    spec: AdapterSpec
+    evidence: tuple[Evidence, ...]
+    score: float
+    score_se: float
+    rejected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SelectionInputs:
+    """Everything `select` reads besides profile and spectra: constraints, limits and the planned number of steps."""
+
+    serve: str | None
+    must_merge: bool
+    quantized_base: str | None
+    allow_modified_base: bool
+    zero_stage: int
+    r: int | None
+    variant: str | None
+    targets: str | None
+    learning_rate: float | None
+    planned_steps: int
+    max_parameters: int | None
+    claims: Mapping[str, bool]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The choice, its evidence, every alternative and the rule that chose; recomputable from `inputs` and records.
+
+    `abstained` is True when nothing cleared the noise and the default (all-linear LoRA at 3e-4) was taken.
+    """
+
+    rule: str
+    rule_version: str
+    profile_digest: str
+    spectra_digest: str
+    inputs: SelectionInputs
+    choice: AdapterSpec
+    choice_key: str
+    abstained: bool
+    reasons: tuple[str, ...]
+    candidates: tuple[CandidateScore, ...]

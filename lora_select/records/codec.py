@@ -1,0 +1,88 @@
+"""Records to and from JSON, and files written whole or not at all."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from lora_select.records.files import FileRef
+
+R = TypeVar("R")
+
+
+def to_json(record: Any) -> str:
+    """The canonical JSON text of a record: sorted keys, two-space indent, no NaN or infinity, final newline.
+
+    Raises:
+        ValueError: a number is NaN or infinite; a record must hold only what was measured.
+    """
+    return json.dumps(dataclasses.asdict(record), sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def from_json(kind: type[R], text: str, *, place: str = "record") -> R:
+    """Read a record of type `kind`; `place` names the file in errors.
+
+    Raises:
+        ValueError: not JSON, a missing or unknown field, or a value of the wrong type; the message names the field.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise ValueError(
+            f"{place} is not a {kind.__name__} record: {where}: {first['msg']}; it was edited or written by another "
+            "version, delete the stage's folder to make it again"
+        ) from error
+
+
+def digest(record: Any) -> str:
+    """SHA-256 (hex) of the record's canonical JSON."""
+    return hashlib.sha256(to_json(record).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that `path` is either the old file or the whole new one, also after a kill or a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write(path: Path, record: Any) -> None:
+    """Write a record's canonical JSON atomically."""
+    write_text(path, to_json(record))
+
+
+def read(kind: type[R], path: Path) -> R:
+    """Read a record written by :func:`write`."""
+    return from_json(kind, path.read_text(encoding="utf-8"), place=str(path))
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_ref(path: Path, folder: Path) -> FileRef:
+    """Name `path` (inside `folder`) by relative path, digest and size."""
+    return FileRef(path.relative_to(folder).as_posix(), sha256_file(path), path.stat().st_size)
+
+
+def finite(value: float, name: str) -> float:
+    """Return `value`, or raise naming it: a record never holds NaN or infinity.
+
+    Raises:
+        RuntimeError: `value` is not finite.
+    """
+    if not math.isfinite(value):
+        raise RuntimeError(f"{name} is {value}: the measurement diverged")
+    return value

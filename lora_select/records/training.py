@@ -1,0 +1,106 @@
+"""Records of the training: plan, steps, adapter, proof."""
+
+from dataclasses import dataclass
+
+from lora_select.records.choice import AdapterSpec
+from lora_select.records.files import FileRef
+
+
+@dataclass(frozen=True)
+class Range:
+    """A low, expected and high estimate in one unit, named by the field that holds it."""
+
+    low: float
+    expected: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How the adapter will be trained. `effective_batch_size` = ranks x micro-batch x accumulation, in rows."""
+
+    device: str
+    num_processes: int
+    zero_stage: int
+    precision: str
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    effective_batch_size: int
+    epochs: float
+    total_steps: int
+    warmup_steps: int
+    learning_rate: float
+    lr_schedule: str
+    weight_decay: float
+    max_grad_norm: float
+    checkpoint_every: int
+    keep_checkpoints: int
+    gradient_checkpointing: bool
+    seed: int
+    threads_per_process: int
+    memory_gib: Range
+    """Peak resident memory of one rank, GiB."""
+    minutes: Range
+    """Wall-clock time of the training stage, minutes."""
+    disk_gib: float
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimizer step as rank 0 wrote it. `loss` is nats per label token over the effective batch."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    memory_gib: float
+    timestamp_ms: int
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter: `directory` (relative) is a standard PEFT folder that plain PEFT loads on the pristine base.
+
+    `probe_file` holds input ids and the trained model's logits, for the proof in a new process. `resumed_from` lists the
+    steps at which a killed run was taken up again.
+    """
+
+    spec: AdapterSpec
+    directory: str
+    files: tuple[FileRef, ...]
+    digest: str
+    probe_file: FileRef
+    metrics_file: FileRef
+    steps: int
+    final_loss: float
+    tokens: int
+    label_tokens: int
+    seconds: float
+    peak_memory_gib: float
+    num_processes: int
+    zero_stage: int
+    resumed_from: tuple[int, ...]
+    export: str
+    """How the folder was made portable: `as trained` or `2r conversion`."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a new process saw when it loaded the adapter on the pristine base.
+
+    `max_logit_difference` is the largest absolute difference to the trained model's logits on the probe batch;
+    `function_change` the largest absolute difference to the base model's logits (must not be 0).
+    """
+
+    adapter_digest: str
+    tensors: int
+    finite: bool
+    nonzero_b: bool
+    max_logit_difference: float
+    tolerance: float
+    function_change: float
+    passed: bool
+    faults: tuple[str, ...]

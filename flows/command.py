@@ -47,7 +47,7 @@ def _prefect_answers(url: str | None) -> None:
     """Fail in seconds, not after Prefect's own retries, when the configured server is away.
 
     Raises:
-        WorldError: `PREFECT_API_URL` is set and does not answer.
+        InputError: `PREFECT_API_URL` is set and does not answer.
     """
     if not url:
         return
@@ -56,7 +56,7 @@ def _prefect_answers(url: str | None) -> None:
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        raise WorldError(
+        raise InputError(
             f"the Prefect server at PREFECT_API_URL={url} does not answer ({type(error).__name__}); start it with "
             "`prefect server start`, or unset the variable to use an ephemeral one"
         ) from error

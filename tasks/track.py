@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import task
 
-from lora_select.errors import InputError
+from lora_select.errors import InputError, WorldError
 from lora_select.tracking import store as tracking_store
 from lora_select.tracking import view
 from lora_select.tracking.tracker import Tracker
@@ -34,7 +34,14 @@ def check_world(root: Path, uri: str, needed_gib: float) -> None:
 
 @task(name="open-run")
 def open_run(uri: str, experiment: str, folder: Path, run_key: str, name: str, tags: Mapping[str, str]) -> Tracker:
-    """Make the store ready (migrated once), save the comparison view, and find or create the parent run."""
-    ready = tracking_store.prepare(uri, experiment)
+    """Make the store ready (migrated once), save the comparison view, and find or create the parent run.
+
+    Raises:
+        InputError: the store does not answer now; later in the run that would only be noted.
+    """
+    try:
+        ready = tracking_store.prepare(uri, experiment)
+    except WorldError as error:
+        raise InputError(str(error)) from error
     view.save(ready)
     return Tracker.start(ready, folder, run_key, name=name, tags=tags)

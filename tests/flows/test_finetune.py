@@ -134,12 +134,22 @@ def test_dry_run_stops_after_the_plan(place, first):
         ("dataset.source=none.jsonl", "none.jsonl does not exist"),
         ("training.epoch=1", "did you mean `epochs`"),
         ("tracking.uri=file:mlruns", "no longer supports"),
+        ("tracking.uri=http://127.0.0.1:9", "MLflow does not answer at http://127.0.0.1:9"),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(place, override, words):
     said = run(place, override, code=2)
     assert words in said
     assert "Traceback" not in said
+
+
+def test_an_unreachable_prefect_is_one_sentence(place):
+    folder, environment = place
+    environment = environment | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run(command(folder), cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "the Prefect server at PREFECT_API_URL=http://127.0.0.1:9/api does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from lora_select.selection.explain import explain
 from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from lora_select import records
 from lora_select.records import Decision
+from lora_select.selection.explain import explain
 from lora_select.tracking import view
 from lora_select.tracking.store import web_address
 from lora_select.tracking.tracker import Tracker

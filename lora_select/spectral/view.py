@@ -1,7 +1,7 @@
 """What a variant may ask of a measured layer: plain numbers from which its closed forms are computed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, final
 
 RANKS = (8, 16, 32)
@@ -13,7 +13,8 @@ RANKS = (8, 16, 32)
 class LayerView:
     """Numbers of one layer, W (m, n). Shares are of the signal energy ||G||^2, unbiased over folds, no unit.
 
-    A subspace's share is <Pi G_a, G_b> / <G_a, G_b> over folds a != b, and may leave [0, 1] by its noise.
+    A subspace's share is <Pi G_a, G_b> / <G_a, G_b> over folds a != b, and may leave [0, 1] by its noise. Those of scalings,
+    rotations, Kronecker products and entries are of the gradient's leading directions, not of all of it.
     """
 
     out_features: int
@@ -40,6 +41,28 @@ class LayerView:
     """Share of G V V^T by rank r, V the r leading right singular vectors of W."""
     weight_both: Mapping[int, float]
     """Share of U U^T G V V^T by rank r."""
+    weight_minor_left: Mapping[int, float] = field(default_factory=dict)
+    """As `weight_left`, for the r trailing singular vectors of W."""
+    weight_minor_right: Mapping[int, float] = field(default_factory=dict)
+    """As `weight_right`, for the r trailing singular vectors of W."""
+    weight_minor_both: Mapping[int, float] = field(default_factory=dict)
+    """As `weight_both`, for the r trailing singular vectors of W."""
+    gradient_left: Mapping[int, float] = field(default_factory=dict)
+    """Share of U U^T G by rank r, U the r leading left singular vectors of G itself, chosen on other microbatches."""
+    gradient_right: Mapping[int, float] = field(default_factory=dict)
+    """As `gradient_left`, on the right."""
+    gradient_both: Mapping[int, float] = field(default_factory=dict)
+    """Share of U U^T G V V^T by rank r, chosen on other microbatches."""
+    column_scale: float = 0.0
+    """Share in the column scalings: sum_j <g_j, w_j>^2 / ||w_j||^2 over ||G||^2, columns g_j of G and w_j of W."""
+    hadamard: float = 0.0
+    """sum_ij n g_ij^2 w_ij^2 / ||w_i||^2 over ||G||^2: how much larger G is where W is; 1 for a G that does not know W."""
+    rotation: Mapping[int, float] = field(default_factory=dict)
+    """Share in {W S : S block-diagonal, skew-symmetric} by block size, where it divides n."""
+    kronecker: float = 0.0
+    """Share of the leading Kronecker product A x B (squarest factors), chosen on other microbatches."""
+    sparse: float = 0.0
+    """Share of the 8 (m + n) largest entries, chosen on other microbatches."""
 
 
 class MeasuredVariant(Protocol):

@@ -9,7 +9,7 @@ from training_jobs import spec
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, DatasetProfile, FileRef, Quantiles, SplitProfile
 from lora_select.training.plan import Machine, make_plan, memory
-from lora_select.training.worker import learning_rate
+from lora_select.training.steps import learning_rate
 
 CPU = Machine("cpu", 1, 2, 24.0, False)
 GPUS = Machine("cuda", 4, 16, 80.0, True)

@@ -1,0 +1,91 @@
+"""The end of a run: logits for the proof, the adapter folder, and the result that is written last."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_select import records
+from lora_select.data.tokens import read_rows
+from lora_select.records import Adapter, file_ref
+from lora_select.training import job, model
+from lora_select.training.rank import Rank
+
+PROBE_ROWS = 4
+PROBE_POSITIONS = 12
+
+
+def finish(rank: Rank, loss: float, seconds: float) -> None:
+    """Probe, save, and say so last."""
+    import torch.distributed
+
+    probe = _probe(rank)
+    parameters = _whole_parameters(rank)
+    if not rank.is_first:
+        torch.distributed.barrier()
+        return
+    records.finite(loss, "the last training loss")
+    folder = rank.folder
+    _save_probe(folder / job.PROBE, probe)
+    target = folder / job.ADAPTER
+    export = model.save(rank.engine.module, rank.job, target, parameters)
+    files = tuple(
+        file_ref(path, folder) for path in sorted(target.iterdir()) if path.suffix in {".json", ".safetensors"}
+    )
+    steps = [json.loads(line) for line in (folder / job.METRICS).read_text().splitlines()]
+    adapter = Adapter(
+        spec=rank.job.spec,
+        directory=job.ADAPTER,
+        files=files,
+        digest=next(file.sha256 for file in files if file.path.endswith(".safetensors")),
+        probe_file=file_ref(folder / job.PROBE, folder),
+        metrics_file=file_ref(folder / job.METRICS, folder),
+        steps=rank.plan.total_steps,
+        final_loss=loss,
+        tokens=rank.tokens,
+        label_tokens=rank.label_tokens,
+        seconds=sum(step["tokens"] / step["tokens_per_second"] for step in steps),
+        peak_memory_gib=max(step["memory_gib"] for step in steps),
+        num_processes=rank.world,
+        zero_stage=rank.plan.zero_stage,
+        resumed_from=tuple(rank.resumed),
+        export=export,
+    )
+    records.write(folder / job.RESULT, adapter)
+    print(f"finished after {seconds:.0f} s in this process", flush=True)
+    torch.distributed.barrier()
+
+
+def _probe(rank: Rank) -> dict[str, Any]:
+    """Logits of the trained model at a few label positions of held-out rows, one row a batch so that nothing is padded."""
+    import torch
+
+    network = rank.engine.module.eval()
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        for index, row in enumerate(read_rows(Path(rank.job.probe_tokens))[:PROBE_ROWS]):
+            ids = torch.tensor([row.input_ids], device=rank.device)
+            places = [i - 1 for i, is_label in enumerate(row.label_mask) if is_label][:PROBE_POSITIONS]
+            logits = network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, places]
+            found[f"ids.{index}"] = ids[0].cpu()
+            found[f"places.{index}"] = torch.tensor(places)
+            found[f"logits.{index}"] = logits.float().cpu().contiguous()
+    return found
+
+
+def _save_probe(path: Path, probe: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(probe, path)
+
+
+def _whole_parameters(rank: Rank) -> dict[str, Any]:
+    """Trainable parameters by name, gathered when ZeRO-3 has split them; called by every rank."""
+    import contextlib
+
+    import deepspeed
+
+    named = [(name, p) for name, p in rank.engine.module.named_parameters() if p.requires_grad]
+    split = rank.plan.zero_stage == 3
+    gathered = deepspeed.zero.GatheredParameters([p for _, p in named]) if split else contextlib.nullcontext()
+    with gathered:
+        return {name: p.detach().float().cpu().clone() for name, p in named}

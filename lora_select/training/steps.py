@@ -1,0 +1,116 @@
+"""The optimizer steps of a rank."""
+
+import dataclasses
+import json
+import math
+import os
+import resource
+import time
+from typing import Any
+
+from lora_select.data.tokens import TokenRow, collate, label_loss
+from lora_select.records import StepMetrics, TrainingPlan
+from lora_select.training import batches, checkpoints, job
+from lora_select.training.rank import Rank
+from lora_select.training.resume import metrics_until
+
+
+def train(rank: Rank, rows: list[TokenRow], first: int) -> float:
+    """Do the steps from `first` (0-based) on; returns the last loss. Rank 0 writes one line of metrics a step."""
+    plan = rank.plan
+    loss = math.nan
+    with (rank.folder / job.METRICS).open("a", encoding="utf-8") as stream:
+        for step in range(first, plan.total_steps):
+            metrics, labels = _step(rank, rows, step)
+            loss = metrics.loss
+            if rank.is_first:
+                stream.write(json.dumps(dataclasses.asdict(metrics) | {"label_tokens": labels}) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            if not math.isfinite(loss):
+                raise RuntimeError(
+                    f"the loss is {loss} at step {step + 1}: training diverged; lower `selection.learning_rate` "
+                    f"(now {plan.learning_rate:g})"
+                )
+            done = step + 1
+            if done % plan.checkpoint_every == 0 and done < plan.total_steps:
+                checkpoints.save(rank.engine, rank.folder / job.CHECKPOINTS, done, plan.keep_checkpoints, rank.world)
+    if first >= plan.total_steps:
+        kept = metrics_until(rank.folder / job.METRICS, plan.total_steps)
+        loss = kept[-1]["loss"]
+    return loss
+
+
+def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int]:
+    """One optimizer step on the mean loss per label token of the whole effective batch."""
+    plan, engine = rank.plan, rank.engine
+    began = time.monotonic()
+    numbers = batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step)
+    chosen = [rows[number] for number in numbers]
+    mine = batches.micro_batches(chosen, rank.world, plan.gradient_accumulation_steps)[rank.rank]
+    labels = sum(sum(row.label_mask) for row in chosen)
+    rate = learning_rate(plan, step)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    total, norm = 0.0, 0.0
+    for part in mine:
+        batch = collate(part or [batches.masked(chosen[0])], rank.pad_id)
+        nll, _ = label_loss(engine, {name: tensor.to(rank.device) for name, tensor in batch.items()})
+        # DeepSpeed averages over ranks and over micro-batches; the mean wanted is over label tokens.
+        loss = nll.sum() * (rank.world * plan.gradient_accumulation_steps / labels)
+        engine.backward(loss)
+        total += float(nll.detach().sum())
+        norm = _gradient_norm(engine, plan)
+        engine.step()
+    loss_sum = _sum_over_ranks(total, rank.device)
+    tokens = sum(len(row.input_ids) for row in chosen)
+    rank.tokens += tokens
+    rank.label_tokens += labels
+    metrics = StepMetrics(
+        step=step + 1,
+        loss=loss_sum / labels,
+        learning_rate=rate,
+        grad_norm=norm if plan.zero_stage == 0 else float(engine.get_global_grad_norm() or 0.0),
+        tokens=tokens,
+        tokens_per_second=tokens / (time.monotonic() - began),
+        memory_gib=peak_memory_gib(rank.device),
+        timestamp_ms=int(time.time() * 1000),
+    )
+    return metrics, labels
+
+
+def _gradient_norm(engine: Any, plan: TrainingPlan) -> float:
+    """The norm before clipping; DeepSpeed itself only knows it when ZeRO partitions the gradients."""
+    import torch
+
+    if plan.zero_stage > 0:
+        return 0.0
+    gradients = [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def learning_rate(plan: TrainingPlan, step: int) -> float:
+    """The rate of a 0-based step: linear warm-up from rate / warmup_steps, then cosine or linear to 0, or constant."""
+    if step < plan.warmup_steps:
+        return plan.learning_rate * (step + 1) / plan.warmup_steps
+    share = (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
+    factor = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}
+    return plan.learning_rate * factor[plan.lr_schedule]
+
+
+def _sum_over_ranks(value: float, device: str) -> float:
+    import torch
+    import torch.distributed
+
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor)
+    return float(tensor)
+
+
+def peak_memory_gib(device: str) -> float:
+    """Peak memory of this process: allocated on the GPU, resident on a CPU, in GiB."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,5 +1,6 @@
 """The tangent map of an adapter, theta -> W(theta): matrix-free, with its adjoint."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
@@ -43,13 +44,11 @@ class TangentOperator:
 
         columns = []
         for name, shape in self.parameter_shapes.items():
-            zero = {other: like.new_zeros(s) for other, s in self.parameter_shapes.items()}
-            for index in range(like.new_zeros(shape).numel()):
-                direction = dict(zero)
-                direction[name] = like.new_zeros(shape)
-                direction[name].view(-1)[index] = 1.0
-                columns.append(self.matvec(direction).flatten())
-        return torch.stack(columns, 1)
+            count = math.prod(shape)
+            step = {other: like.new_zeros(count, *size) for other, size in self.parameter_shapes.items()}
+            step[name] = torch.eye(count, dtype=like.dtype, device=like.device).reshape(count, *shape)
+            columns.append(torch.func.vmap(self.matvec)(step).flatten(1).T)
+        return torch.cat(columns, 1)
 
 
 def bilinear(factor_a: "Tensor", factor_b: "Tensor", scale: float) -> TangentOperator:
@@ -67,6 +66,36 @@ def bilinear(factor_a: "Tensor", factor_b: "Tensor", scale: float) -> TangentOpe
         parameter_shapes={"lora_A": (r, n), "lora_B": (m, r)},
         apply=lambda step: scale * (step["lora_B"] @ factor_a + factor_b @ step["lora_A"]),
         apply_adjoint=lambda g: {"lora_A": scale * (factor_b.T @ g), "lora_B": scale * (g @ factor_a.T)},
+    )
+
+
+def linearised(
+    weight_of: "Callable[[Mapping[str, Tensor]], Tensor]", theta: "Mapping[str, Tensor]", trained: tuple[str, ...]
+) -> TangentOperator:
+    """Tangent of theta -> W(theta) at `theta` by automatic differentiation: J by forward mode, J^T by reverse mode.
+
+    What `weight_of` detaches is a constant in both.
+
+    Args:
+        weight_of: W(theta), (m, n), written with torch.
+        theta: every tensor that `weight_of` reads.
+        trained: the names to differentiate in; the others are constants.
+    """
+    import torch
+
+    constants = {name: value for name, value in theta.items() if name not in trained}
+    point = {name: theta[name].detach() for name in trained}
+
+    def weight(parameters: "dict[str, Tensor]") -> "Tensor":
+        return weight_of({**constants, **parameters})
+
+    image, adjoint = torch.func.vjp(weight, point)[:2]
+    m, n = image.shape
+    return TangentOperator(
+        weight_shape=(m, n),
+        parameter_shapes={name: tuple(value.shape) for name, value in point.items()},
+        apply=lambda step: torch.func.jvp(weight, (point,), ({name: step[name] for name in trained},))[1],
+        apply_adjoint=lambda g: adjoint(g)[0],
     )
 
 

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from lora_select.spectral.view import LayerView
@@ -25,7 +25,8 @@ VLLM_MAX_RANK = 512
 class Context:
     """What a candidate must live with. `narrowest` is the smallest side of a targeted layer, `narrowest_layer` its name.
 
-    `directions` is the number of activation directions that the spectral pass kept in every targeted layer.
+    `directions` is the number of activation directions that the spectral pass kept in every targeted layer; `layers` are the
+    targeted layers as (name, m, n), for rules of divisibility.
     """
 
     serve: str | None
@@ -36,32 +37,84 @@ class Context:
     narrowest: int
     narrowest_layer: str
     directions: int
+    layers: tuple[tuple[str, int, int], ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Cost:
+    """Step time and peak memory next to LoRA r 32 in the PEFT project's MetaMathQA runs; None where nobody measured it.
+
+    `time` is a ratio, `memory_gb` a difference. Llama-3.2-3B, q_proj and v_proj, one L40S, one seed: a guide, not a promise.
+    """
+
+    time: float | None
+    memory_gb: float | None
+    source: str = "PEFT method_comparison/MetaMathQA, July 2026, next to LoRA r 32 (942 s, 22.3 GB)"
+
+
+@final
+@dataclass(frozen=True)
+class Support:
+    """Where PEFT's implementation works: flags, or the reason why not (empty when it does)."""
+
+    merge: bool = True
+    """`merge_and_unload` gives the adapter's function."""
+    vllm: bool = False
+    """vLLM loads the adapter as it is saved."""
+    nf4: str = ""
+    int8: str = ""
+    zero3: str = ""
+
+
+UNMEASURED = Cost(None, None, "not in PEFT's MetaMathQA table")
 
 
 class Variant(abc.ABC):
-    """An adapter of rank `r` for a layer W (m, n), at its start point. Subclasses are final, frozen and hold only `r`.
+    """An adapter for a layer W (m, n) at its start point. Subclasses are final, frozen and hold their hyperparameters.
 
-    The update is W(theta) - W; `scale` is the factor s before B A. Words and symbols: docs/theory.md.
+    `scale` is the factor s before B A. Words and symbols: docs/theory.md.
     """
 
     name: ClassVar[str]
     references: ClassVar[tuple[str, ...]]
     peft_class: ClassVar[str] = "LoraConfig"
+    trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+    """PEFT's names of the trained parameters of a layer."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """PEFT's names of what W(theta) also needs and training leaves alone: shared banks, masks, norms."""
     init: ClassVar[str] = "default"
     """`default`, or the name of factors that :mod:`lora_select.variants.initialise` writes."""
     export_rank_factor: ClassVar[int] = 1
     """Rank of the exported adapter over `r`: 2 where the start changes the base."""
+    starts_at_base: ClassVar[bool] = True
+    """W(theta) = W at PEFT's start with `peft_arguments`; False where the start moves the function, which the docstring says."""
+    cost: ClassVar[Cost] = UNMEASURED
+    support: ClassVar[Support] = Support()
+    reference_rate: ClassVar[float] = 3e-4
+    """Rate where no displacement is known: of PEFT's own run where there is one; LoRA's reference else."""
     r: int
+    """Rank; 0 where the variant has none."""
 
     @property
-    @abc.abstractmethod
+    def size(self) -> str:
+        """The hyperparameter that sets the parameters, for keys: `r16`."""
+        return f"r{self.r}"
+
+    @property
     def lora_alpha(self) -> int:
-        """PEFT's `lora_alpha`."""
+        """PEFT's `lora_alpha`; 0 where the variant has none."""
+        return 0
 
     @property
-    @abc.abstractmethod
     def scale(self) -> float:
-        """s, the factor before B A, no unit."""
+        """s, the factor before B A, no unit; 0 where the variant has none."""
+        return 0.0
+
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """What :func:`lora_select.training.optimizer.make_optimizer` builds: empty for AdamW at one rate."""
+        return {}
 
     @abc.abstractmethod
     def peft_arguments(self) -> dict[str, Any]:
@@ -72,12 +125,22 @@ class Variant(abc.ABC):
         """Trained parameters on a layer of shape (m, n)."""
 
     @abc.abstractmethod
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """W(theta), (m, n), for the frozen weight (m, n) that PEFT sees; theta by the names in `trained` and `frozen`."""
+
     def tangent(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "TangentOperator":
-        """The tangent map at `theta` (PEFT's parameter names), for the frozen weight (m, n) that PEFT sees."""
+        """The tangent map of `weight_of` at `theta` in the trained parameters, by automatic differentiation."""
+        from lora_select.operators import linearised
+
+        return linearised(lambda point: self.weight_of(weight, point), theta, self.trained)
 
     @abc.abstractmethod
     def violations(self, context: Context) -> tuple[str, ...]:
         """Why the variant cannot be used in `context`, one sentence a rule; empty when it can."""
+
+
+class ClosedForm(Variant):
+    """A variant whose share and displacement follow from a layer's numbers, so that the spectral pass measures it."""
 
     @abc.abstractmethod
     def tangent_share(self, view: LayerView) -> float:
@@ -95,6 +158,11 @@ class Variant(abc.ABC):
         """
 
 
+def has_rank(variant: type[Variant]) -> bool:
+    """Whether `variant(r)` makes one of rank r; the others are offered at their one default."""
+    return any(field.name == "r" and field.init for field in fields(variant))  # pyright: ignore[reportArgumentType]
+
+
 def lora_arguments(variant: Variant, **changes: Any) -> dict[str, Any]:
     """Arguments of `LoraConfig` that every variant here shares: factors on both sides, no dropout, no bias."""
     plain = {"r": variant.r, "lora_alpha": variant.lora_alpha, "lora_dropout": 0.0, "bias": "none"}
@@ -102,24 +170,45 @@ def lora_arguments(variant: Variant, **changes: Any) -> dict[str, Any]:
 
 
 def rank_violations(variant: Variant, context: Context) -> tuple[str, ...]:
-    """The rules that hold for every low-rank update: it fits the layer, merges exactly, and can be served."""
+    """The rules that hold for every update of rank r: it fits the layer, and what holds for every variant."""
     found = []
     if variant.r > context.narrowest:
         found.append(
             f"r {variant.r} is above the smallest side {context.narrowest} of {context.narrowest_layer}; "
             f"lower r to {context.narrowest} or drop the layer from the targets"
         )
+    return (*found, *common_violations(variant, context))
+
+
+def common_violations(variant: Variant, context: Context) -> tuple[str, ...]:
+    """Serving, merging, quantised base and ZeRO-3, by what `support` says."""
+    name, support = variant.name, variant.support
+    found = []
     served = variant.r * variant.export_rank_factor
-    if context.serve == "vllm" and served > VLLM_MAX_RANK:
-        found.append(
-            f"vLLM serves adapters up to rank {VLLM_MAX_RANK}; {variant.name} at r {variant.r} exports {served}"
-        )
+    if context.serve == "vllm" and not support.vllm:
+        found.append(f"vLLM serves plain LoRA only and refuses {name} as it is saved; merge it or choose LoRA")
+    if context.serve == "vllm" and support.vllm and served > VLLM_MAX_RANK:
+        found.append(f"vLLM serves adapters up to rank {VLLM_MAX_RANK}; {name} at r {variant.r} exports {served}")
+    if context.must_merge and not support.merge:
+        found.append(f"PEFT cannot merge {name} into the base, and must_merge is true; choose LoRA")
     if context.must_merge and context.quantized_base:
         found.append(
             f"merging into a {context.quantized_base} base re-quantises the sum and changes the function; "
             "serve the adapter unmerged or train on an unquantised base"
         )
+    fault = {"nf4": support.nf4, "int8": support.int8}.get(context.quantized_base or "", "")
+    if fault:
+        found.append(f"PEFT's {name} {fault} on {context.quantized_base} layers; use an unquantised base or LoRA")
+    if context.zero_stage == 3 and support.zero3:
+        found.append(f"PEFT's {name} {support.zero3} under ZeRO-3; use stage 2 or lower")
     return tuple(found)
+
+
+def divides(name: str, value: int, side: int, layer: str, words: str) -> tuple[str, ...]:
+    """The sentence for a block size that does not divide a side of a layer; empty when it does."""
+    if side % value == 0:
+        return ()
+    return (f"{name} {value} does not divide the {side} {words} of {layer}; choose a divisor or drop the layer",)
 
 
 def random_rows_spread(r: int, n: int) -> float:

@@ -22,7 +22,18 @@ def spec(variant: str = "lora", r: int = 8, learning_rate: float = 3e-4) -> reco
     arguments = {"r": r, "lora_alpha": 2 * r, "use_rslora": variant == "rslora"}
     modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     return records.AdapterSpec(
-        variant, "all-linear", modules, r, 2 * r, 2.0, "default", learning_rate, arguments, 305_000 * r
+        variant,
+        "all-linear",
+        modules,
+        r,
+        2 * r,
+        2.0,
+        "default",
+        learning_rate,
+        "LoraConfig",
+        arguments,
+        {},
+        305_000 * r,
     )
 
 

@@ -27,7 +27,9 @@ def spec(**changes) -> AdapterSpec:
         "scale": 2.0,
         "init": "default",
         "learning_rate": 1e-2,
+        "peft_class": "LoraConfig",
         "peft_arguments": arguments,
+        "optimizer": {},
         "num_parameters": 11264,
     }
     return AdapterSpec(**(values | changes))

@@ -70,7 +70,9 @@ class Spectra:
 class AdapterSpec:
     """Everything that names an adapter: what the worker builds and what MLflow records.
 
-    `scale` = alpha / r (alpha / sqrt(r) for rsLoRA). `init` names the start (`default`, `pissa`, `eva`).
+    `scale` = alpha / r (alpha / sqrt(r) for rsLoRA); `r`, `lora_alpha` and `scale` are 0 where a variant has none. `init` names
+    the start (`default`, `pissa`, `eva`). `peft_class` is the name of a config class in `peft`, built from `peft_arguments`.
+    `optimizer` is empty for plain AdamW, else its name and settings: `{"name": "lora+", "lora_b_ratio": 16.0}`.
     """
 
     variant: str
@@ -81,7 +83,9 @@ class AdapterSpec:
     scale: float
     init: str
     learning_rate: float
+    peft_class: str
     peft_arguments: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
     num_parameters: int
 
 

@@ -23,7 +23,7 @@ MLP_KINDS = frozenset(
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """A variant at a rank on some layers. `key` names it in records and MLflow: `<variant>-<targets>-r<r>`."""
+    """A variant at a size on some layers. `key` names it in records and MLflow: `<variant>-<targets>-r<r>`."""
 
     variant: Variant
     targets: str
@@ -32,8 +32,8 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """`<variant>-<targets>-r<r>`."""
-        return f"{self.variant.name}-{self.targets}-r{self.variant.r}"
+        """`<variant>-<targets>-<size>`."""
+        return f"{self.variant.name}-{self.targets}-{self.variant.size}"
 
     @property
     def spectra_key(self) -> str:
@@ -98,6 +98,7 @@ def context_of(candidate: Candidate, limits: Context) -> Context:
         narrowest=min(narrowest.out_features, narrowest.in_features),
         narrowest_layer=narrowest.name,
         directions=min(len(layer.activation_values) for layer in candidate.layers),
+        layers=tuple((layer.name, layer.out_features, layer.in_features) for layer in candidate.layers),
     )
 
 

@@ -39,7 +39,9 @@ def spec(candidate: Candidate, inputs: SelectionInputs) -> AdapterSpec:
         scale=variant.scale,
         init=variant.init,
         learning_rate=inputs.learning_rate or learning_rate(candidate),
+        peft_class=variant.peft_class,
         peft_arguments=_peft_arguments(candidate),
+        optimizer=variant.optimizer,
         num_parameters=candidate.num_parameters,
     )
 

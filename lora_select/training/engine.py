@@ -3,20 +3,18 @@
 from typing import Any
 
 from lora_select.records import TrainingPlan
-from lora_select.training import model
+from lora_select.training import model, optimizer
 from lora_select.training.rank import Rank
 
 
 def build(rank: Rank) -> Any:
     """The DeepSpeed engine of this rank's job."""
     import deepspeed
-    import torch
 
     plan = rank.plan
     network = model.build(rank.job, rank.device)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=deepspeed_config(plan))
+    made = optimizer.make_optimizer(network, rank.job.spec, plan)
+    engine, *_ = deepspeed.initialize(model=network, optimizer=made, config=deepspeed_config(plan))
     return engine
 
 

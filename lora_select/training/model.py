@@ -17,7 +17,7 @@ def build(job: TrainingJob, device: str) -> Any:
 
     A start that takes B A out of the base keeps the base in fp32: in bf16 the residual would be rounded.
     """
-    from peft import LoraConfig, get_peft_model
+    import peft
 
     changes_base = subtracts(job.initial_factors)
     dtype = "bfloat16" if job.plan.precision == "bf16" and not changes_base else "float32"
@@ -25,8 +25,9 @@ def build(job: TrainingJob, device: str) -> Any:
     if job.plan.gradient_checkpointing:
         base.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
         base.enable_input_require_grads()  # pyright: ignore[reportCallIssue]
-    config = LoraConfig(base_model_name_or_path=job.base_source, **dict(job.spec.peft_arguments))
-    model = get_peft_model(base, config)
+    config_class = getattr(peft, job.spec.peft_class)
+    config = config_class(base_model_name_or_path=job.base_source, **job.spec.peft_arguments)
+    model = peft.get_peft_model(base, config)
     if job.initial_factors:
         start_from(model, job.initial_factors, job.spec.scale)
     return model.train()

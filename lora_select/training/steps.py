@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_select.data.tokens import TokenRow, collate, label_loss
 from lora_select.records import StepMetrics, TrainingPlan
-from lora_select.training import batches, checkpoints, job
+from lora_select.training import batches, checkpoints, job, optimizer
 from lora_select.training.rank import Rank
 from lora_select.training.resume import metrics_until
 
@@ -50,8 +50,7 @@ def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int
     mine = batches.micro_batches(chosen, rank.world, plan.gradient_accumulation_steps)[rank.rank]
     labels = sum(sum(row.label_mask) for row in chosen)
     rate = learning_rate(plan, step)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+    optimizer.set_rate(engine.optimizer, rate)
     total, norm = 0.0, 0.0
     for part in mine:
         batch = collate(part or [batches.masked(chosen[0])], rank.pad_id)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from lora_select.spectral.view import LayerView
 from lora_select.variant import (
     REFERENCE_ALPHA,
+    ClosedForm,
     Context,
-    Variant,
+    Cost,
+    Support,
     lora_arguments,
     mean_square_output,
     random_rows_spread,
@@ -19,12 +21,10 @@ from lora_select.variant import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_select.operators import TangentOperator
-
 
 @final
 @dataclass(frozen=True)
-class DoRA(Variant):
+class DoRA(ClosedForm):
     """W(theta) = diag(mu / c) (W + s B A), c the row norms of W + s B A, from B = 0, random A and mu = c.
 
     c is a constant in the gradient (Liu et al., section 4.3; PEFT's form). Tangent at the start: rows in
@@ -35,6 +35,9 @@ class DoRA(Variant):
     r: int
     name: ClassVar[str] = "dora"
     references: ClassVar[tuple[str, ...]] = ("Liu et al. (2024), DoRA, arXiv 2402.09353",)
+    trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B", "lora_magnitude_vector")
+    cost: ClassVar[Cost] = Cost(1.26, 2.2)
+    support: ClassVar[Support] = Support(int8="fails in the forward pass")
 
     @property
     def lora_alpha(self) -> int:
@@ -54,30 +57,14 @@ class DoRA(Variant):
         """`r (m + n) + m`, the magnitudes mu included."""
         return self.r * sum(shape) + shape[0]
 
-    def tangent(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "TangentOperator":
-        """diag(mu/c) s (dB A + B dA) + diag(dmu / c) (W + s B A)."""
-        from lora_select.operators import TangentOperator, bilinear
-
-        low_rank = bilinear(theta["lora_A"], theta["lora_B"], self.scale)
-        merged = weight + self.scale * theta["lora_B"] @ theta["lora_A"]
-        norms = merged.norm(dim=1)
-        gain = (theta["lora_magnitude_vector"] / norms)[:, None]
-        directions = merged / norms[:, None]
-        return TangentOperator(
-            weight_shape=low_rank.weight_shape,
-            parameter_shapes={**low_rank.parameter_shapes, "lora_magnitude_vector": tuple(norms.shape)},
-            apply=lambda d: gain * low_rank.matvec(d) + d["lora_magnitude_vector"][:, None] * directions,
-            apply_adjoint=lambda g: low_rank.rmatvec(gain * g) | {"lora_magnitude_vector": (g * directions).sum(1)},
-        )
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`diag(mu / c) (W + s B A)`, c detached."""
+        moved = weight + self.scale * theta["lora_B"] @ theta["lora_A"]
+        return (theta["lora_magnitude_vector"] / moved.norm(dim=1).detach())[:, None] * moved
 
     def violations(self, context: Context) -> tuple[str, ...]:
-        """VLLM has no DoRA; PEFT's DoRA fails on int8 layers."""
-        found = list(rank_violations(self, context))
-        if context.serve == "vllm":
-            found.append("vLLM serves plain LoRA only and refuses adapters with use_dora; merge it or choose LoRA")
-        if context.quantized_base == "int8":
-            found.append("PEFT's DoRA fails in the forward pass on int8 layers; use an nf4 or an unquantised base")
-        return tuple(found)
+        """None of its own: `support` says what fails."""
+        return rank_violations(self, context)
 
     def tangent_share(self, view: LayerView) -> float:
         """r/n + (1 - r/n) rho + (1 - rho) r / (n (n - 1))."""

@@ -5,17 +5,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from lora_select.spectral.view import LayerView
-from lora_select.variant import REFERENCE_ALPHA, Context, Variant, lora_arguments, mean_square_output, rank_violations
+from lora_select.variant import (
+    REFERENCE_ALPHA,
+    ClosedForm,
+    Context,
+    Cost,
+    Support,
+    lora_arguments,
+    mean_square_output,
+    rank_violations,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_select.operators import TangentOperator
-
 
 @final
 @dataclass(frozen=True)
-class EVA(Variant):
+class EVA(ClosedForm):
     """W(theta) = W + s B A, s = alpha / r, from B = 0 and A = the r leading directions of the layer's inputs.
 
     Tangent at the start: {s dB V^T}, r m dimensions, so its share of a gradient is ||G V||^2 / ||G||^2. Of the published
@@ -26,6 +33,8 @@ class EVA(Variant):
     r: int
     name: ClassVar[str] = "eva"
     references: ClassVar[tuple[str, ...]] = ("Paischer et al. (2024), EVA, arXiv 2410.07170",)
+    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
+    support: ClassVar[Support] = Support(vllm=True)
     init: ClassVar[str] = "eva"
 
     @property
@@ -46,11 +55,9 @@ class EVA(Variant):
         """`r (m + n)`."""
         return self.r * sum(shape)
 
-    def tangent(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "TangentOperator":  # noqa: ARG002
-        """`s (dB A + B dA)`."""
-        from lora_select.operators import bilinear
-
-        return bilinear(theta["lora_A"], theta["lora_B"], self.scale)
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`W + s B A`."""
+        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """It needs r measured directions, and whole parameters to load them into."""

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from lora_select.spectral.view import LayerView
 from lora_select.variant import (
     REFERENCE_ALPHA,
+    ClosedForm,
     Context,
-    Variant,
+    Cost,
+    Support,
     lora_arguments,
     random_rows_spread,
     random_start_displacement,
@@ -18,12 +20,10 @@ from lora_select.variant import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_select.operators import TangentOperator
-
 
 @final
 @dataclass(frozen=True)
-class LoRA(Variant):
+class LoRA(ClosedForm):
     """W(theta) = W + s B A, s = alpha / r, from B = 0 and random A (r, n).
 
     Tangent at the start: {s dB A}, r m dimensions: every update whose rows lie in the row space of A, so the expected
@@ -34,6 +34,8 @@ class LoRA(Variant):
     r: int
     name: ClassVar[str] = "lora"
     references: ClassVar[tuple[str, ...]] = ("Hu et al. (2021), LoRA, arXiv 2106.09685",)
+    cost: ClassVar[Cost] = Cost(1.0, 0.0)
+    support: ClassVar[Support] = Support(vllm=True)
 
     @property
     def lora_alpha(self) -> int:
@@ -53,11 +55,9 @@ class LoRA(Variant):
         """`r (m + n)`."""
         return self.r * sum(shape)
 
-    def tangent(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "TangentOperator":  # noqa: ARG002
-        """`s (dB A + B dA)`."""
-        from lora_select.operators import bilinear
-
-        return bilinear(theta["lora_A"], theta["lora_B"], self.scale)
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`W + s B A`."""
+        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """None of its own."""

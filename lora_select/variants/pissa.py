@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from lora_select.spectral.view import LayerView
-from lora_select.variant import Context, Variant, lora_arguments, mean_square_output, rank_violations
+from lora_select.variant import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output, rank_violations
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_select.operators import TangentOperator
-
 
 @final
 @dataclass(frozen=True)
-class PiSSA(Variant):
+class PiSSA(ClosedForm):
     """W(theta) = (W - s B0 A0) + s B A from s B0 A0 = U_r S_r V_r^T, the top of W's SVD, s = alpha / r = 1.
 
     Tangent at the start: U_r X + Y V_r^T, r (m + n - r) dimensions, so its share of a gradient is
@@ -27,6 +25,8 @@ class PiSSA(Variant):
     r: int
     name: ClassVar[str] = "pissa"
     references: ClassVar[tuple[str, ...]] = ("Meng, Wang, Zhang (2024), PiSSA, arXiv 2404.02948",)
+    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
+    support: ClassVar[Support] = Support(vllm=True)
     init: ClassVar[str] = "pissa"
     export_rank_factor: ClassVar[int] = 2
 
@@ -48,11 +48,9 @@ class PiSSA(Variant):
         """`r (m + n)`."""
         return self.r * sum(shape)
 
-    def tangent(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "TangentOperator":  # noqa: ARG002
-        """`s (dB A + B dA)`."""
-        from lora_select.operators import bilinear
-
-        return bilinear(theta["lora_A"], theta["lora_B"], self.scale)
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`W + s B A`, with the W that PEFT sees: the base less its start."""
+        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """The start changes the base: not on a quantised one, not where that is forbidden, not sharded."""

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from lora_select.spectral.view import LayerView
 from lora_select.variant import (
+    ClosedForm,
     Context,
-    Variant,
+    Cost,
+    Support,
     lora_arguments,
     random_rows_spread,
     random_start_displacement,
@@ -17,15 +19,13 @@ from lora_select.variant import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_select.operators import TangentOperator
-
 ALPHA = 8
 """Gives LoRA's scale 2 at the reference rank 16, so that the two differ only in how the scale goes with the rank."""
 
 
 @final
 @dataclass(frozen=True)
-class RsLoRA(Variant):
+class RsLoRA(ClosedForm):
     """W(theta) = W + s B A with s = alpha / sqrt(r), from B = 0 and random A (r, n).
 
     The tangent space is LoRA's (a scale does not change a space), and so is its share, r / n; only the step is larger at
@@ -36,6 +36,8 @@ class RsLoRA(Variant):
     r: int
     name: ClassVar[str] = "rslora"
     references: ClassVar[tuple[str, ...]] = ("Kalajdzievski (2023), rsLoRA, arXiv 2312.03732",)
+    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA: the same layer with another constant")
+    support: ClassVar[Support] = Support(vllm=True)
 
     @property
     def lora_alpha(self) -> int:
@@ -55,11 +57,9 @@ class RsLoRA(Variant):
         """`r (m + n)`."""
         return self.r * sum(shape)
 
-    def tangent(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "TangentOperator":  # noqa: ARG002
-        """`s (dB A + B dA)`."""
-        from lora_select.operators import bilinear
-
-        return bilinear(theta["lora_A"], theta["lora_B"], self.scale)
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`W + s B A`."""
+        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """None of its own."""

@@ -44,5 +44,5 @@ def test_explain_tells_choice_reasons_ties_and_refusals():
     decision = select(planted.profile(), planted.spectra(), planted.inputs(serve="vllm"))
     text = explain(decision)
     assert text.startswith("lora-all-linear-r16 (the default, by abstention): r 16, alpha 32, scale 2")
-    for part in ("Why:", "Tied with it (23):", "and 20 more", "Not taken (6):", "use_dora", "Rule: "):
+    for part in ("Why:", "Tied with it (23):", "and 20 more", "Not taken (6):", "refuses dora", "Rule: "):
         assert part in text

@@ -47,9 +47,23 @@ def build(variant: Variant):
 
 
 def theta_of(model, variant: Variant) -> dict[str, Tensor]:
-    """The trained parameters by PEFT's names, as the variant's tangent wants them."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return {name.split(".default")[0].rpartition(".")[2]: parameter for name, parameter in parameters.items()}
+    """What PEFT's layer holds by the names in `trained` and `frozen`."""
+    layer = model.base_model.model.projection
+    return {name: tensor_of(layer, name) for name in (*variant.trained, *variant.frozen)}
+
+
+def tensor_of(layer, name: str) -> Tensor:
+    """The tensor that the adapter `default` keeps under this name in PEFT's layer."""
+    held = getattr(layer, name)["default"]
+    return held.weight if isinstance(held, nn.Module) else held
+
+
+def trained_of(model, variant: Variant) -> dict[str, Tensor]:
+    """The trained part of theta, checked to be all that PEFT trains."""
+    theta = theta_of(model, variant)
+    trained = {name: theta[name] for name in variant.trained}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
+    return trained
 
 
 def scramble(model) -> None:
@@ -64,9 +78,21 @@ def scramble(model) -> None:
 def check_count(variant: Variant) -> None:
     """The parameter count is PEFT's."""
     model = build(variant)
-    assert variant.num_parameters((M, N)) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    operator = variant.tangent(model.base_model.model.projection.weight, theta_of(model, variant))
-    assert {name: tuple(p.shape) for name, p in theta_of(model, variant).items()} == operator.parameter_shapes
+    trained = trained_of(model, variant)
+    assert variant.num_parameters((M, N)) == sum(p.numel() for p in trained.values())
+    operator = variant.tangent(model.base_model.model.projection.weight.detach(), theta_of(model, variant))
+    assert {name: tuple(p.shape) for name, p in trained.items()} == operator.parameter_shapes
+
+
+def check_function(variant: Variant) -> None:
+    """PEFT's layer computes x W(theta)^T, away from the start."""
+    model = build(variant)
+    scramble(model)
+    weight = model.base_model.model.projection.get_base_layer().weight
+    x = torch.randn(5, N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    torch.testing.assert_close(
+        x @ variant.weight_of(weight, theta_of(model, variant)).T, model(x), rtol=1e-10, atol=1e-12
+    )
 
 
 def check_gradient(variant: Variant, *, at_start: bool) -> None:
@@ -77,12 +103,12 @@ def check_gradient(variant: Variant, *, at_start: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(11, N, generator=generator, dtype=torch.float64)
     d = torch.randn(11, M, generator=generator, dtype=torch.float64)
-    theta = theta_of(model, variant)
-    expected = torch.autograd.grad((model(x) * d).sum(), list(theta.values()))
+    theta, trained = theta_of(model, variant), trained_of(model, variant)
+    expected = torch.autograd.grad((model(x) * d).sum(), list(trained.values()))
     weight = model.base_model.model.projection.get_base_layer().weight.detach()
     operator = variant.tangent(weight, {name: p.detach() for name, p in theta.items()})
     found = operator.rmatvec(d.T @ x)
-    for name, gradient in zip(theta, expected, strict=True):
+    for name, gradient in zip(trained, expected, strict=True):
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
     check_adjoint(operator)
     check_dense(operator)
@@ -126,6 +152,7 @@ def check_sentences(variant: Variant) -> None:
 def check_all(variant: Variant, folder: Path) -> None:
     """The whole contract of a variant whose start leaves the base alone."""
     check_count(variant)
+    check_function(variant)
     check_gradient(variant, at_start=True)
     check_gradient(variant, at_start=False)
     check_start(variant)

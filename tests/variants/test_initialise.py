@@ -22,7 +22,9 @@ def spec(name: str, r: int, modules=("q_proj", "down_proj")) -> AdapterSpec:
         scale=variant.scale,
         init=variant.init,
         learning_rate=1e-4,
+        peft_class=variant.peft_class,
         peft_arguments={},
+        optimizer={},
         num_parameters=1,
     )
 

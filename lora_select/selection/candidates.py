@@ -9,7 +9,7 @@ from lora_select.errors import InputError
 from lora_select.records import LayerSpectra, Spectra
 from lora_select.spectral.view import RANKS
 from lora_select.variant import Context, Variant
-from lora_select.variants import VARIANTS
+from lora_select.variants import CANDIDATES, VARIANTS, offered
 
 ALL_LINEAR, MLP_ONLY = "all-linear", "mlp-only"
 TARGETS = (ALL_LINEAR, MLP_ONLY)
@@ -55,12 +55,13 @@ class Candidate:
         return 2.0 * self.variant.r * sum(layer.out_features + layer.in_features for layer in self.layers)
 
 
-def enumerate_candidates(spectra: Spectra, r: int | None = None) -> tuple[Candidate, ...]:
-    """All candidates, in the order of `VARIANTS`, `TARGETS` and rising rank.
+def enumerate_candidates(spectra: Spectra, r: int | None = None, named: str | None = None) -> tuple[Candidate, ...]:
+    """All candidates, in the order of `CANDIDATES`, `TARGETS` and rising rank.
 
     Args:
         spectra: names and shapes of the layers.
         r: a rank the user named, offered beside the usual ones.
+        named: a variant the user named, offered beside those that the spectral pass measures.
 
     Raises:
         InputError: no layer was measured.
@@ -72,10 +73,10 @@ def enumerate_candidates(spectra: Spectra, r: int | None = None) -> tuple[Candid
     ranks = sorted(set(RANKS) if r is None else {*RANKS, r})
     groups = target_groups(spectra.layers)
     return tuple(
-        Candidate(variant(rank), targets, _suffixes(layers), layers)
-        for variant in VARIANTS
+        Candidate(variant, targets, _suffixes(layers), layers)
+        for kind in (*CANDIDATES, *(kind for kind in VARIANTS if kind.name == named and kind not in CANDIDATES))
         for targets, layers in groups.items()
-        for rank in ranks
+        for variant in offered(kind, ranks)
     )
 
 

@@ -37,7 +37,7 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -
     """
     check_names(inputs)
     claim = claims_in_force(inputs)["tangent_share_predicts_short_runs"]
-    scored = score_all(enumerate_candidates(spectra, inputs.r), profile, spectra, inputs)
+    scored = score_all(enumerate_candidates(spectra, inputs.r, inputs.variant), profile, spectra, inputs)
     allowed = [item for item in scored if not item.faults]
     if not allowed:
         raise InputError(_nothing_left(scored, inputs))

@@ -111,7 +111,7 @@ def test_the_order_of_the_catalogue_changes_nothing_but_the_listing(monkeypatch)
 
     record = planted.spectra(shares={"dora": 0.95, "eva": 0.94})
     before = decide(record, claims=CLAIM)
-    monkeypatch.setattr(candidates, "VARIANTS", tuple(reversed(candidates.VARIANTS)))
+    monkeypatch.setattr(candidates, "CANDIDATES", tuple(reversed(candidates.CANDIDATES)))
     monkeypatch.setattr(candidates, "RANKS", tuple(reversed(candidates.RANKS)))
     after = decide(record, claims=CLAIM)
     assert after.choice == before.choice

@@ -79,9 +79,12 @@ def _(record: TrainingPlan) -> str:
 @summary.register
 def _(record: Adapter) -> str:
     resumed = f"; resumed from step {', '.join(map(str, record.resumed_from))}" if record.resumed_from else ""
-    return (
+    head = (
         f"{record.steps} steps, {record.tokens:,} tokens at {record.tokens / max(record.seconds, 1e-9):,.0f} tokens/s, "
         f"last loss {record.final_loss:.3f} nats/token{resumed}"
+    )
+    return "\n".join(
+        [head, *(f"remedy: {item.failure} at step {item.step}: {item.action}" for item in record.remedies)]
     )
 
 

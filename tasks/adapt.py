@@ -72,5 +72,5 @@ def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseMod
 
 
 plan = Stage("plan", TrainingPlan, _plan)
-train = Stage("train", Adapter, _train, retries=1)
+train = Stage("train", Adapter, _train)  # no retries: training has its own, bounded and written down
 prove = Stage("prove", Proof, _prove)

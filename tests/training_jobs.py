@@ -75,18 +75,27 @@ def rows(count: int) -> list[TokenRow]:
     return made
 
 
-def job(folder: Path, model: Path, *, count: int = 477, initial_factors: Path | None = None, **changes) -> TrainingJob:
+def job(
+    folder: Path,
+    model: Path,
+    *,
+    count: int = 477,
+    initial_factors: Path | None = None,
+    adapter: AdapterSpec | None = None,
+    patience: float = 120,
+    **changes,
+) -> TrainingJob:
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.parquet", rows(count))
     write_rows(folder / "probe.parquet", rows(6))
     made = plan(**changes)
     return TrainingJob(
-        spec=spec(learning_rate=made.learning_rate),
+        spec=adapter or spec(learning_rate=made.learning_rate),
         plan=made,
         base_path=str(model),
         base_source="tiny",
         train_tokens=str(folder / "train.parquet"),
         probe_tokens=str(folder / "probe.parquet"),
         initial_factors=str(initial_factors) if initial_factors else None,
-        patience_seconds=120,
+        patience_seconds=patience,
     )

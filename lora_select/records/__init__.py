@@ -26,7 +26,7 @@ from lora_select.records.data import (
 )
 from lora_select.records.files import FileRef
 from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
-from lora_select.records.training import Adapter, Proof, Range, StepMetrics, TrainingPlan
+from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetrics, TrainingPlan
 
 __all__ = [
     "Adapter",
@@ -46,6 +46,7 @@ __all__ = [
     "Quantiles",
     "Range",
     "RejectedRows",
+    "Remedy",
     "Report",
     "Sample",
     "SelectionInputs",

@@ -1,6 +1,8 @@
 """Records of the training: plan, steps, adapter, proof."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lora_select.records.choice import AdapterSpec
 from lora_select.records.files import FileRef
@@ -44,6 +46,8 @@ class TrainingPlan:
     """Wall-clock time of the training stage, minutes."""
     disk_gib: float
     reasons: tuple[str, ...]
+    nodes: int = 1
+    """Machines that the ranks are spread over evenly."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,22 @@ class StepMetrics:
     tokens_per_second: float
     memory_gib: float
     timestamp_ms: int
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What was done about a failure in training, and why.
+
+    `failure` is its class, `step` where it happened, `message` what was seen; `before` and `after` hold the fields of the
+    plan that the remedy changed (none: the run was only restarted). The effective batch and the seed never change.
+    """
+
+    failure: str
+    step: int
+    message: str
+    action: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,6 +105,8 @@ class Adapter:
     resumed_from: tuple[int, ...]
     export: str
     """How the folder was made portable: `as trained` or `2r conversion`."""
+    remedies: tuple[Remedy, ...] = ()
+    """What was done about failures on the way, in order."""
 
 
 @dataclass(frozen=True)

@@ -252,12 +252,19 @@ def _adapter(record: records.Adapter) -> Entries:
             "train/total_tokens": record.tokens,
             "train/label_tokens": record.label_tokens,
             "train/resumed": len(record.resumed_from),
+            "train/remedies": len(record.remedies),
             names.COST_TRAIN_MINUTES: record.seconds / 60,
             names.COST_TOKENS_PER_SECOND: record.tokens / record.seconds if record.seconds > 0 else 0.0,
             names.COST_PEAK_MEMORY: record.peak_memory_gib,
             names.ADAPTER_PARAMETERS: record.spec.num_parameters,
         },
-        tags={names.ADAPTER_SHA256: record.digest, "adapter.export": record.export},
+        tags={
+            names.ADAPTER_SHA256: record.digest,
+            "adapter.export": record.export,
+            "train.remedies": "\n".join(
+                f"{item.failure} at step {item.step}: {item.action}" for item in record.remedies
+            ),
+        },
         files={record.directory: "adapter"},
     )
 

@@ -1,61 +1,105 @@
-"""Checkpoints: whole or not there. A manifest of digests is written last and checked before use."""
+"""Checkpoints: whole or not there, for any number of ranks and any ZeRO stage.
+
+Rank 0 writes `parameters.safetensors` (trained tensors, whole, by name), `optimizer.safetensors` (see
+:mod:`lora_select.training.state`) and last a manifest of digests, which is checked before use. Nothing else is needed: rows,
+rate and random numbers of a step are pure functions of the seed and the step.
+"""
 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_select.records import sha256_file, write_text
+from lora_select.training import state
 
 MANIFEST = "MANIFEST.json"
+PARAMETERS = "parameters.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 
 
-def save(engine: Any, folder: Path, step: int, keep: int, world_size: int) -> None:
-    """Save adapter and optimizer after `step` optimizer steps; called by every rank.
+def save(engine: Any, stage: int, folder: Path, step: int, keep: int) -> None:
+    """Save the trained parameters and the optimizer after `step` optimizer steps; called by every rank.
 
-    DeepSpeed writes into a temporary folder; rank 0 adds the manifest and renames, then removes all but `keep`.
+    Raises:
+        OSError: the disk is full; nothing half-written stays, older checkpoints are untouched.
     """
     import torch.distributed
 
-    temporary = folder / f".writing-{step}"
+    parameters, optimizer = whole_parameters(engine, stage), state.gather(engine, stage)
     if engine.global_rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    torch.distributed.barrier()
-    engine.save_checkpoint(str(temporary), tag=name(step), exclude_frozen_parameters=True, save_latest=False)
-    torch.distributed.barrier()
-    if engine.global_rank == 0:
-        _seal(temporary / name(step), step, world_size)
-        final = folder / name(step)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary / name(step), final)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _write(folder, step, parameters, optimizer)
         for old in found(folder)[:-keep]:
             shutil.rmtree(folder / name(old))
     torch.distributed.barrier()
 
 
-def newest(folder: Path, world_size: int) -> tuple[int, list[str]]:
+def whole_parameters(engine: Any, stage: int) -> dict[str, Any]:
+    """Trained parameters by name in fp32 on the CPU, put together when ZeRO-3 has split them; called by every rank."""
+    import contextlib
+
+    import deepspeed
+
+    named = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    split = stage == 3
+    gathered = deepspeed.zero.GatheredParameters([p for _, p in named]) if split else contextlib.nullcontext()
+    with gathered:
+        return {name: p.detach().float().cpu().clone().contiguous() for name, p in named}
+
+
+def newest(folder: Path) -> tuple[int, list[str]]:
     """The step of the newest checkpoint that verifies (0: none), and a sentence for each that does not."""
     faults = []
     for step in reversed(found(folder)):
-        fault = verify(folder / name(step), world_size)
+        fault = verify(folder / name(step))
         if fault is None:
             return step, faults
         faults.append(f"checkpoint {name(step)} is not used: {fault}")
     return 0, faults
 
 
-def load(engine: Any, folder: Path, step: int) -> None:
-    """Load a verified checkpoint into the engine; called by every rank.
+def load_parameters(network: Any, folder: Path, step: int) -> None:
+    """Load the trained parameters into a model that DeepSpeed has not yet taken.
 
     Raises:
-        RuntimeError: DeepSpeed does not take it.
+        RuntimeError: the model has other trained parameters than the checkpoint.
     """
-    loaded, _ = engine.load_checkpoint(str(folder), tag=name(step), load_module_strict=False)
-    if loaded is None:
-        raise RuntimeError(f"DeepSpeed could not load {folder / name(step)}; remove it to resume from the one before")
+    import torch
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / name(step) / PARAMETERS)
+    trained = {key: p for key, p in network.named_parameters() if p.requires_grad}
+    if saved.keys() != trained.keys():
+        odd = sorted(saved.keys() ^ trained.keys())[:3]
+        raise RuntimeError(f"{folder / name(step)} is of another adapter ({', '.join(odd)}); remove it to train anew")
+    with torch.no_grad():
+        for key, parameter in trained.items():
+            parameter.copy_(saved[key])
+
+
+def load_optimizer(engine: Any, stage: int, folder: Path, step: int) -> None:
+    """Load the optimizer's state into an engine that has made no step; called by every rank."""
+    from safetensors.torch import load_file
+
+    state.restore(engine, stage, load_file(folder / name(step) / OPTIMIZER))
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for later in found(folder):
+        if later > step:
+            shutil.rmtree(folder / name(later))
+
+
+def keep_newest(folder: Path) -> int:
+    """Free disk: keep only the newest checkpoint that verifies; returns its step (0: none was good)."""
+    good, _ = newest(folder)
+    for step in found(folder):
+        if step != good:
+            shutil.rmtree(folder / name(step))
+    return good
 
 
 def name(step: int) -> str:
@@ -68,14 +112,12 @@ def found(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if path.is_dir())
 
 
-def verify(folder: Path, world_size: int) -> str | None:
+def verify(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "it has no readable manifest"
-    if manifest["world_size"] != world_size:
-        return f"it was written by {manifest['world_size']} ranks, this run has {world_size}"
     for file, digest in manifest["files"].items():
         path = folder / file
         if not path.is_file() or sha256_file(path) != digest:
@@ -83,7 +125,34 @@ def verify(folder: Path, world_size: int) -> str | None:
     return None
 
 
-def _seal(folder: Path, step: int, world_size: int) -> None:
+def _write(folder: Path, step: int, parameters: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+    """All files in a temporary folder, on disk before the rename that makes them a checkpoint."""
+    from safetensors.torch import save_file
+
+    temporary, final = folder / f".writing-{step}", folder / name(step)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        for file, tensors in ((PARAMETERS, parameters), (OPTIMIZER, optimizer)):
+            save_file(dict(tensors), temporary / file)
+            _sync(temporary / file)
+        _seal(temporary, step)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _seal(folder: Path, step: int) -> None:
     files = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    manifest = {"step": step, "world_size": world_size, "files": files}
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    write_text(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=2, sort_keys=True) + "\n")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -3,18 +3,26 @@
 from typing import Any
 
 from lora_select.records import TrainingPlan
-from lora_select.training import model, optimizer
+from lora_select.training import checkpoints, job, model, optimizer
 from lora_select.training.rank import Rank
 
 
-def build(rank: Rank) -> Any:
-    """The DeepSpeed engine of this rank's job."""
+def build(rank: Rank, step: int) -> Any:
+    """The DeepSpeed engine of this rank's job, as it was after `step` steps (0: at its start).
+
+    Parameters are loaded before DeepSpeed takes the model, so that it cuts its parts from the right values.
+    """
     import deepspeed
 
     plan = rank.plan
+    folder = rank.folder / job.CHECKPOINTS
     network = model.build(rank.job, rank.device)
+    if step:
+        checkpoints.load_parameters(network, folder, step)
     made = optimizer.make_optimizer(network, rank.job.spec, plan)
     engine, *_ = deepspeed.initialize(model=network, optimizer=made, config=deepspeed_config(plan))
+    if step:
+        checkpoints.load_optimizer(engine, plan.zero_stage, folder, step)
     return engine
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from lora_select import records
 from lora_select.data.tokens import read_rows
 from lora_select.records import Adapter, file_ref
-from lora_select.training import job, model
+from lora_select.training import checkpoints, job, model, remedies
 from lora_select.training.rank import Rank
 
 PROBE_ROWS = 4
@@ -18,8 +18,10 @@ def finish(rank: Rank, loss: float, seconds: float) -> None:
     """Probe, save, and say so last."""
     import torch.distributed
 
+    rank.beat("probe")
     probe = _probe(rank)
-    parameters = _whole_parameters(rank)
+    rank.beat("saving")
+    parameters = checkpoints.whole_parameters(rank.engine, rank.plan.zero_stage)
     if not rank.is_first:
         torch.distributed.barrier()
         return
@@ -49,6 +51,7 @@ def finish(rank: Rank, loss: float, seconds: float) -> None:
         zero_stage=rank.plan.zero_stage,
         resumed_from=tuple(rank.resumed),
         export=export,
+        remedies=remedies.read(folder),
     )
     records.write(folder / job.RESULT, adapter)
     print(f"finished after {seconds:.0f} s in this process", flush=True)
@@ -76,16 +79,3 @@ def _save_probe(path: Path, probe: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     save_file(probe, path)
-
-
-def _whole_parameters(rank: Rank) -> dict[str, Any]:
-    """Trainable parameters by name, gathered when ZeRO-3 has split them; called by every rank."""
-    import contextlib
-
-    import deepspeed
-
-    named = [(name, p) for name, p in rank.engine.module.named_parameters() if p.requires_grad]
-    split = rank.plan.zero_stage == 3
-    gathered = deepspeed.zero.GatheredParameters([p for _, p in named]) if split else contextlib.nullcontext()
-    with gathered:
-        return {name: p.detach().float().cpu().clone() for name, p in named}

@@ -17,6 +17,7 @@ LAUNCH = "launch.json"
 PROBE = "probe.safetensors"
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
+REMEDIES = "remedies.json"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class TrainingJob:
     """A training run.
 
     `train_tokens` and `probe_tokens` are token Parquet files; `initial_factors` is the safetensors file of a start that
-    is not the default (None otherwise). Without a new step for `patience_seconds` the run is stopped as stuck.
+    is not the default (None otherwise). When no rank moves for `patience_seconds` the attempt is ended as stuck. `attempt`
+    counts the starts of the ranks; the agents of other nodes join each new one at `rendezvous` (host:port of the first node).
     """
 
     spec: AdapterSpec
@@ -35,6 +37,8 @@ class TrainingJob:
     probe_tokens: str
     initial_factors: str | None = None
     patience_seconds: float = 1800.0
+    attempt: int = 0
+    rendezvous: str | None = None
 
 
 def write_job(folder: Path, job: TrainingJob) -> Path:
@@ -46,3 +50,21 @@ def write_job(folder: Path, job: TrainingJob) -> Path:
 def read_job(path: Path) -> TrainingJob:
     """Read what :func:`write_job` wrote."""
     return TypeAdapter(TrainingJob).validate_json(path.read_text(encoding="utf-8"))
+
+
+def node_file(name: str, node: int) -> str:
+    """The name that a node's own copy of a file has in the shared folder; the first node has the plain name.
+
+    >>> node_file("train.log", 0), node_file("train.log", 2)
+    ('train.log', 'train-node2.log')
+    """
+    stem, dot, ending = name.partition(".")
+    return f"{stem}-node{node}{dot}{ending}" if node else name
+
+
+def last_attempt(folder: Path) -> int:
+    """The number of the last start of the ranks in this folder; 0 when there was none."""
+    try:
+        return int(json.loads((folder / JOB).read_text(encoding="utf-8"))["attempt"])
+    except (OSError, ValueError, KeyError):
+        return 0

@@ -1,31 +1,41 @@
 """Starting a training run and waiting for its result; what a killed run left behind is ended or taken up."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
-from lora_select import records
-from lora_select.errors import WorldError
-from lora_select.records import Adapter
-from lora_select.training import job, watch
-from lora_select.training.job import TrainingJob
-from lora_select.training.supervise import GRACE_SECONDS, ORPHANED, STUCK
+from filelock import FileLock, Timeout
 
-Progress = Callable[[int, int, str], None]
+from lora_select import records
+from lora_select.records import Adapter
+from lora_select.training import beat, checkpoints, effect, failures, job, ready, recover, remedies, watch
+from lora_select.training.failures import Ending, Failure
+from lora_select.training.job import TrainingJob
+from lora_select.training.resume import metrics_until
+from lora_select.training.show import Report, show
+from lora_select.training.supervise import GRACE_SECONDS
+
 POLL_SECONDS = 0.5
-LOG_LINES = 15
+RENDEZVOUS = "LORA_SELECT_RENDEZVOUS"
+"""host:port where the nodes of a run meet. An address changes no result, so it is no part of the config or of a key."""
+HEAD = "head"
+"""A file that the launcher touches while it waits, so that agents on other nodes can tell a living run from a dead one."""
 SECRET = re.compile(r"TOKEN|PASSWORD|SECRET|CREDENTIAL|_KEY$|^MLFLOW_", re.IGNORECASE)
 
 
-def train(told: TrainingJob, folder: Path, *, progress: Progress | None = None) -> Adapter:
+def train(told: TrainingJob, folder: Path, *, progress: Report | None = None) -> Adapter:
     """Train in supervised rank processes; returns when `result.json` is there and its files verify.
 
-    A folder that holds checkpoints of a killed run is resumed. Processes that such a run left are ended first.
+    A folder that holds checkpoints of a killed run is resumed; processes that such a run left are ended first. If another
+    process trains in the folder now, its result is waited for. A failure that a remedy fits is remedied: each is written
+    down in `remedies.json` and in the adapter's record, and there is a bound on their number.
 
     Args:
         told: what to train.
@@ -33,35 +43,34 @@ def train(told: TrainingJob, folder: Path, *, progress: Progress | None = None) 
         progress: called with (step, steps, loss, speed and time left).
 
     Raises:
-        WorldError: the ranks ended without a result; the message holds the log's last lines.
+        InputError: no remedy is left and a setting can mend it; the message names the way out.
+        WorldError: the ranks ended without a result and no remedy is left.
     """
-    if adapter := finished(folder):
-        return adapter
-    reap(folder)
-    job_file = job.write_job(folder, told)
-    parent = watch.identity()
-    command = [sys.executable, "-m", "lora_select.training.supervise", str(job_file), f"{parent[0]}:{parent[1]}"]
-    with (folder / job.LOG).open("ab") as log:
-        supervisor = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=clean_environment(), start_new_session=True
-        )
-    try:
-        while supervisor.poll() is None:
-            _show(folder, told.plan.total_steps, progress)
-            time.sleep(POLL_SECONDS)
-    except BaseException:
-        supervisor.terminate()
-        try:
-            supervisor.wait(GRACE_SECONDS + 10)
-        except subprocess.TimeoutExpired:
-            supervisor.kill()
+    told = dataclasses.replace(told, rendezvous=told.rendezvous or os.environ.get(RENDEZVOUS))
+    with _alone_in(folder, told, progress):
+        if adapter := finished(folder):
+            return adapter
         reap(folder)
-        raise
-    adapter = finished(folder)
-    if adapter is None:
-        reap(folder)
-        raise WorldError(_why(supervisor.returncode, folder, told))
-    return adapter
+        restarts = 0
+        while True:
+            history = remedies.read(folder)
+            current = dataclasses.replace(told, plan=recover.applied(told.plan, history))
+            ready.check(current)
+            failure = _attempt(current, folder, progress)
+            if adapter := finished(folder):
+                return adapter
+            reap(folder)
+            failure = failure or Failure(failures.ERROR, 0, "the ranks ended well but left no result that verifies")
+            remedy = recover.propose(failure, current.plan, history, restarts)
+            if remedy is None:
+                raise recover.error(failure, current.plan, str(folder / job.LOG))
+            restarts += not remedy.after
+            try:
+                _prepare(folder, failure)
+                remedies.write(folder, [*history, remedy])
+            except OSError as error:  # a remedy that cannot be written down is not used
+                raise recover.error(failure, current.plan, str(folder / job.LOG)) from error
+            _say(folder, f"{failure.kind}: {failure.message}; remedy: {remedy.action}")
 
 
 def finished(folder: Path) -> Adapter | None:
@@ -78,10 +87,10 @@ def finished(folder: Path) -> Adapter | None:
     return adapter
 
 
-def reap(folder: Path) -> int:
-    """End what an earlier run in this folder left alive; returns how many processes that were."""
+def reap(folder: Path, node: int = 0) -> int:
+    """End what an earlier run in this folder left alive on this node; returns how many processes that were."""
     try:
-        noted = json.loads((folder / job.LAUNCH).read_text(encoding="utf-8"))
+        noted = json.loads((folder / job.node_file(job.LAUNCH, node)).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return 0
     known = [tuple(noted["supervisor"]), *(tuple(who) for who in noted["processes"])]
@@ -96,42 +105,78 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not SECRET.search(name)}
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The whole lines of the metrics file so far."""
-    path = folder / job.METRICS
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+def supervisor(job_file: Path, log: Path, node: int = 0) -> "subprocess.Popen[bytes]":
+    """Start the supervisor of a node; it ends when this process does."""
+    parent = watch.identity()
+    me = f"{parent[0]}:{parent[1]}"
+    command = [sys.executable, "-m", "lora_select.training.supervise", str(job_file), me, str(node)]
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=stream,
+            stdin=subprocess.DEVNULL,
+            env=clean_environment(),
+            start_new_session=True,
+        )
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Tell a supervisor to end its ranks; kill it when it takes longer than it may."""
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS + 10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _attempt(told: TrainingJob, folder: Path, report: Report | None) -> Failure | None:
+    """Start the ranks once and wait for their end; None when they ended well."""
+    beat.clear(folder)
+    job_file = job.write_job(folder, dataclasses.replace(told, attempt=job.last_attempt(folder) + 1))
+    log = folder / job.LOG
+    start, killed = log.stat().st_size if log.exists() else 0, watch.memory_kills()
+    process = supervisor(job_file, log)
+    try:
+        while process.poll() is None:
+            (folder / HEAD).touch()
+            show(folder, told.plan.total_steps, report)
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        stop(process)
+        reap(folder)
+        raise
+    if process.returncode == 0:
+        return None
+    return failures.diagnose(folder, log, Ending(process.returncode, start, watch.memory_kills() - killed))
+
+
+def _prepare(folder: Path, failure: Failure) -> None:
+    """Put the folder into the state that the remedy starts from."""
+    if failure.kind == failures.DISK_FULL:
+        checkpoints.keep_newest(folder / job.CHECKPOINTS)
+    if failure.kind == failures.DIVERGED:
+        losses = [line["loss"] for line in metrics_until(folder / job.METRICS, failure.step)]
+        if effect.diverging(losses):
+            checkpoints.discard_after(folder / job.CHECKPOINTS, effect.last_good_step(losses))
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path, told: TrainingJob, report: Report | None) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel frees when its holder dies; while another has it, show its progress."""
+    lock = FileLock(folder / ".training.lock")
+    while True:
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+            lock.acquire(timeout=POLL_SECONDS)
+            break
+        except Timeout:
+            show(folder, told.plan.total_steps, report)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _show(folder: Path, total: int, progress: Progress | None) -> None:
-    if progress is None:
-        return
-    steps = read_metrics(folder)
-    if not steps:
-        progress(0, total, "starting the ranks")
-        return
-    recent = steps[-20:]
-    seconds = sum(step["tokens"] / step["tokens_per_second"] for step in recent)
-    speed = sum(step["tokens"] for step in recent) / seconds
-    left = (total - steps[-1]["step"]) * seconds / len(recent)
-    text = f"loss {steps[-1]['loss']:.3f}  {speed:,.0f} tokens/s  {int(left // 60)}:{int(left % 60):02d} left"
-    progress(int(steps[-1]["step"]), total, text)
-
-
-def _why(code: int, folder: Path, told: TrainingJob) -> str:
-    reasons = {
-        STUCK: f"no step came for {told.patience_seconds:g} s",
-        ORPHANED: "the process that started it is gone",
-    }
-    reason = reasons.get(code, f"the ranks ended with code {code}")
-    lines = (folder / job.LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if re.match(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exception|InputError)\b", line)]
-    shown = "\n  ".join(errors[-2:] or lines[-LOG_LINES:])
-    return f"training did not finish: {reason}; the same command resumes from the last checkpoint.\n  {shown}\n  log: {folder / job.LOG}"
+def _say(folder: Path, text: str) -> None:
+    with contextlib.suppress(OSError), (folder / job.LOG).open("a", encoding="utf-8") as stream:
+        stream.write(text + "\n")

@@ -1,5 +1,6 @@
 """This process among the others: how it joins them and what it holds."""
 
+import hashlib
 import os
 import random
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select.records import TrainingPlan
+from lora_select.training.beat import Heart
 from lora_select.training.job import TrainingJob
 
 
@@ -20,6 +22,7 @@ class Rank:
     rank: int
     world: int
     device: str
+    beat: Heart
     engine: Any = None
     pad_id: int = 0
     label_tokens: int = 0
@@ -37,8 +40,10 @@ class Rank:
         return self.rank == 0
 
 
-def join(told: TrainingJob, folder: Path) -> Rank:
+def join(told: TrainingJob, folder: Path, heart: Heart) -> Rank:
     """Join the process group: gloo on CPU, NCCL on GPUs."""
+    from datetime import timedelta
+
     import torch
 
     on_gpu = told.plan.device == "cuda"
@@ -54,14 +59,28 @@ def join(told: TrainingJob, folder: Path) -> Rank:
     local = int(os.environ["LOCAL_RANK"])
     if on_gpu:
         torch.cuda.set_device(local)
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    timeout = timedelta(seconds=told.patience_seconds)
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False, timeout=timeout)
     device = f"cuda:{local}" if on_gpu else "cpu"
-    return Rank(told, folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+    return Rank(told, folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, heart)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed this process."""
+def seed_start(seed: int) -> None:
+    """Seed the building of the model: the same on all ranks, because they must build the same adapter."""
     import torch
 
     random.seed(seed)
-    torch.manual_seed(seed)  # the same on all ranks: they must build the same adapter
+    torch.manual_seed(seed)
+
+
+def seed_micro_batch(seed: int, step: int, slot: int) -> None:
+    """Make the random numbers (dropout) of a micro-batch a function of seed, step and its place in the step alone.
+
+    So a resumed run draws what the uninterrupted one drew, whatever the number of ranks, and no generator's state has to
+    be kept. `slot` counts the micro-batches of a step over all ranks.
+    """
+    import torch
+
+    value = int.from_bytes(hashlib.sha256(f"{seed}:{step}:{slot}".encode()).digest()[:8], "big")
+    random.seed(value)
+    torch.manual_seed(value)

@@ -9,15 +9,21 @@ from lora_select.training import checkpoints, job
 from lora_select.training.rank import Rank
 
 
-def take_up(rank: Rank) -> int:
-    """Take up the newest whole checkpoint; returns the number of finished steps. Metrics after it are cut off."""
-    folder = rank.folder / job.CHECKPOINTS
-    step, faults = checkpoints.newest(folder, rank.world)
+def find(rank: Rank) -> int:
+    """The newest whole checkpoint as rank 0 sees it, in finished steps (0: none); the same answer on every rank."""
+    step = 0
     if rank.is_first:
+        step, faults = checkpoints.newest(rank.folder / job.CHECKPOINTS)
         for fault in faults:
             print(fault, flush=True)
-    if step:
-        checkpoints.load(rank.engine, folder, step)
+        print(f"rank 0 of {rank.world}: begins after step {step}", flush=True)
+    return _from_first_rank(step, rank.device)
+
+
+def cut_metrics(rank: Rank, step: int) -> None:
+    """Take up the counts up to `step` and cut off the metrics after it; rank 0 alone."""
+    if not rank.is_first:
+        return
     kept = metrics_until(rank.folder / job.METRICS, step)
     rank.tokens = sum(line["tokens"] for line in kept)
     rank.label_tokens = sum(line.get("label_tokens", 0) for line in kept)
@@ -25,11 +31,8 @@ def take_up(rank: Rank) -> int:
     rank.resumed = json.loads(notes.read_text()) if notes.is_file() else []
     if step:
         rank.resumed.append(step)
-    if rank.is_first:
-        records.write_text(notes, json.dumps(rank.resumed))
-        records.write_text(rank.folder / job.METRICS, "".join(json.dumps(line) + "\n" for line in kept))
-        print(f"rank 0 of {rank.world}: begins after step {step}", flush=True)
-    return step
+    records.write_text(notes, json.dumps(rank.resumed))
+    records.write_text(rank.folder / job.METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
@@ -45,3 +48,13 @@ def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
         if values["step"] <= step:
             kept.append(values)
     return kept
+
+
+def _from_first_rank(value: int, device: str) -> int:
+    """Folders that nodes share may look older on one of them; all ranks must begin at one step."""
+    import torch
+    import torch.distributed
+
+    tensor = torch.tensor(value, dtype=torch.int64, device=device)
+    torch.distributed.broadcast(tensor, src=0)
+    return int(tensor)

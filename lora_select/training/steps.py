@@ -10,31 +10,38 @@ from typing import Any
 
 from lora_select.data.tokens import TokenRow, collate, label_loss
 from lora_select.records import StepMetrics, TrainingPlan
-from lora_select.training import batches, checkpoints, job, optimizer
-from lora_select.training.rank import Rank
+from lora_select.training import batches, checkpoints, effect, job, optimizer
+from lora_select.training.failures import DIVERGED, TrainingError
+from lora_select.training.rank import Rank, seed_micro_batch
 from lora_select.training.resume import metrics_until
+
+NAMED_ROWS = 16
 
 
 def train(rank: Rank, rows: list[TokenRow], first: int) -> float:
     """Do the steps from `first` (0-based) on; returns the last loss. Rank 0 writes one line of metrics a step."""
     plan = rank.plan
     loss = math.nan
+    losses = [line["loss"] for line in metrics_until(rank.folder / job.METRICS, first)]
+    start = None if first else effect.Effect(checkpoints.whole_parameters(rank.engine, plan.zero_stage))
     with (rank.folder / job.METRICS).open("a", encoding="utf-8") as stream:
         for step in range(first, plan.total_steps):
             metrics, labels = _step(rank, rows, step)
             loss = metrics.loss
+            _refuse_nonsense(rank, rows, metrics)
             if rank.is_first:
                 stream.write(json.dumps(dataclasses.asdict(metrics) | {"label_tokens": labels}) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
-            if not math.isfinite(loss):
-                raise RuntimeError(
-                    f"the loss is {loss} at step {step + 1}: training diverged; lower `selection.learning_rate` "
-                    f"(now {plan.learning_rate:g})"
-                )
+            losses.append(loss)
+            effect.refuse_divergence(losses, plan.learning_rate)
             done = step + 1
+            if start and done == min(effect.FIRST_STEPS, plan.total_steps):
+                start.check(checkpoints.whole_parameters(rank.engine, plan.zero_stage), metrics.learning_rate)
             if done % plan.checkpoint_every == 0 and done < plan.total_steps:
-                checkpoints.save(rank.engine, rank.folder / job.CHECKPOINTS, done, plan.keep_checkpoints, rank.world)
+                rank.beat("checkpoint")
+                folder = rank.folder / job.CHECKPOINTS
+                checkpoints.save(rank.engine, plan.zero_stage, folder, done, plan.keep_checkpoints)
     if first >= plan.total_steps:
         kept = metrics_until(rank.folder / job.METRICS, plan.total_steps)
         loss = kept[-1]["loss"]
@@ -52,7 +59,9 @@ def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int
     rate = learning_rate(plan, step)
     optimizer.set_rate(engine.optimizer, rate)
     total, norm = 0.0, 0.0
-    for part in mine:
+    for index, part in enumerate(mine):
+        rank.beat("step", step + 1)
+        seed_micro_batch(plan.seed, step, index * rank.world + rank.rank)
         batch = collate(part or [batches.masked(chosen[0])], rank.pad_id)
         nll, _ = label_loss(engine, {name: tensor.to(rank.device) for name, tensor in batch.items()})
         # DeepSpeed averages over ranks and over micro-batches; the mean wanted is over label tokens.
@@ -76,6 +85,24 @@ def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int
         timestamp_ms=int(time.time() * 1000),
     )
     return metrics, labels
+
+
+def _refuse_nonsense(rank: Rank, rows: list[TokenRow], metrics: StepMetrics) -> None:
+    """Stop before a loss or gradient that is no number is written down or saved; names the rows of the step.
+
+    Raises:
+        TrainingError: the same on every rank.
+    """
+    if math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm):
+        return
+    plan = rank.plan
+    numbers = batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, metrics.step - 1)
+    names = ", ".join(rows[number].row_id for number in numbers[:NAMED_ROWS])
+    raise TrainingError(
+        DIVERGED,
+        f"the loss is {metrics.loss} and the gradient's norm {metrics.grad_norm} at step {metrics.step}, rate "
+        f"{metrics.learning_rate:g}; its rows: {names}{', ...' if len(numbers) > NAMED_ROWS else ''}",
+    )
 
 
 def _gradient_norm(engine: Any, plan: TrainingPlan) -> float:

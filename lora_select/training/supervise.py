@@ -1,13 +1,15 @@
-"""The process between the flow and torchrun: `python -m lora_select.training.supervise job.json PARENT_PID:CREATED`.
+"""The process between the flow and torchrun: `python -m lora_select.training.supervise job.json PARENT_PID:CREATED [NODE]`.
 
 It lives in a session of its own, starts torchrun, remembers every process below it (torchrun gives its ranks sessions of
 their own, so killing a process group would miss them), and ends them all when it is told to, when its parent is gone, or
-when no step has come for too long.
+when no rank has moved for too long.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,16 +17,15 @@ from pathlib import Path
 from types import FrameType
 
 from lora_select.records import write_text
-from lora_select.training import job, watch
+from lora_select.training import beat, job, watch
+from lora_select.training.failures import ORPHANED_CODE, STUCK_CODE
 from lora_select.training.worker import SUPERVISOR
 
 GRACE_SECONDS = 15.0
-STUCK = 75
-ORPHANED = 76
 
 
-def main(job_file: Path, parent: watch.Identity) -> int:
-    """Run torchrun to its end; returns its exit code, or STUCK or ORPHANED when it had to be ended."""
+def main(job_file: Path, parent: watch.Identity, node: int = 0) -> int:
+    """Run torchrun to its end; returns its exit code, or STUCK_CODE or ORPHANED_CODE when it had to be ended."""
     told = job.read_job(job_file)
     folder = job_file.parent
     stopping: list[int] = []
@@ -35,25 +36,26 @@ def main(job_file: Path, parent: watch.Identity) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
     me = watch.identity()
-    with (folder / job.LOG).open("ab") as log:
-        child = subprocess.Popen(_command(job_file, told), stdout=log, stderr=log, env=_environment(me, told))
-    seen = {watch.identity(child.pid)} if child.poll() is None else set()
-    _note(folder, me, seen)
-    last = _Progress(folder / job.METRICS)
+    log = folder / job.node_file(job.LOG, node)
+    with log.open("ab") as stream:
+        child = subprocess.Popen(
+            command(job_file, told, node), stdout=stream, stderr=stream, env=_environment(me, told)
+        )
+    seen: set[watch.Identity] = set()
+    started = time.time()
     code: int | None = None
     try:
         while code is None and (code := child.poll()) is None:
-            new = set(watch.descendants(me)) - seen
-            if new:
+            if new := set(watch.descendants(me)) - seen:
                 seen |= new
-                _note(folder, me, seen)
+                _note(folder, node, me, seen)
             if stopping:
                 code = 128 + stopping[0]
             elif not watch.alive(parent):
-                code = ORPHANED
-            elif last.stands_still(told.patience_seconds):
-                _dump_stacks(seen, folder)
-                code = STUCK
+                code = ORPHANED_CODE
+            elif time.time() - max(started, beat.last(folder)) > told.patience_seconds:
+                _dump_stacks(seen, log)
+                code = STUCK_CODE
             else:
                 time.sleep(0.5)
     finally:
@@ -61,10 +63,27 @@ def main(job_file: Path, parent: watch.Identity) -> int:
     return code
 
 
-def _command(job_file: Path, told: job.TrainingJob) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
-    ranks = ["--nproc-per-node", str(told.plan.num_processes)]
-    return [*launcher, *ranks, "-m", "lora_select.training.worker", str(job_file)]
+def command(job_file: Path, told: job.TrainingJob, node: int) -> list[str]:
+    """How torchrun is started on a node."""
+    plan = told.plan
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", "0"]
+    ranks = ["--nproc-per-node", str(plan.num_processes // plan.nodes)]
+    worker = ["-m", "lora_select.training.worker", str(job_file)]
+    if plan.nodes == 1 or told.rendezvous is None:
+        return [*launcher, "--standalone", *ranks, *worker]
+    conf = f"is_host={str(node == 0).lower()},join_timeout={int(told.patience_seconds)}"
+    meeting = ["--nnodes", str(plan.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", told.rendezvous]
+    # The id is new for each attempt: what is left of the last one must not join.
+    meeting += ["--rdzv-id", f"{job_file.parent.name}-{told.attempt}", "--rdzv-conf", conf]
+    return [*launcher, *meeting, "--local-addr", _address_towards(told.rendezvous), *ranks, *worker]
+
+
+def _address_towards(endpoint: str) -> str:
+    """This machine's address on the way to `host:port`; a host's own name often resolves to another interface."""
+    host, _, port = endpoint.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))  # sends nothing
+        return probe.getsockname()[0]
 
 
 def _environment(me: watch.Identity, told: job.TrainingJob) -> dict[str, str]:
@@ -77,35 +96,24 @@ def _environment(me: watch.Identity, told: job.TrainingJob) -> dict[str, str]:
     }
 
 
-class _Progress:
-    """Notices when the metrics file has not grown for too long."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._size = -1
-        self._since = time.monotonic()
-
-    def stands_still(self, patience: float) -> bool:
-        size = self._path.stat().st_size if self._path.exists() else 0
-        if size != self._size:
-            self._size, self._since = size, time.monotonic()
-        return time.monotonic() - self._since > patience
-
-
-def _dump_stacks(seen: set[watch.Identity], folder: Path) -> None:
+def _dump_stacks(seen: set[watch.Identity], log: Path) -> None:
     """Ask the ranks for their stacks (they write them to the log) before they are ended."""
-    with (folder / job.LOG).open("a", encoding="utf-8") as log:
-        log.write("no step for too long; stacks of the ranks follow\n")
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(f"no rank moved for too long; {beat.laggard(log.parent)}; stacks of the ranks follow\n")
     for who in seen:
-        if watch.alive(who) and b"lora_select.training.worker" in Path(f"/proc/{who[0]}/cmdline").read_bytes():
-            os.kill(who[0], signal.SIGUSR1)
+        with contextlib.suppress(OSError):
+            if watch.alive(who) and b"lora_select.training.worker" in Path(f"/proc/{who[0]}/cmdline").read_bytes():
+                os.kill(who[0], signal.SIGUSR1)
     time.sleep(2)
 
 
-def _note(folder: Path, me: watch.Identity, seen: set[watch.Identity]) -> None:
-    write_text(folder / job.LAUNCH, json.dumps({"supervisor": list(me), "processes": sorted(seen)}) + "\n")
+def _note(folder: Path, node: int, me: watch.Identity, seen: set[watch.Identity]) -> None:
+    """Write the process tree down for the next start; on a full disk the ranks still die with this process."""
+    content = json.dumps({"supervisor": list(me), "processes": sorted(seen)}) + "\n"
+    with contextlib.suppress(OSError):
+        write_text(folder / job.node_file(job.LAUNCH, node), content)
 
 
 if __name__ == "__main__":
     pid, created = sys.argv[2].split(":")
-    sys.exit(main(Path(sys.argv[1]), (int(pid), float(created))))
+    sys.exit(main(Path(sys.argv[1]), (int(pid), float(created)), int(sys.argv[3]) if len(sys.argv) > 3 else 0))

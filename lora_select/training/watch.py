@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -56,6 +57,7 @@ def stop(processes: Iterable[Identity], *, grace: float) -> None:
     for who in living:
         with contextlib.suppress(psutil.Error):
             psutil.Process(who[0]).terminate()
+            psutil.Process(who[0]).resume()  # a stopped process takes no signal but this and SIGKILL
     deadline = time.monotonic() + grace
     while any(alive(who) for who in living) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -63,3 +65,12 @@ def stop(processes: Iterable[Identity], *, grace: float) -> None:
         if alive(who):
             with contextlib.suppress(psutil.Error):
                 psutil.Process(who[0]).kill()
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has killed for memory since boot, in any container of this machine."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

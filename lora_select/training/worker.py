@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lora_select import models
 from lora_select.data.tokens import read_rows
-from lora_select.training import engine, job, resume, steps, watch
+from lora_select.training import engine, failures, job, resume, steps, watch
+from lora_select.training.beat import Heart
 from lora_select.training.finish import finish
-from lora_select.training.rank import join, seed_everything
+from lora_select.training.rank import join, seed_start
 
 SUPERVISOR = "LORA_SELECT_SUPERVISOR"
 
@@ -22,13 +23,27 @@ def main(job_file: Path) -> None:
     if SUPERVISOR in os.environ:
         pid, created = os.environ[SUPERVISOR].split(":")
         watch.die_with((int(pid), float(created)))
+    number = int(os.environ["RANK"])
+    heart = Heart(job_file.parent, number)
+    try:
+        work(job_file, heart)
+    except BaseException as error:
+        failures.report(job_file.parent, number, heart, error)
+        raise
+
+
+def work(job_file: Path, heart: Heart) -> None:
+    """Join, build, take up what was done, do the steps, finish."""
     started = time.monotonic()
-    rank = join(job.read_job(job_file), job_file.parent)
+    heart("joining")
+    rank = join(job.read_job(job_file), job_file.parent, heart)
+    heart("loading")
     rows = read_rows(Path(rank.job.train_tokens))
     rank.pad_id = models.pad_id(models.load_tokenizer(rank.job.base_path))
-    seed_everything(rank.plan.seed)
-    rank.engine = engine.build(rank)
-    first = resume.take_up(rank)
+    first = resume.find(rank)
+    seed_start(rank.plan.seed)
+    rank.engine = engine.build(rank, first)
+    resume.cut_metrics(rank, first)
     loss = steps.train(rank, rows, first)
     finish(rank, loss, time.monotonic() - started)
 

@@ -1,0 +1,113 @@
+"""Optimizer state by parameter name, whole: taken from and given to any ZeRO stage and any number of ranks.
+
+ZeRO 1 to 3 keep the state of many parameters in one flat tensor, of which each rank holds a part. DeepSpeed's own
+checkpoints keep those parts and so belong to one stage and one number of ranks. An adapter's state is small, so it is put
+together by name and written once.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SEPARATOR = "|"
+
+
+def gather(engine: Any, stage: int) -> "dict[str, Any]":
+    """The optimizer's state as `{"<key>|<parameter>": tensor}`, on the CPU; called by every rank, the same on all.
+
+    A tensor has its parameter's shape, or none (Adam's step count).
+
+    Raises:
+        RuntimeError: at ZeRO 1 to 3, the optimizer keeps something that is neither.
+    """
+    names = {id(p): name for name, p in engine.module.named_parameters() if p.requires_grad}
+    found: dict[str, Any] = {}
+    if stage == 0:
+        for parameter, values in engine.optimizer.state.items():
+            for key, value in values.items():
+                found[f"{key}{SEPARATOR}{names[id(parameter)]}"] = _tensor(value)
+        return found
+    for flat, parameters in _partitions(engine, stage):
+        for key, value in engine.optimizer.optimizer.state[flat].items():
+            for parameter in parameters:
+                whole = _gathered(parameter, key, value, flat)
+                found[f"{key}{SEPARATOR}{names[id(parameter)]}"] = _tensor(whole)
+    return found
+
+
+def restore(engine: Any, stage: int, saved: "Mapping[str, Any]") -> None:
+    """Give an engine that has made no step the state of one that has; called by every rank."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for place, tensor in saved.items():
+        key, name = place.split(SEPARATOR, 1)
+        by_name.setdefault(name, {})[key] = tensor
+    names = {id(p): name for name, p in engine.module.named_parameters() if p.requires_grad}
+    if stage == 0:
+        for name, parameter in engine.module.named_parameters():
+            if name in by_name:
+                engine.optimizer.state[parameter] = {
+                    key: value.clone() if value.ndim == 0 else value.to(parameter.device)
+                    for key, value in by_name[name].items()
+                }
+        return
+    for flat, parameters in _partitions(engine, stage):
+        values = {id(parameter): by_name[names[id(parameter)]] for parameter in parameters}
+        _restore_partition(engine, stage, flat, parameters, values)
+
+
+def _partitions(engine: Any, stage: int) -> Iterator[tuple[Any, list[Any]]]:
+    """`(flat tensor that the optimizer sees, parameters in it)`."""
+    zero = engine.optimizer
+    if stage == 3:
+        yield from zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
+    else:
+        yield from zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
+
+
+def _gathered(parameter: Any, key: str, value: Any, flat: Any) -> Any:
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    if not hasattr(value, "shape") or value.ndim == 0:
+        return value
+    if value.shape != flat.shape:
+        raise RuntimeError(
+            f"optimizer state {key!r} of shape {tuple(value.shape)} cannot be kept at ZeRO 1 to 3; use 0"
+        )
+    return safe_get_full_optimizer_state(parameter, key)
+
+
+def _restore_partition(
+    engine: Any, stage: int, flat: Any, parameters: list[Any], values: dict[int, dict[str, Any]]
+) -> None:
+    import torch
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    first = values[id(parameters[0])]
+    engine.optimizer.optimizer.state[flat] = {
+        key: value.clone() if value.ndim == 0 else torch.zeros_like(flat) for key, value in first.items()
+    }
+    if stage < 3:
+        engine.optimizer._lazy_init_hp_params_optimizer_state()  # makes the parts known by parameter
+    for parameter in parameters:
+        for key, value in values[id(parameter)].items():
+            if value.ndim == 0:
+                continue
+            if stage < 3:
+                safe_set_full_optimizer_state(parameter, value.to(flat.device), key)
+            else:
+                safe_set_local_optimizer_state(parameter, _part(parameter, value).to(flat.device), key)
+
+
+def _part(parameter: Any, value: Any) -> Any:
+    """This rank's part of a tensor as ZeRO-3 cuts it: equal parts, the last one padded with zeros."""
+    import torch
+    import torch.distributed
+
+    size = parameter.ds_tensor.numel()
+    whole = torch.nn.functional.pad(value.flatten(), (0, size * torch.distributed.get_world_size() - value.numel()))
+    return whole.narrow(0, size * torch.distributed.get_rank(), size)
+
+
+def _tensor(value: Any) -> Any:
+    import torch
+
+    return torch.as_tensor(value).detach().cpu().clone().contiguous()

@@ -48,3 +48,19 @@ def second_moment(rows: np.ndarray) -> np.ndarray:
     """Centred covariance of rows (tokens, n), divided by tokens."""
     centred = rows - rows.mean(0)
     return centred.T @ centred / len(rows)
+
+
+def gauss_newton(module) -> np.ndarray:
+    """(1/N) sum_t J_t^T (diag p_t - p_t p_t^T) J_t in the trainable parameters, one reverse pass a logit; (p, p) float64."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    logits = module()
+    rows = []
+    for logit in logits.flatten():
+        found = torch.autograd.grad(logit, parameters, retain_graph=True, allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+        rows.append(torch.cat([part.double().flatten() for part in parts]))
+    count, classes = logits.shape
+    jacobian = torch.stack(rows).view(count, classes, -1)
+    p = torch.softmax(logits.detach().double(), dim=1)
+    hessian = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    return (torch.einsum("tcp,tcd,tdq->pq", jacobian, hessian, jacobian) / count).numpy()

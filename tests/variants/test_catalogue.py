@@ -8,9 +8,9 @@ import pytest
 
 from lora_select import variants
 from lora_select.spectral.view import RANKS
-from lora_select.variants import CATALOGUE, VARIANTS, named
+from lora_select.variants import CANDIDATES, CATALOGUE, VARIANTS, named
 
-NOT_VARIANTS = {"__init__", "initialise"}
+NOT_VARIANTS = {"__init__"}
 
 
 def test_every_file_is_in_the_catalogue_and_has_a_contract_test():
@@ -35,15 +35,13 @@ def test_each_is_final_frozen_and_documented(variant):
 def test_peft_arguments_are_plain_data_with_their_effect():
     assert named("rslora", 8).peft_arguments()["use_rslora"] is True
     assert named("dora", 8).peft_arguments()["use_dora"] is True
-    for name in ("lora", "pissa", "eva"):
+    for name in ("lora", "pissa", "eva", "milora", "olora", "corda_ipm", "lora_ga", "lora_one", "loftq"):
         assert named(name, 8).peft_arguments()["init_lora_weights"] is True
-    assert len(CATALOGUE) == len(VARIANTS) * len(RANKS)
+    assert len(CATALOGUE) == len(CANDIDATES) * len(RANKS)
 
 
 def test_choosing_does_not_import_torch():
     modules = "lora_select.selection.select, lora_select.selection.explain, lora_select.spectral.analyze"
-    code = (
-        f"import sys, {modules}, lora_select.variants.initialise; print(sorted({{'torch', 'peft'}} & set(sys.modules)))"
-    )
+    code = f"import sys, {modules}, lora_select.starts; print(sorted({{'torch', 'peft'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

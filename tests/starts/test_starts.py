@@ -4,29 +4,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from start_specs import spec
 
 from lora_select.errors import InputError
-from lora_select.records import AdapterSpec
-from lora_select.variants import named
-from lora_select.variants.initialise import principal_factors, write_initial_factors
-
-
-def spec(name: str, r: int, modules=("q_proj", "down_proj")) -> AdapterSpec:
-    variant = named(name, r)
-    return AdapterSpec(
-        variant=name,
-        targets="all-linear",
-        target_modules=modules,
-        r=r,
-        lora_alpha=variant.lora_alpha,
-        scale=variant.scale,
-        init=variant.init,
-        learning_rate=1e-4,
-        peft_class=variant.peft_class,
-        peft_arguments={},
-        optimizer={},
-        num_parameters=1,
-    )
+from lora_select.starts import write_initial_factors
+from lora_select.starts.linalg import principal_factors
 
 
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20)])

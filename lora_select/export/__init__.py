@@ -1,0 +1,1 @@
+"""From whatever was trained to what plain PEFT and vLLM-style loaders take: plain LoRA of one rank, or a merged model."""

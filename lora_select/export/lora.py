@@ -1,0 +1,109 @@
+"""Any update as plain LoRA of one rank and alpha / r = 1, with the error that the rank leaves."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from lora_select.errors import InputError
+from lora_select.export.updates import low_rank, updates
+from lora_select.variant import VLLM_MAX_RANK
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXACT = 1e-6
+"""A relative error below this is the rounding of float32 factors: the conversion is exact."""
+
+
+@final
+@dataclass(frozen=True)
+class Converted:
+    """A conversion: rank of every layer, ||dW - B A|| / ||dW|| over all layers, and `exact` or `truncated`."""
+
+    rank: int
+    error: float
+    method: str
+    layers: int
+
+
+def write_lora(model: Any, out: Path, base_source: str, *, rank: int | None, max_error: float) -> Converted:
+    """Write the adapter of `model` as plain LoRA into `out`.
+
+    Args:
+        model: a PEFT model on the pristine base.
+        out: folder for `adapter_config.json` and `adapter_model.safetensors`.
+        base_source: what the config names as its base.
+        rank: of every layer; None for the least that keeps the error within `max_error`.
+        max_error: largest ||dW - B A|| / ||dW||, Frobenius norms over all layers; no unit.
+
+    Raises:
+        InputError: the error of the rank passes the limit, or nothing was trained.
+    """
+    parts = {name: (*low_rank(update, rank or VLLM_MAX_RANK), update) for name, update in updates(model)}
+    total = math.fsum(float(update.square().sum()) for *_, update in parts.values())
+    if total == 0:
+        raise InputError("the adapter adds nothing to any weight; there is nothing to export")
+    if rank is None:
+        rank = _least_rank(parts, total, max_error)
+    tensors, left = {}, 0.0
+    for name, (u, s, v, update) in parts.items():
+        a, b = _factors(u, s, v, rank)
+        left += float((update - b.double() @ a.double()).square().sum())
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b
+    error = math.sqrt(left / total)
+    if error > max_error:
+        raise InputError(
+            f"at rank {rank} plain LoRA misses the adapter by {error:.3g} of ||dW||, over the limit of {max_error:g}; raise "
+            "--rank or --max-error, or export with --to merged"
+        )
+    _write(out, tensors, rank, sorted(parts), base_source)
+    return Converted(rank, error, "exact" if error <= EXACT else "truncated", len(parts))
+
+
+def _least_rank(parts: "dict[str, tuple[Tensor, ...]]", total: float, max_error: float) -> int:
+    """The least uniform rank whose tail energy stays within the limit, at most what vLLM serves."""
+    most = max(len(s) for _, s, *_ in parts.values())
+    for rank in range(1, most + 1):
+        kept = math.fsum(float(s[:rank].square().sum()) for _, s, *_ in parts.values())
+        # 1e-13: below it the difference of the two sums is rounding, and no rank would seem to be enough
+        if total - kept <= max(max_error**2 / 2, 1e-13) * total:
+            return rank
+    return most
+
+
+def _factors(u: "Tensor", s: "Tensor", v: "Tensor", rank: int) -> "tuple[Tensor, Tensor]":
+    """Balanced float32 factors, padded with zeros to the rank."""
+    import torch
+
+    root = s[:rank].sqrt()
+    a = torch.zeros(rank, len(v), dtype=torch.float32)
+    b = torch.zeros(len(u), rank, dtype=torch.float32)
+    a[: len(root)] = (root[:, None] * v[:, :rank].T).float()
+    b[:, : len(root)] = (u[:, :rank] * root).float()
+    return a, b
+
+
+def _write(out: Path, tensors: "dict[str, Tensor]", rank: int, layers: list[str], base_source: str) -> None:
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    config = LoraConfig(
+        base_model_name_or_path=base_source,
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=layers,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
+    config.save_pretrained(str(out))
+    file = out / "adapter_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["target_modules"] = sorted(values["target_modules"])
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,90 @@
+"""LoRA-fine-tuning-aware quantisation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from lora_select.spectral.view import LayerView
+from lora_select.starts.rules import random_both_sides
+from lora_select.variant import (
+    ClosedForm,
+    Context,
+    Cost,
+    Support,
+    lora_arguments,
+    mean_square_output,
+    random_rows_spread,
+    rank_violations,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NF4_ERROR = 0.093
+"""||W - Q(W)|| / ||W|| of normal weights in nf4 blocks of 64; int8's is smaller."""
+
+
+@final
+@dataclass(frozen=True)
+class LoftQ(ClosedForm):
+    """W(theta) = Q(W) + s B A from s B0 A0 = the best rank-r approximation of W - Q(W), s = alpha / r = 1.
+
+    Q is the base's own quantisation (nf4 or int8), so the start brings the function nearer to the unquantised base. Tangent
+    at the start: {s (dB A + B dA)}; the error's singular vectors are as good as random, so the expected share of a gradient is
+    1 - (1 - r / m)(1 - r / n). One iteration of the published alternation (Li et al., algorithm 1): with more the base would be
+    Q(W - s B A), which nobody can load from the published weights.
+    """
+
+    r: int
+    name: ClassVar[str] = "loftq"
+    references: ClassVar[tuple[str, ...]] = ("Li et al. (2023), LoftQ, arXiv 2310.08659",)
+    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
+    support: ClassVar[Support] = Support(vllm=True)
+    init: ClassVar[str] = "loftq"
+
+    @property
+    def lora_alpha(self) -> int:
+        """r, so that the scale is 1."""
+        return self.r
+
+    @property
+    def scale(self) -> float:
+        """1."""
+        return 1.0
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """Plain LoRA: the factors come from a file."""
+        return lora_arguments(self)
+
+    def num_parameters(self, shape: tuple[int, int]) -> int:
+        """`r (m + n)`."""
+        return self.r * sum(shape)
+
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`W + s B A`."""
+        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
+
+    def violations(self, context: Context) -> tuple[str, ...]:
+        """It needs a quantised base."""
+        found = list(rank_violations(self, context))
+        if not context.quantized_base:
+            found.append(
+                "LoftQ's start is the error of quantisation, and the base is not quantised; set base_model.quantize"
+            )
+        return tuple(found)
+
+    def tangent_share(self, view: LayerView) -> float:
+        """1 - (1 - r / m)(1 - r / n)."""
+        return random_both_sides(self.r, view.out_features, self.r, view.in_features)
+
+    def tangent_share_spread(self, view: LayerView) -> float:
+        """Of two random projections."""
+        rows, columns = (random_rows_spread(self.r, side) for side in (view.in_features, view.out_features))
+        return (rows**2 + columns**2) ** 0.5
+
+    def displacement(self, view: LayerView) -> float:
+        """Mean square s r sigma (E||x||^2 / n + E||x||^2 / m), sigma = ||W - Q|| (m^-1/2 + n^-1/2), white noise's largest."""
+        m, n = view.out_features, view.in_features
+        sigma = NF4_ERROR * view.weight_energy**0.5 * (m**-0.5 + n**-0.5)
+        moved = self.scale * self.r * sigma * view.activation_energy * (1 / m + 1 / n)
+        return (moved / mean_square_output(view)) ** 0.5

@@ -1,0 +1,81 @@
+"""One-step gradient start."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from lora_select.spectral.view import LayerView
+from lora_select.starts.rules import UNKNOWN, both_sides, gradient_violations, measured
+from lora_select.variant import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output, rank_violations
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ALPHA = 16
+GAMMA = 128.0
+"""gamma of the start, the authors' setting."""
+
+
+@final
+@dataclass(frozen=True)
+class LoRAOne(ClosedForm):
+    """W(theta) = W + s B A, s = alpha / sqrt(r), from s B0 A0 = -(s / gamma) U_r (S_r / sigma_1) V_r^T of G = U S V^T.
+
+    The base is left alone: the start itself is one normalised rank-r step down the gradient, so the function moves. Tangent
+    at the start: {s (dB A + B dA)} with U_r and V_r, so its share of a gradient is
+    ||U^T G||^2 + ||G V||^2 - ||U^T G V||^2 over ||G||^2. The start of Zhang, Liu, Chen with balanced factors, normalised by
+    sigma_1 as in the authors' code; their optional preconditioner is the Riemannian optimiser, a variant of its own.
+    """
+
+    r: int
+    name: ClassVar[str] = "lora_one"
+    references: ClassVar[tuple[str, ...]] = ("Zhang, Liu, Chen (2025), LoRA-One, arXiv 2502.01235",)
+    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
+    support: ClassVar[Support] = Support(vllm=True)
+    init: ClassVar[str] = "lora_one"
+
+    @property
+    def lora_alpha(self) -> int:
+        """The authors' setting."""
+        return ALPHA
+
+    @property
+    def scale(self) -> float:
+        """`alpha / sqrt(r)`, no unit."""
+        return self.lora_alpha / self.r**0.5
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """LoRA with `use_rslora`: the factors come from a file."""
+        return lora_arguments(self, use_rslora=True)
+
+    def num_parameters(self, shape: tuple[int, int]) -> int:
+        """`r (m + n)`."""
+        return self.r * sum(shape)
+
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`W + s B A`."""
+        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
+
+    def violations(self, context: Context) -> tuple[str, ...]:
+        """It needs r measured directions of the gradient."""
+        return rank_violations(self, context) + gradient_violations(self, context, self.r)
+
+    def tangent_share(self, view: LayerView) -> float:
+        """||U^T G||^2 + ||G V||^2 - ||U^T G V||^2 over ||G||^2, held out; of white noise where it was not measured."""
+        r, m, n = self.r, view.out_features, view.in_features
+        return both_sides(
+            measured(view.gradient_left, r, r / m),
+            measured(view.gradient_right, r, r / n),
+            measured(view.gradient_both, r, r * r / (m * n)),
+        )
+
+    def tangent_share_spread(self, view: LayerView) -> float:
+        """The start is fixed by the data."""
+        return 0.0 if self.r in view.gradient_left else UNKNOWN
+
+    def displacement(self, view: LayerView) -> float:
+        """At most (s^2 / gamma) (sum_{k<=r} lambda_k + r E||x||^2 / m) in mean square: no factor exceeds 1 / sqrt(gamma)."""
+        leading = sum(view.activation_input_energy[: self.r])
+        spread = self.r * view.activation_energy / view.out_features
+        moved = self.scale**2 / GAMMA * (leading + spread)
+        return (moved / mean_square_output(view)) ** 0.5

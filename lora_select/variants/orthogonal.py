@@ -1,0 +1,89 @@
+"""Orthogonal start."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from lora_select.spectral.view import LayerView
+from lora_select.starts.rules import random_both_sides
+from lora_select.variant import (
+    REFERENCE_ALPHA,
+    ClosedForm,
+    Context,
+    Cost,
+    Support,
+    lora_arguments,
+    mean_square_output,
+    random_rows_spread,
+    rank_violations,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Orthogonal(ClosedForm):
+    """W(theta) = W + s B A, s = alpha / r, from A and B both non-zero with B A = 0.
+
+    A = Q_odd^T N_1 / 10 and B = N_2 Q_even / 10 with Q orthogonal (r, r) and N normal: each of rank r / 2, in random
+    directions. Tangent at the start: {s (dB A + B dA)}, so the mean share of any gradient is
+    1 - (1 - r / 2m)(1 - r / 2n). PEFT's form, after a blog post; no published paper.
+    """
+
+    r: int
+    name: ClassVar[str] = "orthogonal"
+    references: ClassVar[tuple[str, ...]] = (
+        "Datta (2024), Rethinking LoRA initialisations (blog; in PEFT), of Hu et al. (2021), arXiv 2106.09685",
+    )
+    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
+    support: ClassVar[Support] = Support(vllm=True)
+
+    @property
+    def lora_alpha(self) -> int:
+        """As LoRA."""
+        return REFERENCE_ALPHA
+
+    @property
+    def scale(self) -> float:
+        """`alpha / r`, no unit."""
+        return self.lora_alpha / self.r
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """LoRA with PEFT's own start."""
+        return lora_arguments(self, init_lora_weights="orthogonal")
+
+    def num_parameters(self, shape: tuple[int, int]) -> int:
+        """`r (m + n)`."""
+        return self.r * sum(shape)
+
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`W + s B A`."""
+        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
+
+    def violations(self, context: Context) -> tuple[str, ...]:
+        """An even rank, and a base of floating-point weights."""
+        found = list(rank_violations(self, context))
+        if self.r % 2:
+            found.append(f"the orthogonal start halves the rank, and r {self.r} is odd; use {self.r + 1}")
+        if context.quantized_base:
+            found.append(
+                f"PEFT makes the orthogonal start in the base's type and fails on a {context.quantized_base} base; choose LoRA"
+            )
+        return tuple(found)
+
+    def tangent_share(self, view: LayerView) -> float:
+        """1 - (1 - r / 2m)(1 - r / 2n)."""
+        return random_both_sides(self.r / 2, view.out_features, self.r / 2, view.in_features)
+
+    def tangent_share_spread(self, view: LayerView) -> float:
+        """Of the two random projections, independent of each other."""
+        half = max(1, self.r // 2)
+        rows, columns = (random_rows_spread(half, side) for side in (view.in_features, view.out_features))
+        return (rows**2 + columns**2) ** 0.5
+
+    def displacement(self, view: LayerView) -> float:
+        """Both factors move, with entries of variance 1 / 200: mean square s^2 r E||x||^2 / 100."""
+        moved = self.scale**2 * self.r * view.activation_energy / 100
+        return (moved / mean_square_output(view)) ** 0.5

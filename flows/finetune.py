@@ -78,7 +78,7 @@ def train_rivals(
     run: Run, planning: Mapping[str, Any], training: Mapping[str, Any], decision: Decision
 ) -> dict[str, StageRef]:
     """Train plain LoRA too when something else was chosen, so that the choice is judged and not only believed."""
-    plain = next((c for c in decision.candidates if c.key == f"lora-all-linear-r{decision.choice.r}"), None)
+    plain = next((c for c in decision.candidates if c.key == f"lora-all-linear-r{decision.choice.r or 16}"), None)
     if not run.config.evaluation.compare_plain_lora or plain is None or decision.choice_key == plain.key:
         return {}
     plan = run.do(adapt.plan, "plan-plain-lora", **planning, spec=plain.spec)

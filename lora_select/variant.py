@@ -80,7 +80,7 @@ class Variant(abc.ABC):
     references: ClassVar[tuple[str, ...]]
     peft_class: ClassVar[str] = "LoraConfig"
     trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
-    """PEFT's names of the trained parameters of a layer."""
+    """PEFT's names of the trained parameters of a layer; one that a shape does not need may be absent."""
     frozen: ClassVar[tuple[str, ...]] = ()
     """PEFT's names of what W(theta) also needs and training leaves alone: shared banks, masks, norms."""
     init: ClassVar[str] = "default"
@@ -91,8 +91,9 @@ class Variant(abc.ABC):
     """W(theta) = W at PEFT's start with `peft_arguments`; False where the start moves the function, which the docstring says."""
     cost: ClassVar[Cost] = UNMEASURED
     support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float] = 3e-4
-    """Rate where no displacement is known: of PEFT's own run where there is one; LoRA's reference else."""
+    reference_rate: ClassVar[float | None] = None
+    """Published rate, taken where no displacement was measured; None: LoRA's reference."""
+    rate_source: ClassVar[str] = "of the PEFT project's own MetaMathQA run"
     r: int
     """Rank; 0 where the variant has none."""
 
@@ -110,6 +111,11 @@ class Variant(abc.ABC):
     def scale(self) -> float:
         """s, the factor before B A, no unit; 0 where the variant has none."""
         return 0.0
+
+    @property
+    def shared_parameters(self) -> int:
+        """Trained parameters that all layers share, counted once for the model."""
+        return 0
 
     @property
     def optimizer(self) -> dict[str, Any]:
@@ -132,7 +138,8 @@ class Variant(abc.ABC):
         """The tangent map of `weight_of` at `theta` in the trained parameters, by automatic differentiation."""
         from lora_select.operators import linearised
 
-        return linearised(lambda point: self.weight_of(weight, point), theta, self.trained)
+        present = tuple(name for name in self.trained if name in theta)
+        return linearised(lambda point: self.weight_of(weight, point), theta, present)
 
     @abc.abstractmethod
     def violations(self, context: Context) -> tuple[str, ...]:
@@ -202,6 +209,13 @@ def common_violations(variant: Variant, context: Context) -> tuple[str, ...]:
     if context.zero_stage == 3 and support.zero3:
         found.append(f"PEFT's {name} {support.zero3} under ZeRO-3; use stage 2 or lower")
     return tuple(found)
+
+
+def whole_factors(variant: Variant, context: Context) -> tuple[str, ...]:
+    """The rule of optimizers that read a layer's factors together: ZeRO 1 to 3 hand them slices of a flat buffer."""
+    if context.zero_stage == 0:
+        return ()
+    return (f"{variant.name}'s optimizer reads whole factors, and ZeRO stage {context.zero_stage} splits them; use 0",)
 
 
 def divides(name: str, value: int, side: int, layer: str, words: str) -> tuple[str, ...]:

@@ -43,16 +43,17 @@ class Candidate:
     @property
     def num_parameters(self) -> int:
         """Trainable parameters on all targeted layers."""
-        return sum(self.variant.num_parameters((layer.out_features, layer.in_features)) for layer in self.layers)
+        shapes = ((layer.out_features, layer.in_features) for layer in self.layers)
+        return self.variant.shared_parameters + sum(self.variant.num_parameters(shape) for shape in shapes)
 
     @property
     def capacity_bits(self) -> float:
-        """2 bits a parameter of the low-rank factors: 2 r sum (m + n).
+        """2 bits a parameter: 2 r sum (m + n) for LoRA.
 
         References:
             Thinking Machines (2025), *LoRA Without Regret*: about 2 bits are stored a parameter.
         """
-        return 2.0 * self.variant.r * sum(layer.out_features + layer.in_features for layer in self.layers)
+        return 2.0 * self.num_parameters
 
 
 def enumerate_candidates(spectra: Spectra, r: int | None = None, named: str | None = None) -> tuple[Candidate, ...]:

@@ -11,8 +11,9 @@ def explain(decision: Decision) -> str:
     """Paragraphs of plain text: the choice, the reasons, the runners-up, what was ruled out and by which sentence."""
     choice = decision.choice
     kind = "the default, by abstention" if decision.abstained else "chosen"
+    rank = f"r {choice.r}, alpha {choice.lora_alpha}, scale {choice.scale:.3g}, " if choice.r else ""
     head = (
-        f"{decision.choice_key} ({kind}): r {choice.r}, alpha {choice.lora_alpha}, scale {choice.scale:.3g}, learning rate "
+        f"{decision.choice_key} ({kind}): {rank}learning rate "
         f"{choice.learning_rate:g}, {choice.num_parameters:,} trainable parameters on {', '.join(choice.target_modules)}."
     )
     tied = [c for c in decision.candidates if c.rejected and all(s.startswith("tied:") for s in c.rejected)]

@@ -12,14 +12,18 @@ LOWEST, HIGHEST = 1 / 30, 3.0
 """Bounds on the transferred rate over the reference: beyond the largest known divisors, displacement is not trusted."""
 
 
+REFERENCE_RANK = 16
+
+
 def displacement_ratio(candidate: Candidate) -> float:
     """How much farther one sign step of the variant moves the function than LoRA's at the same rank; no unit.
 
-    The geometric mean over layers of the ratio of displacements. A rank that was not measured takes the nearest measured
-    one, in which the ratio is close.
+    The geometric mean over layers of the ratio of displacements; 1 where none was measured. A rank that was not measured
+    takes the nearest measured one, in which the ratio is close; a variant without rank is compared with LoRA at 16.
     """
-    r = min(RANKS, key=lambda rank: (abs(math.log(rank / candidate.variant.r)), rank))
-    ours, reference = f"{candidate.variant.name}@{r}", f"{LoRA.name}@{r}"
+    r = candidate.variant.r
+    near = min(RANKS, key=lambda rank: (abs(math.log(rank / (r or REFERENCE_RANK))), rank))
+    ours, reference = f"{candidate.variant.name}@{near if r else 0}", f"{LoRA.name}@{near}"
     logs = [
         math.log(layer.displacements[ours] / layer.displacements[reference])
         for layer in candidate.layers
@@ -28,7 +32,16 @@ def displacement_ratio(candidate: Candidate) -> float:
     return math.exp(math.fsum(logs) / len(logs)) if logs else 1.0
 
 
+def published_rate(candidate: Candidate) -> float | None:
+    """The published rate, for a variant that has one and no measured displacement."""
+    measured = any(name.startswith(f"{candidate.variant.name}@") for name in candidate.layers[0].displacements)
+    return None if measured else candidate.variant.reference_rate
+
+
 def learning_rate(candidate: Candidate) -> float:
-    """3e-4 over the displacement ratio, within bounds, in two significant digits."""
+    """3e-4 over the displacement ratio, within bounds, in two significant digits; else the published one."""
+    published = published_rate(candidate)
+    if published is not None:
+        return published
     factor = min(HIGHEST, max(LOWEST, 1 / displacement_ratio(candidate)))
     return float(f"{REFERENCE_RATE * factor:.1e}")

@@ -6,8 +6,8 @@ import math
 from lora_select.errors import InputError
 from lora_select.records import DatasetProfile, SelectionInputs
 from lora_select.selection.candidates import TARGETS, Candidate, context_of
-from lora_select.variant import Context
-from lora_select.variants import VARIANTS
+from lora_select.variant import Context, has_rank
+from lora_select.variants import VARIANTS, offered
 
 FLOOR_FACTOR = 5.0
 """The rank floor over the break-even rank. Open (selection.md 5.1): never the choice, only a floor."""
@@ -36,6 +36,9 @@ def check_names(inputs: SelectionInputs) -> None:
     faults, names = [], [variant.name for variant in VARIANTS]
     if inputs.variant is not None and inputs.variant not in names:
         faults.append(f"`selection.variant` {inputs.variant!r} is not a variant{_nearest(inputs.variant, names)}")
+    kind = next((variant for variant in VARIANTS if variant.name == inputs.variant), None)
+    if kind is not None and inputs.r is not None and not has_rank(kind):
+        faults.append(f"{kind.name} has no rank (its size is {offered(kind, ())[0].size}); leave `selection.r` out")
     if inputs.targets is not None and inputs.targets not in TARGETS:
         faults.append(f"`selection.targets` {inputs.targets!r} is unknown{_nearest(inputs.targets, list(TARGETS))}")
     if inputs.r is not None and inputs.r < 1:
@@ -80,8 +83,8 @@ def violations(candidate: Candidate, inputs: SelectionInputs) -> list[str]:
 
 
 def rank_floor(candidate: Candidate, profile: DatasetProfile) -> float:
-    """5 x the rank at which the adapter's capacity, 2 r sum (m + n) bits, equals the information in the labels."""
-    return FLOOR_FACTOR * profile.information_bits / (candidate.capacity_bits / candidate.variant.r)
+    """5 x the rank at which the adapter's capacity, 2 bits a parameter, equals the information in the labels; 0 for no rank."""
+    return FLOOR_FACTOR * profile.information_bits * candidate.variant.r / candidate.capacity_bits
 
 
 def below_floor(candidate: Candidate, profile: DatasetProfile) -> list[str]:

@@ -74,7 +74,7 @@ def _distance(item: Scored) -> tuple[int, int, float, int]:
     candidate = item.candidate
     order = [variant.name for variant in VARIANTS].index(candidate.variant.name)
     r = candidate.variant.r
-    return order, TARGETS.index(candidate.targets), abs(math.log(r / REFERENCE_RANK)), -r
+    return order, TARGETS.index(candidate.targets), abs(math.log(r / REFERENCE_RANK)) if r else 0.0, -r
 
 
 def _cost(item: Scored) -> tuple[int, tuple[int, int, float, int]]:

@@ -5,7 +5,7 @@ from typing import Any, final
 
 from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, SelectionInputs, Spectra
 from lora_select.selection.candidates import Candidate
-from lora_select.selection.learning_rate import REFERENCE_RATE, displacement_ratio, learning_rate
+from lora_select.selection.learning_rate import REFERENCE_RATE, displacement_ratio, learning_rate, published_rate
 from lora_select.selection.limits import rank_floor
 from lora_select.selection.score import Scored
 
@@ -162,24 +162,33 @@ def _about_shares(verdict: Verdict) -> str:
         if item.candidate.targets == place.targets and item.candidate.variant.r == place.variant.r and item.measured
     ]
     role = "" if verdict.heard else ", recorded and not used"
-    listed = ", ".join(here) or "not measured at this rank"
-    return f"Tangent shares of the signal at r {place.variant.r} on {place.targets}{role}: {listed}."
+    listed = ", ".join(here) or "not measured"
+    return f"Tangent shares of the signal at {place.variant.size} on {place.targets}{role}: {listed}."
 
 
 def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: SelectionInputs) -> str:
     floor = rank_floor(candidate, profile)
     r = candidate.variant.r
+    bits = (
+        f"the labels hold at most {profile.information_bits:.3g} bits, the adapter about {candidate.capacity_bits:.3g}."
+    )
+    if not r:
+        return (
+            f"{candidate.variant.name} has no rank, and no capacity floor was asked of {candidate.variant.size}: {bits}"
+        )
     named = ", named by the config" if inputs.r is not None else ""
     verdict = "above" if r >= floor else "BELOW"
-    return (
-        f"r {r}{named} is {verdict} the capacity floor {floor:.2g}: the labels hold at most {profile.information_bits:.3g} "
-        f"bits, the adapter about {candidate.capacity_bits:.3g}."
-    )
+    return f"r {r}{named} is {verdict} the capacity floor {floor:.2g}: {bits}"
 
 
 def _about_rate(candidate: Candidate, inputs: SelectionInputs) -> str:
     if inputs.learning_rate is not None:
         return f"Learning rate {inputs.learning_rate:g}, named by the config."
+    if published_rate(candidate) is not None:
+        return (
+            f"Learning rate {learning_rate(candidate):g}, {candidate.variant.rate_source} ({candidate.variant.name}): no "
+            "displacement was measured by which LoRA's could be transferred."
+        )
     if displacement_ratio(candidate) == 1:
         return f"Learning rate {learning_rate(candidate):g}, the reference of all-linear LoRA."
     return (

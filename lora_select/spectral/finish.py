@@ -126,7 +126,7 @@ def _unknown(static: LayerView, variants: tuple[MeasuredVariant, ...]) -> tuple[
 
 
 def _fitting(variants: tuple[MeasuredVariant, ...], view: LayerView) -> list[MeasuredVariant]:
-    return [v for v in variants if v.r in RANKS and v.r <= min(view.out_features, view.in_features)]
+    return [v for v in variants if v.r in (0, *RANKS) and v.r <= min(view.out_features, view.in_features)]
 
 
 def _tensors(name: str, sketches: FoldSketches, vectors: Tensor, run: Pass) -> dict[str, Tensor]:

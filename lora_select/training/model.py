@@ -5,6 +5,7 @@ from typing import Any
 
 from lora_select import models
 from lora_select.export.convert import make_portable, subtracts
+from lora_select.training import optimizer
 from lora_select.training.job import TrainingJob
 
 
@@ -22,7 +23,9 @@ def build(job: TrainingJob, device: str) -> Any:
         base.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
         base.enable_input_require_grads()  # pyright: ignore[reportCallIssue]
     config_class = getattr(peft, job.spec.peft_class)
-    config = config_class(base_model_name_or_path=job.base_source, **job.spec.peft_arguments)
+    config = config_class(
+        base_model_name_or_path=job.base_source, **optimizer.scheduled(job.spec.peft_arguments, job.plan)
+    )
     model = peft.get_peft_model(base, config)
     if job.initial_factors:
         start_from(model, job.initial_factors, job.spec.scale)

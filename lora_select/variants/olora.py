@@ -28,7 +28,7 @@ class OLoRA(Variant):
     cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
     support: ClassVar[Support] = Support(vllm=True)
     reference_rate: ClassVar[float] = 1.7e-5
-    """LoRA's best over 18, measured by arXiv 2602.04998 as the best rate's divisor for OLoRA."""
+    rate_source: ClassVar[str] = "LoRA's reference over 18, the divisor that arXiv 2602.04998 measured"
     init: ClassVar[str] = "olora"
     export_rank_factor: ClassVar[int] = 2
 

@@ -1,7 +1,6 @@
 """Tangent shares of selection.md section 4 against dense and conjugate-gradient projections."""
 
-import math
-
+import contract
 import pytest
 import reference
 import torch
@@ -9,9 +8,13 @@ from laws import within_standard_errors
 
 from lora_select.operators import bilinear, projected_energy
 from lora_select.spectral.view import LayerView
-from lora_select.variants import CANDIDATES, named
+from lora_select.variant import ClosedForm
+from lora_select.variants import VARIANTS, named
 
-M, N, R = 10, 14, 8
+M, N, R = 10, 14, 4
+NAMES = [variant.name for variant in VARIANTS if issubclass(variant, ClosedForm)]
+BOUNDED = {"lora_one"}
+"""Displacements that are stated as upper bounds."""
 
 
 def normal(*shape, seed=0):
@@ -42,6 +45,7 @@ def view(weight, gradient, x) -> LayerView:
         weight_input_energy=tuple((x @ v[:, :M]).square().mean(0).tolist()),
         activation_input_energy=tuple((x @ z).square().mean(0).tolist()),
         row_scale=share((gradient * rows).sum(1)),
+        hadamard=N * share(gradient * rows),
         activation_subspace={R: share(gradient @ z[:, :R])},
         weight_left={R: share(u[:, :R].T @ gradient)},
         weight_right={R: share(gradient @ v[:, :R])},
@@ -55,51 +59,48 @@ def view(weight, gradient, x) -> LayerView:
     )
 
 
-def start(name: str, weight, gradient, x, seed: int):
-    """theta at the variant's start, by PEFT's names."""
-    if name in {"pissa", "milora"}:
+def start(variant, gradient, x, seed: int):
+    """Weight and theta at the variant's start: PEFT's own, or the factors of its initialisation."""
+    model = contract.build(variant, (M, N), seed)
+    weight = contract.layer_of(model).get_base_layer().weight.detach()
+    theta = {name: value.detach() for name, value in contract.theta_of(model, variant).items()}
+    if variant.init in {"pissa", "milora"}:
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)
-        pick = slice(0, R) if name == "pissa" else slice(M - R, M)
+        pick = slice(0, R) if variant.init == "pissa" else slice(M - R, M)
         root = s[pick].sqrt()
-        return {"lora_A": root[:, None] * vt[pick], "lora_B": u[:, pick] * root}
-    if name == "lora_one":
+        theta = {"lora_A": root[:, None] * vt[pick], "lora_B": u[:, pick] * root}
+    if variant.init == "lora_one":
         u, s, vt = torch.linalg.svd(gradient, full_matrices=False)
         root = (s[:R] / s[0] / 128).sqrt()
-        return {"lora_A": root[:, None] * vt[:R], "lora_B": -u[:, :R] * root}
-    if name == "orthogonal":
+        theta = {"lora_A": root[:, None] * vt[:R], "lora_B": -u[:, :R] * root}
+    if variant.init == "orthogonal":
         q = torch.linalg.qr(normal(R, R, seed=seed))[0]
         a = q[0::2].T @ normal(R // 2, N, seed=seed + 1000) / 10
-        return {"lora_A": a, "lora_B": normal(M, R // 2, seed=seed + 2000) @ q[1::2] / 10}
-    zero = torch.zeros(M, R, dtype=torch.float64)
-    if name == "eva":
+        theta = {"lora_A": a, "lora_B": normal(M, R // 2, seed=seed + 2000) @ q[1::2] / 10}
+    if variant.init == "eva":
         z = torch.linalg.eigh(torch.as_tensor(reference.second_moment(x.numpy())))[1].flip(1)
-        return {"lora_A": z[:, :R].T.contiguous(), "lora_B": zero}
-    bound = 1 / math.sqrt(N)
-    a = (torch.rand(R, N, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1) * bound
-    return {"lora_A": a, "lora_B": zero, "lora_magnitude_vector": weight.norm(dim=1)}
+        theta["lora_A"] = z[:, :R].T.contiguous()
+    return weight, theta
 
 
-MEASURED = [variant.name for variant in CANDIDATES if variant.name != "lora_ga"]
-"""LoRA-GA needs 2 r directions, more than this layer has: see test_lora_ga."""
-BOUNDED = {"lora_one"}
-"""Displacements that are stated as upper bounds."""
+WEIGHT = contract.Base((M, N)).projection.weight.detach()
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", NAMES)
 def test_closed_form_is_the_mean_dense_projection_over_starts(name):
-    weight, gradient, x = normal(M, N), normal(M, N, seed=1) + 2 * normal(M, N), normal(50, N, seed=2)
+    gradient, x = normal(M, N, seed=1) + 2 * normal(M, N), normal(50, N, seed=2)
     variant = named(name, R)
-    numbers = view(weight, gradient, x)
+    numbers = view(WEIGHT, gradient, x)
     shares = []
-    for seed in range(120):
-        theta = start(name, weight, gradient, x, seed)
-        operator = variant.tangent(weight, theta)
-        shares.append(reference.projected_share(operator.dense(weight), gradient))
+    for seed in range(60):
+        operator = variant.tangent(*start(variant, gradient, x, seed))
+        shares.append(reference.projected_share(operator.dense(WEIGHT), gradient))
         if variant.tangent_share_spread(numbers) == 0:
-            assert shares[0] == pytest.approx(variant.tangent_share(numbers), abs=1e-10)
+            assert shares[0] == pytest.approx(variant.tangent_share(numbers), abs=1e-6)
             return
-    # uniform entries are nearly, not exactly, a uniform row space: hence the absolute slack
-    assert sum(shares) / len(shares) == pytest.approx(variant.tangent_share(numbers), abs=0.02)
+    # uniform entries are nearly, not exactly, a uniform row space, and HiRA's form is of first order: hence the slack
+    slack = 0.2 * R / N if name == "hira" else 0.02
+    assert sum(shares) / len(shares) == pytest.approx(variant.tangent_share(numbers), abs=slack)
     assert torch.tensor(shares).std() <= variant.tangent_share_spread(numbers)
 
 
@@ -125,38 +126,38 @@ def test_both_factors_non_zero_leave_out_only_the_complements():
 
 
 def test_dora_of_white_noise_has_share_r_plus_one_over_n():
-    weight, x = normal(M, N), normal(50, N, seed=2)
-    noise = view(weight, normal(M, N), x)
+    noise = view(WEIGHT, normal(M, N), normal(50, N, seed=2))
     white = type(noise)(**{**noise.__dict__, "row_scale": 1 / N})
     assert named("dora", R).tangent_share(white) == pytest.approx((R + 1) / N)
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", NAMES)
 def test_displacement_is_that_of_a_sign_step(name):
-    """Random signs in place of the gradient's, averaged: rms(dW x) / rms(W x)."""
-    weight, x = normal(M, N), normal(50, N, seed=2) * 2
+    """Random signs in place of the gradient's, averaged: rms(dW x) / rms(W x). What has no gradient takes no step."""
+    x = normal(50, N, seed=2) * 2
     variant = named(name, R)
     gradient = normal(M, N, seed=1)
-    numbers = view(weight, gradient, x)
+    numbers = view(WEIGHT, gradient, x)
     moved = []
-    for seed in range(200):
-        theta = start(name, weight, gradient, x, seed)
+    fixed = variant.tangent_share_spread(numbers) == 0
+    weight, theta = start(variant, gradient, x, 0)
+    for seed in range(100):
+        if not fixed:
+            weight, theta = start(variant, gradient, x, seed)
         operator = variant.tangent(weight, theta)
-        frozen_a = name not in {
-            "pissa",
-            "milora",
-            "lora_one",
-            "orthogonal",
-        }  # at B = 0 the gradient of A is zero, and so is its step
+        gradients = operator.rmatvec(normal(M, N, seed=5))
         step = {
-            key: torch.zeros(shape, dtype=torch.float64)
-            if key == "lora_A" and frozen_a
-            else normal(*shape, seed=seed * 7 + len(key)).sign()
+            key: normal(*shape, seed=seed * 7 + len(key)).sign() * rate(variant, key) * float(gradients[key].any())
             for key, shape in operator.parameter_shapes.items()
         }
         moved.append((x @ operator.matvec(step).T).square().mean())
-    expected = float((sum(moved) / len(moved) / (x @ weight.T).square().mean()).sqrt())
+    expected = float((sum(moved) / len(moved) / (x @ WEIGHT.T).square().mean()).sqrt())
     if name in BOUNDED:
         assert expected <= variant.displacement(numbers) <= 3 * expected
         return
     assert variant.displacement(numbers) == pytest.approx(expected, rel=0.06)
+
+
+def rate(variant, key: str) -> float:
+    """Of LoRA+'s second group."""
+    return variant.optimizer.get("lora_b_ratio", 1.0) if key == "lora_B" else 1.0

@@ -1,0 +1,69 @@
+"""AdaLoRA around a step of its optimizer: the regulariser before, the allocation of ranks after.
+
+References:
+    Zhang et al. (2023), *AdaLoRA*, equations 7 to 12.
+"""
+
+from typing import Any
+
+STATE = "adalora"
+"""Key of the first parameter group: what the allocator knows, so that a checkpoint of the optimizer holds it."""
+REMEMBERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def schedule(total_steps: int) -> dict[str, int]:
+    """Full rank for the first tenth of the steps, the budget down to its target until 70 %, then fixed ranks."""
+    return {"total_step": total_steps, "tinit": total_steps // 10, "tfinal": max(1, total_steps * 3 // 10)}
+
+
+def attach(optimizer: Any, model: Any) -> Any:
+    """Hook regulariser and allocation to `optimizer`, which steps on whole gradients of `model`."""
+
+    def before(*_: Any) -> None:
+        add_orthogonality(model)
+
+    def after(optimizer: Any, *_: Any) -> None:
+        """Before `zero_grad`: the allocation reads the gradients of the step."""
+        group = optimizer.param_groups[0]
+        if STATE in group and not model.base_model.rankallocator.ipt:
+            _restore(model, group[STATE])
+        model.base_model.update_and_allocate(_steps_done(optimizer))
+        group[STATE] = _state(model)
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    return optimizer
+
+
+def add_orthogonality(model: Any) -> None:
+    """Add the gradient of the mean over factors of ||A A^T - I||_F + ||B^T B - I||_F, times PEFT's weight.
+
+    PEFT adds it to `outputs.loss`, which a loss on our own labels never reads.
+    """
+    import torch
+
+    named = [(name, p) for name, p in model.named_parameters() if "lora_A" in name or "lora_B" in name]
+    factors = [p for _, p in named if p.requires_grad]
+    weight = model.peft_config["default"].orth_reg_weight / len(factors)
+    with torch.enable_grad():
+        products = [p @ p.T if "lora_A" in name else p.T @ p for name, p in named]
+        penalty = torch.stack([torch.linalg.norm(g - torch.eye(len(g), device=g.device)) for g in products]).sum()
+    for factor, gradient in zip(factors, torch.autograd.grad(penalty, factors), strict=True):
+        if factor.grad is not None:
+            factor.grad += weight * gradient
+
+
+def _steps_done(optimizer: Any) -> int:
+    return max(int(state["step"]) for state in optimizer.state.values())
+
+
+def _state(model: Any) -> dict[str, Any]:
+    allocator = model.base_model.rankallocator
+    known = {name: dict(getattr(allocator, name)) for name in REMEMBERED}
+    return known | {"rank_pattern": model.peft_config["default"].rank_pattern}
+
+
+def _restore(model: Any, state: dict[str, Any]) -> None:
+    for name in REMEMBERED:
+        setattr(model.base_model.rankallocator, name, state[name])
+    model.peft_config["default"].rank_pattern = state["rank_pattern"]

@@ -1,0 +1,74 @@
+"""Orthogonal finetuning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from lora_select.variant import (
+    Context,
+    Cost,
+    Support,
+    Variant,
+    common_violations,
+    divides,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@final
+@dataclass(frozen=True)
+class OFT(Variant):
+    """W(theta) = W R^T, R block-diagonal, blocks I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4 of skew Q (b, b), from Q = 0.
+
+    The blocks are Cayley's (I + Q)(I - Q)^-1 up to order 4, PEFT's default, so rotations only while Q is small. Tangent at the
+    start: {W S, S block-skew}, (n / b) b (b - 1) / 2 dimensions; the share is that of block rotations (`rotation` of the layer).
+    Column norms and angles within a block are kept. After Qiu et al., section 3.2, on the input side and with b fixed.
+    """
+
+    block: int = 32
+    r: int = field(default=0, init=False)
+    name: ClassVar[str] = "oft"
+    references: ClassVar[tuple[str, ...]] = (
+        "Qiu et al. (2023), OFT, arXiv 2306.07280",
+        "Qiu et al. (2025), OFTv2, arXiv 2506.19847",
+    )
+    peft_class: ClassVar[str] = "OFTConfig"
+    trained: ClassVar[tuple[str, ...]] = ("oft_R",)
+    cost: ClassVar[Cost] = Cost(1.26, 0.0)
+    support: ClassVar[Support] = Support()
+    reference_rate: ClassVar[float | None] = 1e-4
+
+    @property
+    def size(self) -> str:
+        """By block size."""
+        return f"b{self.block}"
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """Blocks by size; neither shared nor constrained."""
+        return {"r": 0, "oft_block_size": self.block, "module_dropout": 0.0, "coft": False, "bias": "none"}
+
+    def num_parameters(self, shape: tuple[int, int]) -> int:
+        """`n (b - 1) / 2`."""
+        return shape[1] // self.block * (self.block * (self.block - 1) // 2)
+
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`W R^T`, the upper triangle of Q row by row."""
+        import torch
+
+        entries = theta["oft_R"]
+        rows, columns = torch.triu_indices(self.block, self.block, 1)
+        upper = entries.new_zeros(len(entries), self.block, self.block)
+        upper = upper.index_put((torch.arange(len(entries))[:, None], rows, columns), entries)
+        q = upper - upper.mT
+        rotation = torch.eye(self.block, dtype=q.dtype) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
+        blocks = weight.unflatten(1, (-1, self.block))
+        return torch.einsum("mkb,kcb->mkc", blocks, rotation).flatten(1)
+
+    def violations(self, context: Context) -> tuple[str, ...]:
+        """PEFT would silently take another block size."""
+        found = list(common_violations(self, context))
+        for name, _, n in context.layers:
+            found += divides("oft's block size", self.block, n, name, "inputs")
+        return tuple(found)

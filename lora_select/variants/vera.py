@@ -1,0 +1,55 @@
+"""Vector-based random matrix adaptation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from lora_select.variant import (
+    Context,
+    Cost,
+    Support,
+    Variant,
+    common_violations,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@final
+@dataclass(frozen=True)
+class VeRA(Variant):
+    """W(theta) = W + diag(b) B diag(d) A, A (r, n) and B (m, r) random, frozen and shared by all layers, from b = 0, d = 0.1.
+
+    Tangent at the start: row i moves along row i of B diag(d) A alone, m dimensions, so the mean share is about 1 / n, as for
+    white noise. Only b moves at first. The published form (Kopiczko et al., equation 2). The bank is cut from matrices of the
+    largest layer's shape, so the size of a step depends on the other layers and no displacement is given.
+    """
+
+    r: int
+    name: ClassVar[str] = "vera"
+    references: ClassVar[tuple[str, ...]] = ("Kopiczko, Blankevoort, Asano (2023), VeRA, arXiv 2310.11454",)
+    peft_class: ClassVar[str] = "VeraConfig"
+    trained: ClassVar[tuple[str, ...]] = ("vera_lambda_b", "vera_lambda_d")
+    frozen: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
+    cost: ClassVar[Cost] = Cost(1.07, -0.7)
+    support: ClassVar[Support] = Support()
+    reference_rate: ClassVar[float | None] = 1e-3
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """The bank is saved: its generator need not be the same elsewhere."""
+        return {"r": self.r, "d_initial": 0.1, "save_projection": True, "vera_dropout": 0.0, "bias": "none"}
+
+    def num_parameters(self, shape: tuple[int, int]) -> int:
+        """`r + m`."""
+        return self.r + shape[0]
+
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """`W + diag(b) B diag(d) A`."""
+        m, n = weight.shape
+        a, b = theta["vera_A"][:, :n], theta["vera_B"][:m]
+        return weight + theta["vera_lambda_b"][:, None] * b @ (theta["vera_lambda_d"][:, None] * a)
+
+    def violations(self, context: Context) -> tuple[str, ...]:
+        """None of its own."""
+        return common_violations(self, context)

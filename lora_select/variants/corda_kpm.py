@@ -28,8 +28,10 @@ class CorDAKnowledge(Variant):
     references: ClassVar[tuple[str, ...]] = ("Yang et al. (2024), CorDA, arXiv 2406.05223",)
     cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
     support: ClassVar[Support] = Support(vllm=True)
-    reference_rate: ClassVar[float] = 3e-5
-    """LoRA's over 10, PiSSA's divisor in arXiv 2602.04998: nobody measured CorDA's."""
+    reference_rate: ClassVar[float | None] = 3e-5
+    rate_source: ClassVar[str] = (
+        "LoRA's reference over 10, which arXiv 2602.04998 measured for PiSSA (nobody measured CorDA)"
+    )
     init: ClassVar[str] = "corda_kpm"
     export_rank_factor: ClassVar[int] = 2
 

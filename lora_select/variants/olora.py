@@ -27,7 +27,7 @@ class OLoRA(Variant):
     references: ClassVar[tuple[str, ...]] = ("Büyükakyüz (2024), OLoRA, arXiv 2406.01775",)
     cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
     support: ClassVar[Support] = Support(vllm=True)
-    reference_rate: ClassVar[float] = 1.7e-5
+    reference_rate: ClassVar[float | None] = 1.7e-5
     rate_source: ClassVar[str] = "LoRA's reference over 18, the divisor that arXiv 2602.04998 measured"
     init: ClassVar[str] = "olora"
     export_rank_factor: ClassVar[int] = 2

@@ -190,7 +190,7 @@ def check_sentences(variant: Variant) -> None:
     assert any(variant.name in s and "vLLM" in s for s in served) != variant.support.vllm
     for base, fault in (("nf4", variant.support.nf4), ("int8", variant.support.int8)):
         said = variant.violations(replace(FREE, quantized_base=base))
-        assert any(variant.name in s and base in s and fault in s for s in said) == bool(fault)
+        assert not fault or any(variant.name in s and base in s and fault in s for s in said)
     sharded = variant.violations(replace(FREE, zero_stage=3))
     assert any("ZeRO-3" in s and variant.support.zero3 in s for s in sharded) or not variant.support.zero3
 

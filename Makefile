@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test test-slow test-server test-browser test-all lint deploy worker ui lock clean install
+.PHONY: run test test-slow test-faults test-server test-browser test-all lint deploy worker ui lock clean install
 run: $(STAMP)
 	$(BIN)/python -m flows.finetune --config $(CONFIG) $(ARGS)
 
@@ -21,6 +21,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-faults: $(STAMP) ## some faults need root (a full tmpfs, a memory limit); writes the table in docs/operations.md
+	LORA_SELECT_FAULT_TABLE=docs/operations.md $(BIN)/python -m pytest -m fault --timeout 900 tests/faults
 
 test-server: $(STAMP)
 	$(BIN)/python -m pytest -m server --timeout 1200

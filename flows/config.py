@@ -66,9 +66,13 @@ class SelectionConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How training runs. `auto` lets the plan decide: one rank a GPU, two on CPU; the ZeRO stage that fits."""
+    """How training runs. `auto` lets the plan decide: one rank a GPU, two on CPU; the ZeRO stage that fits.
+
+    `num_processes` counts the ranks of all `nodes`; see docs/operations.md for how other nodes join.
+    """
 
     num_processes: int | Literal["auto"] = "auto"
+    nodes: int = Field(default=1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"

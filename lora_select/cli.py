@@ -54,6 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("run_folders", metavar="RUN", nargs="+")
     compare.set_defaults(run=_compare)
 
+    number = os.environ.get("SLURM_NODEID") or os.environ.get("JOB_COMPLETION_INDEX")
+    node = commands.add_parser("node", help="join the training runs of a flow on another node")
+    node.add_argument("runs_dir", metavar="RUNS", help="the flow's `runs_dir`, on a file system that the nodes share")
+    node.add_argument(
+        "--number", type=int, default=number, required=number is None, help="1 for the second node, 2, ..."
+    )
+    node.set_defaults(run=_node)
+
     ui = commands.add_parser("ui", help="serve MLflow's pages for the local store")
     ui.add_argument("--tracking-uri", default=DEFAULT_TRACKING)
     ui.add_argument("--port", type=int, default=5000)
@@ -111,6 +119,13 @@ def _compare(parsed: argparse.Namespace) -> int:
     from lora_select.history import comparison
 
     print(comparison(parsed.run_folders))
+    return 0
+
+
+def _node(parsed: argparse.Namespace) -> int:
+    from lora_select.training.node import serve
+
+    serve(Path(parsed.runs_dir), int(parsed.number))
     return 0
 
 

@@ -22,6 +22,8 @@ ERROR = "error"
 
 STUCK_CODE = 75
 ORPHANED_CODE = 76
+LAUNCHER_CODE = 77
+"""Exit codes of the supervisor: no progress, its parent is gone, torchrun was killed by a signal."""
 FULL_BYTES = 1 << 20
 """Less free disk than this is a full disk: a rank could then not even write why it ended."""
 LOG_LINES = 15
@@ -107,6 +109,8 @@ def _of_signs(folder: Path, log: Path, ending: Ending, step: int) -> Failure | N
         return Failure(STUCK, step, f"no rank moved; {beat.laggard(folder)}")
     if ending.code == ORPHANED_CODE:
         return Failure(STOPPED, step, "the process that started it is gone")
+    if ending.code == LAUNCHER_CODE:
+        return Failure(RANK_LOST, step, "torchrun was killed by a signal")
     killed = _KILLED.search(_log_since(log, ending.log_start))
     if ending.memory_kills and (killed or ending.code < 0):
         return Failure(OUT_OF_MEMORY, step, "the kernel killed a process for memory")

@@ -136,6 +136,7 @@ def _attempt(told: TrainingJob, folder: Path, report: Report | None) -> Failure 
     job_file = job.write_job(folder, dataclasses.replace(told, attempt=job.last_attempt(folder) + 1))
     log = folder / job.LOG
     start, killed = log.stat().st_size if log.exists() else 0, watch.memory_kills()
+    (folder / HEAD).touch()
     process = supervisor(job_file, log)
     try:
         while process.poll() is None:

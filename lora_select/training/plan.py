@@ -34,6 +34,11 @@ class Machine:
     memory_gib: float
     fast_bf16: bool
 
+    def times(self, nodes: int) -> "Machine":
+        """So many of these machines together; memory is that of one device, or of all machines for CPUs."""
+        memory = self.memory_gib * (nodes if self.device == "cpu" else 1)
+        return Machine(self.device, self.devices * nodes, self.cores * nodes, memory, self.fast_bf16)
+
 
 def detect_machine(device: str = "auto") -> Machine:
     """The machine as it is; `device` is `auto`, `cpu` or `cuda`.
@@ -70,6 +75,8 @@ def make_plan(
         InputError: the settings contradict each other, or the model does not fit; names the value and the way out.
     """
     reasons: list[str] = []
+    nodes = int(wanted.get("nodes", 1))
+    machine = machine.times(nodes)
     ranks = _ranks(machine, wanted, reasons)
     batch = int(wanted["effective_batch_size"])
     rows = profile.train.rows - profile.train.rows_without_labels
@@ -110,6 +117,7 @@ def make_plan(
         minutes=_minutes(machine, base, profile, steps * batch / max(1, rows), ranks, precision),
         disk_gib=round((int(wanted["keep_checkpoints"]) + 1) * 12 * spec.num_parameters / GIB + 0.1, 3),
         reasons=tuple(reasons),
+        nodes=nodes,
     )
 
 

@@ -18,14 +18,14 @@ from types import FrameType
 
 from lora_select.records import write_text
 from lora_select.training import beat, job, watch
-from lora_select.training.failures import ORPHANED_CODE, STUCK_CODE
+from lora_select.training.failures import LAUNCHER_CODE, ORPHANED_CODE, STUCK_CODE
 from lora_select.training.worker import SUPERVISOR
 
 GRACE_SECONDS = 15.0
 
 
 def main(job_file: Path, parent: watch.Identity, node: int = 0) -> int:
-    """Run torchrun to its end; returns its exit code, or STUCK_CODE or ORPHANED_CODE when it had to be ended."""
+    """Run torchrun to its end; returns its exit code, or the one that says why there is none."""
     told = job.read_job(job_file)
     folder = job_file.parent
     stopping: list[int] = []
@@ -60,7 +60,7 @@ def main(job_file: Path, parent: watch.Identity, node: int = 0) -> int:
                 time.sleep(0.5)
     finally:
         watch.stop(seen | set(watch.descendants(me)), grace=GRACE_SECONDS)
-    return code
+    return code if code >= 0 else LAUNCHER_CODE
 
 
 def command(job_file: Path, told: job.TrainingJob, node: int) -> list[str]:

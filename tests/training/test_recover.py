@@ -132,6 +132,7 @@ def test_a_ranks_own_trouble_comes_before_a_lost_peer(tmp_path):
         ("  exitcode  : -9 (pid: 7)", Ending(1, memory_kills=1), failures.OUT_OF_MEMORY),
         ("  exitcode  : -9 (pid: 7)", Ending(1, log_start=27), failures.ERROR),
         ("", Ending(-9), failures.RANK_LOST),
+        ("", Ending(failures.LAUNCHER_CODE), failures.RANK_LOST),
         ("", Ending(143), failures.STOPPED),
         ("", Ending(failures.STUCK_CODE), failures.STUCK),
         ("ValueError: no such layer", Ending(1), failures.ERROR),

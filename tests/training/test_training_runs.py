@@ -45,13 +45,6 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, tiny_model_folder):
-    """An uninterrupted run of two ranks."""
-    folder = tmp_path_factory.mktemp("reference")
-    return folder, train(folder, tiny_model_folder)
-
-
 def test_two_ranks_train_and_the_proof_holds(reference, tiny_model_folder, tmp_path):
     folder, adapter = reference
     assert adapter.steps == 60 == len(losses(folder))

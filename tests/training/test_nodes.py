@@ -1,0 +1,98 @@
+"""Two nodes as two agents: each starts its own torchrun, they meet at one address, and the result is that of one node."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+from fault_harness import free_port
+from training_jobs import job
+
+from lora_select.errors import InputError
+from lora_select.training import launch, node, show
+from lora_select.training.job import LAUNCH, node_file, read_job, write_job
+from lora_select.training.supervise import command
+
+
+@contextlib.contextmanager
+def agent(folder, *prefix):
+    """The agent of the second node, started as a person would."""
+    line = [*prefix, sys.executable, "-m", "lora_select.cli", "node", str(folder), "--number", "1"]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_two_nodes_give_the_result_of_one(reference, tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(launch.RENDEZVOUS, f"127.0.0.1:{free_port()}")
+    with agent(tmp_path):
+        adapter = launch.train(job(tmp_path, tiny_model_folder, nodes=2), tmp_path)
+        supervisors = [json.loads((tmp_path / node_file(LAUNCH, n)).read_text())["supervisor"] for n in (0, 1)]
+    assert adapter.num_processes == 2
+    assert supervisors[0] != supervisors[1]
+    found, wanted = ([step["loss"] for step in show.read_metrics(folder)] for folder in (tmp_path, reference[0]))
+    assert len(found) == 60
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.fault
+def test_a_lost_node_is_joined_again(tiny_model_folder, tmp_path, monkeypatch):
+    """SIGKILL of the other node's rank: both nodes start again from the last checkpoint."""
+    folder = tmp_path / "two"
+    told = job(folder, tiny_model_folder, nodes=2, total_steps=60, checkpoint_every=5)
+    monkeypatch.setenv(launch.RENDEZVOUS, f"127.0.0.1:{free_port()}")
+    killed = []
+
+    def kill(step, _total, _text):
+        if step >= 7 and not killed:
+            noted = json.loads((folder / node_file(LAUNCH, 1)).read_text())["processes"]
+            for pid, _ in noted:
+                if "lora_select.training.worker" in " ".join(psutil.Process(pid).cmdline()[-3:]):
+                    killed.append(pid)
+            os.kill(max(killed), signal.SIGKILL)
+
+    with agent(folder):
+        adapter = launch.train(told, folder, progress=kill)
+    assert killed
+    assert [remedy.failure for remedy in adapter.remedies] == ["rank lost"]
+    assert adapter.resumed_from[0] >= 5
+    assert [step["step"] for step in show.read_metrics(folder)] == list(range(1, 61))
+
+
+def test_torchrun_is_told_where_and_which(tmp_path):
+    told = job(tmp_path, tmp_path, nodes=2, num_processes=8)
+    file = write_job(tmp_path, told)
+    assert "--standalone" in command(file, job(tmp_path, tmp_path), 0)
+    line = " ".join(command(file, read_job(file).__class__(**(vars(told) | {"rendezvous": "127.0.0.1:29400"})), 1))
+    assert "--nnodes 2" in line
+    assert "--rdzv-endpoint 127.0.0.1:29400" in line
+    assert "is_host=false" in line
+    assert "--nproc-per-node 4" in line
+
+
+def test_an_agent_waits_for_living_runs_that_want_it(tmp_path):
+    told = job(tmp_path, tmp_path, nodes=2)
+    write_job(tmp_path, type(told)(**(vars(told) | {"rendezvous": "h:1", "attempt": 3})))
+    assert node.waiting(tmp_path, 1, {}) == []
+    (tmp_path / launch.HEAD).touch()
+    assert node.waiting(tmp_path, 1, {}) == [tmp_path]
+    assert node.waiting(tmp_path, 2, {}) == []
+    assert node.waiting(tmp_path, 1, {tmp_path: 3}) == []
+    assert node.waiting(tmp_path, 1, {tmp_path: 2}) == [tmp_path]
+    os.utime(tmp_path / launch.HEAD, (1, 1))
+    assert node.waiting(tmp_path, 1, {}) == []
+
+
+def test_bad_agents_are_told(tmp_path):
+    with pytest.raises(InputError, match="first node"):
+        node.serve(tmp_path, 0)
+    with pytest.raises(InputError, match="no folder"):
+        node.serve(tmp_path / "none", 1)

@@ -77,11 +77,14 @@ def profile(folder: Path) -> records.DatasetProfile:
 
 def spectra(folder: Path) -> records.Spectra:
     layer = records.LayerSpectra(
-        "layers.0.q", "q_proj", 64, 64, 900, 0.5, 0.1, 2.0, (1.0, 0.5), (0.1, 0.1), 2,
-        8.0, (2.0, 1.0), 3.0, 60.0, (9.0,), 55.0, {"lora@8": 0.4}, {"lora@8": 0.02}, {"lora@8": 1e-3},
+        "layers.0.q", "q_proj", 64, 64, 900, 0.5, 0.1, 2.0, (1.0, 0.5), (0.1, 0.1), 2, 0.4,
+        8.0, (2.0, 1.0), (0.1,), 1e-3, 3.0, 60.0, 50.0, (9.0,), 55.0, {"hadamard": 1.1}, {"hadamard": 0.2},
+        {"lora@8": 0.4}, {"lora@8": 0.02}, {"lora@8": 1e-3},
     )  # fmt: skip
     tensors = write(folder, "spectra.safetensors", "x")
-    return records.Spectra(SHA, SHA, 16, 4, 64, 0, 9000, 2000, 2.4, (layer,), {"lm_head": "tied"}, tensors, 12.0)
+    return records.Spectra(
+        SHA, SHA, 16, 4, 64, 0, 9000, 2000, 2.4, (layer,), {"lm_head": "tied"}, tensors, 12.0, 1.0, ()
+    )
 
 
 def decision(choice: str = "lora", r: int = 8) -> records.Decision:

@@ -14,7 +14,8 @@ class LayerSpectra:
     Energies are squared Frobenius norms of the label-masked mean-loss gradient G (units: nats^2 per weight-unit^2).
     `signal_energy` is a U-statistic, unbiased and so possibly negative; `signal_energy_se` is its jackknife standard
     error. `noise_energy` is the energy of one microbatch's deviation from the mean. `heldout_values` are held-out singular
-    values of G with `heldout_se`; `signal_rank` is the leading run above three standard errors.
+    values of G with `heldout_se`; `signal_rank` is the leading run above three standard errors. `gradient_error` is the a posteriori
+    error of the stored singular system of the mean gradient, relative to that gradient, sampling noise included, at most 1.
     """
 
     name: str
@@ -28,15 +29,27 @@ class LayerSpectra:
     heldout_values: tuple[float, ...]
     heldout_se: tuple[float, ...]
     signal_rank: int
+    gradient_error: float
     weight_energy: float
     weight_values: tuple[float, ...]
+    """Leading singular values of W, descending."""
+    weight_minor_values: tuple[float, ...]
+    """Trailing singular values of W, ascending."""
+    weight_residual: float
+    """Largest residual of the weight's singular triplets over its largest singular value: the error of each value is below it."""
     weight_stable_rank: float
     activation_energy: float
     """Mean squared norm of the layer input, E||x||^2, per token."""
+    activation_variance: float
+    """E||x - E[x]||^2 per token, the sum of all eigenvalues of the centred second moment."""
     activation_values: tuple[float, ...]
     """Leading eigenvalues of the centred second moment of the inputs, per token."""
     output_energy: float
     """Mean squared norm of the layer output, E||W x||^2, per token."""
+    structure: Mapping[str, float]
+    """Structure scores of the signal's leading directions by field of `LayerView` (`rotation@32` for a block size); empty where the
+    signal energy is below two standard errors."""
+    structure_se: Mapping[str, float]
     tangent_shares: Mapping[str, float]
     """Candidate tangent share at init per variant key (`<variant>@<r>`), of the *signal* energy: unbiased over folds."""
     tangent_shares_se: Mapping[str, float]
@@ -64,6 +77,11 @@ class Spectra:
     skipped_layers: Mapping[str, str]
     tensors: FileRef
     seconds: float
+    """Of the whole analysis."""
+    finish_seconds: float
+    """Of turning sums into records, all layers together."""
+    notes: tuple[str, ...]
+    """What had to be done otherwise than asked, such as a microbatch run in halves."""
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ class ActivationMoments:
         self._energy = torch.zeros((), dtype=torch.float64, device=test.device)
         self._tokens = torch.zeros((), dtype=torch.float64, device=test.device)
 
-    def add(self, moments: tuple[Tensor, Tensor, Tensor], weights: Tensor) -> None:
+    def add(self, moments: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
         """Add one microbatch's sums."""
-        self._second += moments[0]
-        self._sum += moments[1]
-        self._energy += moments[2]
-        self._tokens += weights.sum(dtype=torch.float64)
+        for total, new in zip(self.sums(), moments, strict=True):
+            total += new
+
+    def sums(self) -> list[Tensor]:
+        """Every tensor that adds up over ranks."""
+        return [self._second, self._sum, self._energy, self._tokens]
 
     def tokens(self) -> float:
         """Counted tokens, at least 1."""
@@ -39,6 +41,10 @@ class ActivationMoments:
     def mean(self) -> Tensor:
         """E[x], (n,)."""
         return self._sum / self.tokens()
+
+    def variance(self) -> float:
+        """E||x - E[x]||^2 per counted token, the sum of all eigenvalues of the centred second moment."""
+        return max(0.0, self.energy() - float(self.mean().double().square().sum()))
 
     def leading(self, count: int) -> tuple[Tensor, Tensor]:
         """Leading eigenvalues (q,) per token and eigenvectors (n, q) of E[(x - mean)(x - mean)^T].

@@ -1,43 +1,58 @@
 """Hooks that hand every linear layer's inputs and output gradients to a reader, with the base frozen.
 
-The graph is made to flow by requiring a gradient on the input embeddings' output; no parameter ever gets one.
+The graph is made to flow by requiring a gradient on the input embeddings' output; no parameter ever gets one. A layer's input is
+kept by autograd itself (saved by an identity on its output), so gradient checkpointing and offloading treat it as they treat any
+saved tensor: it is recomputed, or fetched, when its output gradient is there, and each layer is read once a microbatch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from lora_select.errors import InputError
 
+SHARED_INPUTS = 2
+"""Inputs whose products are kept: in the backward pass q, k, v follow one another, and so do gate and up."""
+
+
+@final
+class TokenMask:
+    """Which tokens of a microbatch count.
+
+    Attributes:
+        keep: indices of the tokens that are no padding, None when there is none.
+        counted: (tokens,) float32, 1 where the token counts for activation statistics, 0 at the first token of a row: an attention
+            sink, whose activations can be a thousand times the others'.
+    """
+
+    def __init__(self, mask: Tensor):
+        valid = mask.bool()
+        flat = valid.flatten()
+        self.shape = mask.shape
+        self.keep = None if bool(flat.all()) else flat.nonzero().squeeze(-1)
+        first = valid & (valid.cumsum(-1) == 1)
+        counted = ~first.flatten()
+        self.counted = (counted if self.keep is None else counted[self.keep]).float()
+
 
 @final
 class SharedInput:
-    """One input tensor, kept once for all layers that read it (q, k, v; gate, up), and its products, computed once.
+    """One input tensor (..., n) and its products, computed once for all layers that read it (q, k, v; gate, up).
 
     Attributes:
         rows: (tokens, n) float32, padding left out.
-        weights: (tokens,) 1 where the token counts for activation statistics, 0 at the first token of a row: an
-            attention sink, whose activations can be a thousand times the others'.
+        weights: (tokens,) see :class:`TokenMask`.
     """
 
-    def __init__(self, x: Tensor, mask: Tensor | None):
-        covering = mask if mask is not None and x.shape[:-1] == mask.shape else None
-        self._keep = None if covering is None else _kept(covering)
-        self.rows = self.select(x)
-        self.weights = torch.ones(len(self.rows), device=x.device)
-        if covering is not None:
-            counted = ~_first(covering).flatten()
-            self.weights = (counted if self._keep is None else counted[self._keep]).float()
+    def __init__(self, x: Tensor, mask: TokenMask | None):
+        self.rows = select(x, mask)
+        covered = mask is not None and x.shape[:-1] == mask.shape
+        self.weights = mask.counted if covered else torch.ones(len(self.rows), device=x.device)
         self._products: dict[int, Tensor] = {}
-        self._moments: tuple[Tensor, Tensor, Tensor] | None = None
-
-    def select(self, tensor: Tensor) -> Tensor:
-        """The rows (tokens, width) of a tensor (..., width) with the input's leading shape; padding left out."""
-        flat = tensor.detach().flatten(0, -2)
-        return (flat if self._keep is None else flat[self._keep]).float()
+        self._moments: Moments | None = None
 
     def times(self, test: Tensor) -> Tensor:
         """`rows @ test`, computed once per test matrix."""
@@ -45,70 +60,110 @@ class SharedInput:
             self._products[id(test)] = self.rows @ test
         return self._products[id(test)]
 
-    def moments(self, test: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted sums over tokens: x x^T test (n, columns) (all of x x^T without `test`), x (n,), ||x||^2 ()."""
+    def moments(self, test: Tensor | None, tokens: int) -> "Moments":
+        """Weighted sums over tokens: x x^T test (n, columns) (all of x x^T without `test`), x (n,), ||x||^2 () and weights ().
+
+        With `test`, over about `tokens` evenly spread tokens: directions of a second moment need no more, and cost as much as all
+        the sketches.
+        """
         if self._moments is None:
-            seen = self.rows if test is None else self.times(test)
-            norms = torch.linalg.vector_norm(self.rows, dim=1).square()
+            step = 1 if test is None else -(-len(self.rows) // tokens)
+            rows, weights = self.rows[::step], self.weights[::step]
+            seen = rows if test is None else rows @ test
+            norms = torch.linalg.vector_norm(rows, dim=1).square()
             self._moments = (
-                self.rows.T @ (seen * self.weights[:, None]),
-                self.weights @ self.rows,
-                (norms * self.weights).sum(dtype=torch.float64),
+                rows.T @ (seen * weights[:, None]),
+                weights @ rows,
+                (norms * weights).sum(dtype=torch.float64),
+                weights.sum(dtype=torch.float64),
             )
         return self._moments
 
 
-Reader = Callable[[str, SharedInput, Tensor, Tensor], None]
-"""Called in the backward pass with layer name, input, output (tokens, m) and output gradient (tokens, m)."""
+Moments = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def select(tensor: Tensor, mask: TokenMask | None) -> Tensor:
+    """The rows (tokens, width) of a tensor (..., width) as float32, padding left out where the mask covers it."""
+    flat = tensor.detach().flatten(0, -2)
+    if mask is not None and mask.keep is not None and tensor.shape[:-1] == mask.shape:
+        flat = flat[mask.keep]
+    return flat.float()
+
+
+Reader = Callable[[str, SharedInput, Tensor], None]
+"""Called in the backward pass with layer name, input, and output gradient (tokens, m)."""
+Watcher = Callable[[str, Tensor, TokenMask | None], None]
+"""Called in the forward pass with layer name, output (..., m), and the mask."""
 
 
 @final
 class Capture:
-    """What the hooks know of the microbatch in flight: its mask, its inputs, how often each layer was called."""
+    """What the hooks know of the microbatch in flight: its mask, recent inputs, how often each layer was called."""
 
-    def __init__(self, reader: Reader):
-        self._reader = reader
-        self._mask: Tensor | None = None
-        self._inputs: dict[int, tuple[Tensor, SharedInput]] = {}
-        self._order: list[tuple[str, SharedInput]] = []
+    def __init__(self, reader: Reader, watcher: Watcher):
+        self._reader, self._watcher = reader, watcher
+        self._mask: TokenMask | None = None
+        self._inputs: list[tuple[Tensor, SharedInput]] = []
+        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.calls: dict[str, int] = {}
 
     def start(self, mask: Tensor | None) -> None:
         """Forget the last microbatch and begin one with attention mask (rows, length)."""
-        self._mask, self._inputs, self._order, self.calls = mask, {}, [], {}
+        self._mask = None if mask is None else TokenMask(mask)
+        self._inputs, self._waiting, self.calls = [], {}, {}
 
-    def forward(self, name: str, x: Tensor, y: Tensor) -> None:
-        """Keep the input of a layer and wait for its output gradient."""
-        self.calls[name] = self.calls.get(name, 0) + 1
-        if id(x) not in self._inputs:  # x itself is kept: its id must not be given to another tensor
-            self._inputs[id(x)] = (x, SharedInput(x, self._mask))
-        shared = self._inputs[id(x)][1]
-        self._order.append((name, shared))
-        if not y.requires_grad:
-            return
-        output = y.detach()  # not y: a hook that holds its own tensor is a cycle the collector cannot see
+    def forward(self, name: str, x: Tensor, y: Tensor) -> Tensor | None:
+        """Watch the output and put the tap on it; a recomputation inside the backward pass is not a call."""
+        if torch._C._current_graph_task_id() == -1:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            self._watcher(name, y.detach(), self._mask)
+        return _Tap.apply(y, x.detach(), self, name) if y.requires_grad else None
 
-        def arrived(gradient: Tensor) -> None:
-            self._reader(name, shared, shared.select(output), shared.select(gradient))
+    def arrived(self, name: str, x: Tensor, gradient: Tensor) -> None:
+        """One call's output gradient is there; a layer that is called several times is read once, all its tokens together."""
+        with torch.autocast(x.device.type, enabled=False):
+            if self.calls.get(name, 1) == 1:
+                self._reader(name, self._shared(x), select(gradient, self._mask))
+                return
+            waiting = self._waiting.setdefault(name, [])
+            waiting.append((select(x, self._mask), select(gradient, self._mask)))
+            if len(waiting) == self.calls[name]:
+                inputs, gradients = (torch.cat(parts) for parts in zip(*self._waiting.pop(name), strict=True))
+                self._reader(name, SharedInput(inputs, None), gradients)
 
-        y.register_hook(arrived)
+    def _shared(self, x: Tensor) -> SharedInput:
+        for known, shared in self._inputs:  # `known` is kept: its memory cannot become another tensor's
+            if known.data_ptr() == x.data_ptr() and known.shape == x.shape and known.stride() == x.stride():
+                return shared
+        self._inputs = [*self._inputs[1 - SHARED_INPUTS :], (x, SharedInput(x, self._mask))]
+        return self._inputs[-1][1]
 
-    def first_non_finite(self) -> str | None:
-        """The first layer of this microbatch's forward pass whose input holds NaN or infinity."""
-        for name, shared in self._order:
-            if not bool(torch.isfinite(shared.rows).all()):
-                return name
-        return None
+
+class _Tap(torch.autograd.Function):
+    """The identity on a layer's output y; its backward pass hands (x, dL/dy) to the capture."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, capture: Capture, name: str) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(x)
+        ctx.capture, ctx.name = capture, name
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.capture.arrived(ctx.name, ctx.saved_tensors[0], gradient)
+        return gradient, None, None, None
 
 
 @contextmanager
-def capturing(model: nn.Module, layers: Mapping[str, nn.Module], reader: Reader) -> Iterator[Capture]:
+def capturing(model: nn.Module, layers: Mapping[str, nn.Module], reader: Reader, watcher: Watcher) -> Iterator[Capture]:
     """Hook `layers` of `model`; inside, base weights are frozen and dropout is off. Everything is put back after.
 
     Args:
         model: a model with `get_input_embeddings()`.
         layers: by name, each a linear map of its first argument.
         reader: gets inputs and output gradients, during the backward pass.
+        watcher: gets outputs, during the forward pass.
 
     Raises:
         InputError: the model has no input embeddings to start the graph from.
@@ -116,35 +171,70 @@ def capturing(model: nn.Module, layers: Mapping[str, nn.Module], reader: Reader)
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     if embeddings is None:
         raise InputError(f"{type(model).__name__} has no input embeddings; the spectral pass needs a language model")
-    capture = Capture(reader)
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    training = model.training
+    capture = Capture(reader, watcher)
     with ExitStack() as stack:
+        stack.enter_context(frozen(model))
         hooks = [module.register_forward_hook(_forward_hook(capture, name)) for name, module in layers.items()]
         hooks.append(embeddings.register_forward_hook(_start_graph))
         for hook in hooks:
             stack.callback(hook.remove)
-        stack.callback(model.train, training)
-        for parameter, flag in flags.items():
-            stack.callback(parameter.requires_grad_, flag)
-        model.eval()
-        model.requires_grad_(False)
         yield capture
 
 
-def _forward_hook(capture: Capture, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient and dropout is off, inside; as before, outside.
+
+    Checkpointing layers only recompute in training mode, so where gradient checkpointing is on, the model stays in training mode
+    and each dropout alone is switched off.
+    """
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    modes = {module: module.training for module in model.modules()}
+    checkpointing = getattr(model, "is_gradient_checkpointing", False)
+    try:
+        model.requires_grad_(False)
+        model.train(checkpointing)
+        for module in model.modules():
+            if checkpointing and _drops(module):
+                module.train(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+def first_non_finite(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> str | None:
+    """The first of `layers` whose input holds NaN or infinity when `run` runs the model, None if there is none."""
+    found: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not found and not bool(torch.isfinite(inputs[0]).all()):
+                found.append(name)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in layers.items():
+            stack.callback(module.register_forward_pre_hook(look(name)).remove)
+        with torch.no_grad():
+            run()
+    return found[0] if found else None
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module applies dropout: a dropout layer, or an attention block that holds its rate as a number."""
+    rates = ("attention_dropout", "dropout", "dropout_prob", "attn_dropout")
+    return isinstance(module, nn.modules.dropout._DropoutNd) or any(
+        isinstance(getattr(module, rate, None), float) and getattr(module, rate) > 0 for rate in rates
+    )
+
+
+def _forward_hook(capture: Capture, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
     return lambda _module, inputs, output: capture.forward(name, inputs[0], output)
 
 
 def _start_graph(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     return output if output.requires_grad else output.detach().requires_grad_()
-
-
-def _kept(mask: Tensor) -> Tensor | None:
-    flat = mask.flatten().bool()
-    return None if bool(flat.all()) else flat.nonzero().squeeze(-1)
-
-
-def _first(mask: Tensor) -> Tensor:
-    valid = mask.bool()
-    return valid & (valid.cumsum(-1) == 1)

@@ -1,5 +1,6 @@
 """One layer's accumulators during the pass: what a microbatch adds, and nothing of size (m, n)."""
 
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -7,93 +8,188 @@ from torch import Tensor, nn
 
 from lora_select.spectral.activation import ActivationMoments
 from lora_select.spectral.capture import SharedInput
+from lora_select.spectral.layers import shape_of
 from lora_select.spectral.numerics import squared_norm
 from lora_select.spectral.sketch import FoldSketches, TestMatrices
-from lora_select.spectral.weight import WeightSystem, weight_system
 
 FOLDS = 4
-"""Two in each half of the pass. Memory is (m (k + p) + n l) floats a fold; standard errors come from microbatches."""
-EXACT_NORM_EVERY = 4
-"""One microbatch in four gets its exact norm, by Gram matrices; the others are known through the sketches, whose common
-error the exact ones correct."""
+"""Two in each half of the pass. Memory is (m k + n l) floats a fold; standard errors come from microbatches."""
+CALIBRATE_EVERY = 4
+CALIBRATION_TOKENS = 128
+"""Of one microbatch in four so many tokens, evenly spread, give a norm both exactly, by Gram matrices, and through the sketches: their
+ratio corrects the sketches' error, which is common to all microbatches because they share the test matrices."""
+MOMENT_TOKENS = 128
+"""Second moments of wide inputs, and energies of outputs, are summed over so many evenly spread tokens of a microbatch."""
+CORE_ROWS = 16
+"""Rows of the small projection of every microbatch gradient that sampling errors are computed from."""
+
+
+def fold_of_each(microbatches: int) -> list[int]:
+    """The fold of every microbatch: the first half alternates between folds 0 and 1, the second between 2 and 3.
+
+    Example:
+        >>> fold_of_each(6)
+        [0, 1, 0, 3, 2, 3]
+    """
+    half = microbatches // 2
+    return [index % 2 + (0 if index < half else FOLDS // 2) for index in range(microbatches)]
+
+
+@final
+@dataclass
+class Part:
+    """What the rows of one microbatch that were run so far gave: sketches of their gradient, norms of a sample, held-out values."""
+
+    right: Tensor
+    left: Tensor
+    sample: Tensor | None
+    heldout: Tensor | None
 
 
 @final
 class LayerPass:
-    """Running sums of one linear layer. Gradients are of the summed loss; :mod:`finish` divides by label tokens."""
+    """Running sums of one linear layer. Gradients are of the summed loss; :mod:`finish` divides by label tokens.
 
-    def __init__(self, module: nn.Linear, tests: TestMatrices, directions: int):
-        self.out_features, self.in_features = module.weight.shape
+    Everything is a sum over microbatches, or has a place of its own for each, so the passes of several ranks add up.
+    """
+
+    def __init__(self, module: nn.Module, tests: TestMatrices, microbatches: int):
+        self.out_features, self.in_features = m, n = shape_of(module)
+        self.module = module
         device = module.weight.device
-        self._bias = None if module.bias is None else module.bias.detach().float()
-        self.input_side = tests.input_side(self.in_features)
-        self.psi = tests.output_side(self.out_features)
-        self._directions = directions
-        self.weight: WeightSystem = weight_system(module.weight, directions, tests.seed)
-        self.row_norms = torch.linalg.vector_norm(module.weight.detach(), dim=1, dtype=torch.float32).square()
-        self.activations = ActivationMoments(self.in_features, self.input_side.both)
-        columns, co_columns, q = self.input_side.both.shape[1], self.psi.shape[1], self.weight.values.shape[0]
-        self.right = torch.zeros(FOLDS, self.out_features, columns, device=device)
-        self.left = torch.zeros(FOLDS, self.in_features, co_columns, device=device)
-        self.weight_cores = torch.zeros(FOLDS, q, q, device=device)
-        self.row_scales = torch.zeros(FOLDS, self.out_features, device=device)
-        self.output_energy = torch.zeros((), dtype=torch.float64, device=device)
-        self.weight_inputs = torch.zeros(q, device=device)
-        self.sketched_norms: list[Tensor] = []
-        self.exact_norms: list[Tensor] = []
-        self.cores: list[Tensor] = []
-        self.heldout: list[Tensor] = []
-        self._input_directions = self.weight.right
-        self._output_directions = torch.cat([self.psi, self.weight.left], 1)
-        self._fixed = False
-        self.tokens = 0
-
-    def add(self, fold: int, shared: SharedInput, y: Tensor, d: Tensor) -> None:
-        """Add one microbatch: input x (tokens, n), output y (tokens, m), output gradient d (tokens, m)."""
-        both, k, q = self.input_side.both, self.input_side.k, self.weight.values.shape[0]
-        inputs, outputs = shared.rows @ self._input_directions, d @ self._output_directions
-        right = d.T @ shared.times(both)
-        left = shared.rows.T @ outputs[:, : self.psi.shape[1]]
-        self.right[fold] += right
-        self.left[fold] += left
-        self._add_norm(shared.rows, d, right, left)
-        self.cores.append((self.psi.T @ (right[:, k:] if both.shape[1] > k else right)).flatten())
-        outputs = outputs[:, self.psi.shape[1] :]
-        self.weight_cores[fold] += outputs[:, :q].T @ inputs[:, :q]
-        self.weight_inputs += (inputs[:, :q].square() * shared.weights[:, None]).sum(0)
-        if self._fixed:
-            self.heldout.append((outputs[:, q:] * inputs[:, q:]).sum(0))
-        self._add_output(fold, shared.weights, y, d)
-        self.activations.add(shared.moments(self.activations.test), shared.weights)
-        self.tokens += len(d)
-
-    def fix_directions(self, q: int) -> None:
-        """Choose the singular directions from what has been seen; later microbatches give their held-out values."""
-        u, _, v = self.sketches().reconstruct(q)
-        self._input_directions = torch.cat([self.weight.right, v], 1)
-        self._output_directions = torch.cat([self.psi, self.weight.left, u], 1)
-        self._fixed = True
+        assert isinstance(device, torch.device)
+        bias = module.bias
+        self._bias = bias.detach().float() if isinstance(bias, Tensor) else None
+        self.input_side, self.psi = tests.input_side(n, device), tests.output_side(m, device)
+        self.folds = fold_of_each(microbatches)
+        k, l = self.input_side.k, self.psi.shape[1]  # noqa: E741
+        self._core_rows = l if l == m else min(CORE_ROWS, l)
+        directions = min(tests.sizes.directions, m, n)
+        self.right = torch.zeros(FOLDS, m, k, device=device)
+        self.left = torch.zeros(FOLDS, n, l, device=device)
+        self.activations = ActivationMoments(n, self.input_side.both)
+        self.outputs = torch.zeros(2, dtype=torch.float64, device=device)
+        """Sum of ||W x||^2 over counted tokens, and their number."""
+        self.sketched_norms = torch.zeros(microbatches, dtype=torch.float64, device=device)
+        self.sample_norms = torch.zeros(2, dtype=torch.float64, device=device)
+        """Of the samples that calibrate: exact, and through the sketches."""
+        self.cores = torch.zeros(microbatches, self._core_rows * k, device=device)
+        self.heldout = torch.zeros(microbatches, directions, device=device)
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)
+        """Microbatches and tokens that were added."""
+        self._output_tests, self._right_directions = self.psi, None
+        self._rows_done = 0
+        self._part: Part | None = None
 
     @property
     def microbatches(self) -> int:
         """How many were added."""
-        return len(self.sketched_norms)
+        return int(self.counts[0])
+
+    @property
+    def tokens(self) -> int:
+        """How many were added."""
+        return int(self.counts[1])
+
+    def begin(self) -> None:
+        """Begin a microbatch."""
+        self._rows_done, self._part = 0, None
+
+    def add(self, index: int, rows: tuple[int, int, int], shared: SharedInput, d: Tensor) -> None:
+        """Add rows of a microbatch.
+
+        A microbatch that did not fit into memory comes again in smaller parts; what this layer has seen of it is not added twice.
+
+        Args:
+            index: of the microbatch.
+            rows: first row, row after the last, and rows of the whole microbatch.
+            shared: the layer's input x (tokens, n).
+            d: output gradient (tokens, m).
+        """
+        first, end, whole = rows
+        if first < self._rows_done:
+            return
+        self._rows_done = end
+        part = self._measure(index, shared, d)
+        moments = shared.moments(self.activations.test, MOMENT_TOKENS)
+        self.activations.add(moments)
+        self.counts[1] += len(d)
+        if self._part is not None:
+            part = self._joined(self._part, part)
+        self._part = part
+        if end == whole:
+            self._close(index, part)
+
+    def fix_directions(self) -> None:
+        """Choose the singular directions from what has been seen; later microbatches give their held-out values."""
+        u, _, v = self.sketches().reconstruct(self.heldout.shape[1])
+        self._output_tests, self._right_directions = torch.cat([self.psi, u], 1), v
 
     def sketches(self) -> FoldSketches:
         """The gradient's sketches so far."""
-        k = self.input_side.k
-        return FoldSketches(self.right[:, :, :k], self.right[:, :, k:], self.left, self.input_side, self.psi)
+        return FoldSketches(self.right, self.left, self.input_side, self.psi)
 
-    def _add_norm(self, x: Tensor, d: Tensor, right: Tensor, left: Tensor) -> None:
-        """||G||^2 of the microbatch: through the sketches always, exactly for one in `EXACT_NORM_EVERY`."""
-        m, n = self.out_features, self.in_features
-        seen_right = right.square().sum(dtype=torch.float64) * (n / right.shape[1])
-        seen_left = left.square().sum(dtype=torch.float64) * (m / left.shape[1])
-        if len(self.sketched_norms) % EXACT_NORM_EVERY == 0:
-            self.exact_norms.append(squared_norm(x, d))
-        self.sketched_norms.append((seen_right + seen_left) / 2)
+    @property
+    def output_energy(self) -> float:
+        """E||W x||^2 per counted token."""
+        return float(self.outputs[0]) / max(1.0, float(self.outputs[1]))
 
-    def _add_output(self, fold: int, weights: Tensor, y: Tensor, d: Tensor) -> None:
-        plain = y if self._bias is None else y - self._bias
-        self.row_scales[fold] += (d * plain).sum(0)
-        self.output_energy += (torch.linalg.vector_norm(plain, dim=1).square() * weights).sum(dtype=torch.float64)
+    def watched(self, y: Tensor, weights: Tensor | None) -> Tensor:
+        """What outputs y (tokens, m) add to `outputs`."""
+        step = -(-len(y) // MOMENT_TOKENS)
+        plain = y[::step] if self._bias is None else y[::step] - self._bias
+        norms = torch.linalg.vector_norm(plain, dim=1).square()
+        weights = torch.ones_like(norms) if weights is None else weights[::step]
+        return torch.stack([norms @ weights, weights.sum()]).double()
+
+    def sums(self) -> list[Tensor]:
+        """Every tensor that adds up over ranks."""
+        own = [
+            self.right,
+            self.left,
+            self.outputs,
+            self.sketched_norms,
+            self.exact_norms,
+            self.cores,
+            self.heldout,
+        ]
+        return [*own, self.counts, *self.activations.sums()]
+
+    def _measure(self, index: int, shared: SharedInput, d: Tensor) -> Part:
+        l, v = self.psi.shape[1], self._right_directions  # noqa: E741
+        outputs = d @ self._output_tests
+        seen = shared.times(self.input_side.omega)
+        right, left = d.T @ seen, shared.rows.T @ outputs[:, :l]
+        heldout = None if v is None else (outputs[:, l:] * (shared.rows @ v)).sum(0)
+        sample = None
+        if index % CALIBRATE_EVERY == 0:
+            step = -(-len(d) // CALIBRATION_TOKENS)
+            x, g = shared.rows[::step], d[::step]
+            through = self._sketched(g.T @ seen[::step], x.T @ outputs[::step, :l])
+            sample = torch.stack([squared_norm(x, g), through])
+        return Part(right, left, sample, heldout)
+
+    def _sketched(self, right: Tensor, left: Tensor) -> Tensor:
+        """||G||^2 through both sketches."""
+        return (right.square().sum(dtype=torch.float64) + left.square().sum(dtype=torch.float64)) / 2
+
+    def _joined(self, one: Part, other: Part) -> Part:
+        """Two parts of a microbatch."""
+        sample = None if one.sample is None or other.sample is None else one.sample + other.sample
+        heldout = None if one.heldout is None or other.heldout is None else one.heldout + other.heldout
+        return Part(one.right + other.right, one.left + other.left, sample, heldout)
+
+    def _close(self, index: int, part: Part) -> None:
+        fold = self.folds[index]
+        self.right[fold] += part.right
+        self.left[fold] += part.left
+        self.sketched_norms[index] = self._sketched(part.right, part.left)
+        if part.sample is not None:
+            self.sample_norms += part.sample
+        if part.heldout is not None:
+            self.heldout[index] = part.heldout
+        rows = self._core_rows
+        scale = (self.psi.shape[1] / rows) ** 0.5
+        self.cores[index] = (self.psi[:, :rows].T @ part.right).flatten() * scale
+        self.counts[0] += 1
+        self._part = None

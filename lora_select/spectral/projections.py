@@ -2,58 +2,49 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from torch import Tensor
 
 from lora_select.spectral.layer import LayerPass
+from lora_select.spectral.sketch import FoldSketches
+from lora_select.spectral.structure import HALVES, Key, Pair, Reconstructions, across_halves, gram, null_scores
 from lora_select.spectral.view import RANKS, LayerView
+from lora_select.spectral.weight import WeightSystem
 
 
 @final
 @dataclass(frozen=True)
-class Projections:
-    """Inner products over folds, (F, F), of the whole gradient and of its parts, some by rank.
+class Systems:
+    """Singular systems of the weight, leading and trailing, and the leading activation directions (n, q)."""
 
-    `seen_left` and `seen_right` are the whole gradient through Psi^T G and G [Omega, Pi], unscaled: the denominators for
-    parts seen through the same sketch, whose error then cancels where the gradient has few directions.
-    """
-
-    whole: np.ndarray
-    seen_left: np.ndarray
-    seen_right: np.ndarray
-    row_scale: np.ndarray
-    activation: Mapping[int, np.ndarray]
-    weight_left: Mapping[int, np.ndarray]
-    weight_right: Mapping[int, np.ndarray]
-    weight_both: Mapping[int, np.ndarray]
+    weight: WeightSystem
+    minor: WeightSystem
+    activation_vectors: Tensor
 
 
-def project(layer: LayerPass, whole: Tensor, activation_vectors: Tensor) -> Projections:
-    """Project a layer's sketches; exact for row scaling and `weight_both`, through the sketch for the others.
+def project(layer: LayerPass, whole: Tensor, systems: Systems, parts: Reconstructions) -> dict[Key, Pair]:
+    """Project a layer's sketches on what W, the activations and the gradient itself single out.
+
+    A part that is seen through one side of the sketch is compared with the whole through the same side, so that the sketch's error
+    cancels where the gradient has few directions; parts on both sides are those of the gradient's leading directions.
 
     Args:
         layer: the finished sums.
         whole: <G_a, G_b> (F, F).
-        activation_vectors: (n, q) leading activation directions.
+        systems: what to project on.
+        parts: reconstructions of the folds.
     """
-    right, left = layer.right.double(), layer.left.double()
-    by_left = layer.weight.left.double().T @ right
-    by_right = layer.weight.right.double().T @ left
-    by_activation = activation_vectors.double().T @ left
-    scaled = layer.row_scales.double() / layer.row_norms.double().clamp(min=1e-30).sqrt()
-    cores = layer.weight_cores.double()
-    return Projections(
-        whole=whole.cpu().numpy(),
-        seen_left=_gram(left),
-        seen_right=_gram(right),
-        row_scale=_gram(scaled),
-        activation={r: _gram(by_activation[:, :r]) for r in ranks(layer)},
-        weight_left={r: _gram(by_left[:, :r]) for r in ranks(layer)},
-        weight_right={r: _gram(by_right[:, :r]) for r in ranks(layer)},
-        weight_both={r: _gram(cores[:, :r, :r]) for r in ranks(layer)},
-    )
+    sketches, everything, sizes = layer.sketches(), whole.cpu().numpy(), ranks(layer)
+    seen_left, seen_right = gram(sketches.z), gram(sketches.y)
+    found = _by_rank("activation_subspace", systems.activation_vectors, sketches.z, sizes, seen_left)
+    for name, system in (("weight", systems.weight), ("weight_minor", systems.minor)):
+        found |= _by_rank(f"{name}_left", system.left, sketches.y, sizes, seen_right)
+        found |= _by_rank(f"{name}_right", system.right, sketches.z, sizes, seen_left)
+        both = {r: _both(parts, system.left[:, :r], system.right[:, :r]) for r in sizes}
+        found |= {(f"{name}_both", r): (product, everything) for r, product in both.items()}
+    return found | _own(sketches, parts, everything, sizes)
 
 
 def ranks(layer: LayerPass) -> list[int]:
@@ -61,19 +52,19 @@ def ranks(layer: LayerPass) -> list[int]:
     return [r for r in RANKS if r <= min(layer.out_features, layer.in_features)]
 
 
-def static_view(layer: LayerPass, activation_values: Tensor, activation_vectors: Tensor) -> LayerView:
+def static_view(layer: LayerPass, systems: Systems, activation_values: Tensor) -> LayerView:
     """The numbers of a layer that do not depend on folds; shares are filled in by :func:`fold_view`."""
-    tokens = layer.activations.tokens()
-    along_mean = (layer.activations.mean() @ activation_vectors).square()
+    vectors, mean = systems.activation_vectors, layer.activations.mean()
+    values = activation_values + (mean @ vectors).square()
     return LayerView(
         out_features=layer.out_features,
         in_features=layer.in_features,
         activation_energy=layer.activations.energy(),
-        output_energy=float(layer.output_energy) / tokens,
-        weight_energy=layer.weight.energy,
-        weight_values=tuple(layer.weight.values.tolist()),
-        weight_input_energy=tuple((layer.weight_inputs / tokens).tolist()),
-        activation_input_energy=tuple((activation_values + along_mean).tolist()),
+        output_energy=layer.output_energy,
+        weight_energy=systems.weight.energy,
+        weight_values=tuple(systems.weight.values.tolist()),
+        weight_input_energy=tuple(_along(systems.weight.right, layer, vectors, activation_values).tolist()),
+        activation_input_energy=tuple(values.tolist()),
         row_scale=0.0,
         activation_subspace={},
         weight_left={},
@@ -82,56 +73,86 @@ def static_view(layer: LayerPass, activation_values: Tensor, activation_vectors:
     )
 
 
-def fold_view(static: LayerView, parts: Projections, folds: Sequence[int]) -> LayerView:
-    """`static` with the shares of the signal energy from the given folds."""
-    return replace(
-        static,
-        row_scale=_share(parts.row_scale, parts.whole, folds),
-        activation_subspace={r: _share(part, parts.seen_left, folds) for r, part in parts.activation.items()},
-        weight_left={r: _share(part, parts.seen_right, folds) for r, part in parts.weight_left.items()},
-        weight_right={r: _share(part, parts.seen_left, folds) for r, part in parts.weight_right.items()},
-        weight_both={r: _share(part, parts.whole, folds) for r, part in parts.weight_both.items()},
-    )
+def fold_views(static: LayerView, parts: Mapping[Key, Pair], subsets: Sequence[Sequence[int]]) -> list[LayerView]:
+    """`static` with the shares of the signal energy from each subset of the folds: sums over pairs of different folds."""
+    keys = list(parts)
+    tops, bottoms = (np.stack([parts[key][side] for key in keys]) for side in (0, 1))
+    views = []
+    for folds in subsets:
+        pairs = np.zeros(tops.shape[1:])
+        pairs[np.ix_(folds, folds)] = 1.0
+        np.fill_diagonal(pairs, 0.0)
+        above, below = (tops * pairs).sum((1, 2)), (bottoms * pairs).sum((1, 2))
+        shares = np.divide(above, below, out=np.zeros_like(above), where=below != 0)
+        views.append(with_shares(static, dict(zip(keys, shares.tolist(), strict=True))))
+    return views
 
 
 def null_view(static: LayerView) -> LayerView:
     """`static` with the shares that white noise has: dimension of the subspace over m n."""
     m, n = static.out_features, static.in_features
-    fitting = _fitting(static)
-    return replace(
-        static,
-        row_scale=1 / n,
-        activation_subspace={r: r / n for r in fitting},
-        weight_left={r: r / m for r in fitting},
-        weight_right={r: r / n for r in fitting},
-        weight_both={r: r * r / (m * n) for r in fitting},
-    )
+    shares: dict[Key, float] = dict(null_scores(m, n))
+    for r in _fitting(static):
+        shares[("activation_subspace", r)] = r / n
+        for name in ("weight", "weight_minor", "gradient"):
+            shares |= {(f"{name}_left", r): r / m, (f"{name}_right", r): r / n, (f"{name}_both", r): r * r / (m * n)}
+    return with_shares(static, shares)
 
 
 def uniform_view(static: LayerView, share: float) -> LayerView:
     """`static` with every share equal: at 0 and 1 the ends of what a variant's share can be."""
-    shares = dict.fromkeys(_fitting(static), share)
-    return replace(
-        static,
-        row_scale=share,
-        activation_subspace=shares,
-        weight_left=shares,
-        weight_right=shares,
-        weight_both=shares,
-    )
+    return with_shares(static, dict.fromkeys(_keys(static), share))
+
+
+def with_shares(static: LayerView, shares: Mapping[Key, float]) -> LayerView:
+    """`static` with fields by (name, size); size 0 for a single number."""
+    changes: dict[str, Any] = {name: value for (name, size), value in shares.items() if size == 0}
+    for (name, size), value in shares.items():
+        if size:
+            changes.setdefault(name, {})[size] = value
+    return replace(static, **changes)
+
+
+def _both(parts: Reconstructions, left: Tensor, right: Tensor) -> np.ndarray:
+    """<U^T G_a V, U^T G_b V> for all folds."""
+    return gram((left.T @ parts.bases) @ (parts.coefficients @ right))
+
+
+def _own(sketches: FoldSketches, parts: Reconstructions, whole: np.ndarray, sizes: Sequence[int]) -> dict[Key, Pair]:
+    """The gradient's own leading subspaces, chosen on one half of the microbatches and measured on the other."""
+    wholes = {"left": gram(sketches.y), "right": gram(sketches.z), "both": whole}
+    found = {(f"gradient_{side}", r): np.zeros_like(whole) for side in wholes for r in sizes}
+    for chosen, told in zip(HALVES, HALVES[::-1], strict=True):
+        u, _, v = sketches.of(list(chosen)).reconstruct(max(sizes, default=1))
+        here, apart, place = sketches.of(list(told)), parts.of(list(told)), np.ix_(told, told)
+        sides = _by_rank("left", u, here.y, sizes, whole) | _by_rank("right", v, here.z, sizes, whole)
+        for r in sizes:
+            found[("gradient_both", r)][place] = _both(apart, u[:, :r], v[:, :r])
+            for side in ("left", "right"):
+                found[(f"gradient_{side}", r)][place] = sides[(side, r)][0]
+    masked = {side: across_halves(product) for side, product in wholes.items()}
+    return {key: (across_halves(part), masked[key[0].removeprefix("gradient_")]) for key, part in found.items()}
+
+
+def _by_rank(name: str, directions: Tensor, sketch: Tensor, sizes: Sequence[int], whole: np.ndarray) -> dict[Key, Pair]:
+    """<V_r^T S_a, V_r^T S_b> over folds for the leading r directions, or as many as there are: energies of directions add up."""
+    each = (directions[:, : max(sizes, default=0)].T @ sketch).double().transpose(0, 1)
+    summed = (each @ each.mT).cumsum(0).cpu().numpy()
+    return {(name, r): (summed[min(r, len(summed)) - 1], whole) for r in sizes}
+
+
+def _along(directions: Tensor, layer: LayerPass, vectors: Tensor, values: Tensor) -> Tensor:
+    """E(v . x)^2 for unit directions (n, q): leading eigenpairs of the centred second moment, an even rest, and the mean."""
+    inside = (vectors.T @ directions).square()
+    rest = max(0.0, layer.activations.variance() - float(values.sum())) / max(1, layer.in_features - vectors.shape[1])
+    return values @ inside + rest * (1 - inside.sum(0)).clamp(min=0) + (layer.activations.mean() @ directions).square()
 
 
 def _fitting(view: LayerView) -> list[int]:
     return [r for r in RANKS if r <= min(view.out_features, view.in_features)]
 
 
-def _gram(stack: Tensor) -> np.ndarray:
-    flat = stack.flatten(1)
-    return (flat @ flat.T).cpu().numpy()
-
-
-def _share(part: np.ndarray, whole: np.ndarray, folds: Sequence[int]) -> float:
-    pick = np.ix_(list(folds), list(folds))
-    top, bottom = part[pick], whole[pick]
-    below = float(bottom.sum() - np.trace(bottom))
-    return float(top.sum() - np.trace(top)) / below if below else 0.0
+def _keys(static: LayerView) -> list[Key]:
+    sides = [f"{name}_{side}" for name in ("weight", "weight_minor", "gradient") for side in ("left", "right", "both")]
+    sized = [(name, r) for name in ("activation_subspace", *sides) for r in _fitting(static)]
+    return [*sized, *null_scores(static.out_features, static.in_features)]

@@ -11,7 +11,7 @@ from typing import final
 
 import numpy as np
 
-from lora_select.spectral.numerics import jackknife
+from lora_select.spectral.numerics import error_of
 
 THRESHOLD = 3.0
 """Standard errors above zero that a held-out singular value must reach."""
@@ -44,17 +44,17 @@ def signal_energy(inner: np.ndarray, counts: Sequence[int]) -> float:
     return float((inner.sum() - np.trace(inner)) / pairs)
 
 
-def mean_norm(sketched: Sequence[float], exact: Sequence[float], every: int) -> float:
-    """Mean of ||G_k||^2 over all microbatches, from exact values of every `every`-th and sketched values of all.
+def mean_norm(sketched: Sequence[float], sample: float, sample_sketched: float) -> float:
+    """Mean of ||G_k||^2 over all microbatches, from sketched values of all and a sample whose norm is known both ways.
 
-    mean(sketched) + mean(exact - sketched over the exact ones): unbiased whatever the sketch's error, which is common to all
-    microbatches (they share the test matrices) and so cancels.
+    mean(sketched) * sample / sample_sketched: the sketch's error is common to all microbatches, which share the test matrices, and
+    cancels as far as the sample's directions are theirs.
 
     Example:
-        >>> mean_norm([2.0, 4.0, 6.0, 8.0], [1.0], every=4)   # the sketch is 1 too high
+        >>> mean_norm([2.0, 4.0, 6.0, 8.0], 1.0, 1.25)   # the sketch is a quarter too high
         4.0
     """
-    return float(np.mean(sketched) + np.mean(np.asarray(exact) - np.asarray(sketched)[::every]))
+    return float(np.mean(sketched)) * (sample / sample_sketched if sample_sketched > 0 else 1.0)
 
 
 def noise_energy(mean_squared_norm: float, signal: float) -> float:
@@ -75,15 +75,12 @@ def sampling_error(cores: np.ndarray) -> float:
     off = gram - np.diag(np.diag(gram))
     count, total = len(gram), off.sum()
     left_out = (total - 2 * off.sum(1)) / ((count - 1) * (count - 2))
-    return jackknife(left_out.tolist())
+    return error_of(left_out.tolist())
 
 
-def sketch_error(each: np.ndarray, counts: Sequence[int]) -> float:
-    """Standard error of the U-statistic from the sketch, by the spread over probes: (p, F, F) -> no unit of its own."""
-    if len(each) < 2:
-        return 0.0
-    values = [signal_energy(inner, counts) for inner in each]
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+def sketch_error(left_out: np.ndarray, counts: Sequence[int]) -> float:
+    """Standard error of the U-statistic from the sketch: jackknife over left-out blocks of Psi, (B, F, F); 0 when exact."""
+    return error_of([signal_energy(inner, counts) for inner in left_out]) if len(left_out) else 0.0
 
 
 def heldout(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

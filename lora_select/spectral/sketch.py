@@ -2,14 +2,17 @@
 
 For a layer with inputs x (tokens, n) and output gradients d (tokens, m) the gradient is G = d^T x, of shape (m, n). Kept are
 
-    Y = d^T (x Omega)  (m, k)    P = d^T (x Pi)  (m, p)    Z = (d Psi)^T x, transposed  (n, l)
+    Y = d^T (x Omega)  (m, k)    Z = (d Psi)^T x, transposed  (n, l)
 
-at O(tokens (m + n) (k + p + l)) in place of O(tokens m n). Omega finds the range, Psi gives the coefficients in it, and the
-independent probes Pi correct what the reconstruction misses, so that inner products stay unbiased. All are linear in G:
-folds add and subtract.
+at O(tokens (m + n) (k + l)) in place of O(tokens m n). Omega finds the range, Psi gives the coefficients in it, and what least squares
+leaves over in Psi's coordinates tells, without bias, how much the range has missed. Both are linear in G: folds add and subtract, and
+so do ranks of a distributed pass.
 
-References: Tropp, Yurtsever, Udell, Cevher (2017), *Practical sketching algorithms for low-rank matrix approximation*,
-section 3; Meyer, Musco, Musco, Woodruff (2021), *Hutch++*, algorithm 2 (non-adaptive form).
+Test matrices are Gaussian. Sparse signs and bucket sums were measured and do not pay: at these widths a product with 32 to 64 columns
+runs at the speed of the memory that a gather would cost (docs/log.md).
+
+References: Tropp, Yurtsever, Udell, Cevher (2017), *Practical sketching algorithms for low-rank matrix approximation*, algorithms 3
+and 4, theorem 4.3; (2019), *Streaming low-rank matrix approximation with an application to scientific simulation*, section 6.
 """
 
 from dataclasses import dataclass, field
@@ -18,104 +21,118 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lora_select.spectral.numerics import pseudo_inverse, top_left
+from lora_select.spectral.numerics import small_svd, top_left
+
+WANTED_ERROR = 1.0
+"""The reconstruction of `directions` directions may be off by this factor times the best approximation of that rank, beyond it."""
+BLOCKS = 12
+"""Groups of columns of Psi that are left out in turn, for the sketch's standard error."""
 
 
 @final
 @dataclass(frozen=True)
 class Sizes:
-    """Columns of the test matrices, all from one dial: `columns` = `sketch_size` of the analysis.
+    """Columns of the test matrices, all from one dial: k = `columns` = `sketch_size` of the analysis.
 
-    Probes are half of it (they see only the residual), `directions` half (oversampling by two), co-range one and a half times:
-    three rows for each direction, so the oblique projection adds noise of half the residual's energy.
+    The co-range gets l = 1.5 k. Directions are then as many as the wanted error allows: the squared error of q directions is at
+    most (1 + q / (k - q - 1)) (1 + q / (l - q - 1)) times the best possible in the mean (theorem 4.3, with the range cut to q).
     """
 
     columns: int
 
     @property
-    def probes(self) -> int:
-        """Columns of Pi."""
-        return max(2, self.columns // 2)
+    def co_range(self) -> int:
+        """Columns l of Psi."""
+        return 3 * self.columns // 2
 
     @property
-    def co_range(self) -> int:
-        """Columns of Psi."""
+    def moments(self) -> int:
+        """Columns of the activations' test matrix: Omega's and half as many more, for the directions that EVA starts from."""
         return 3 * self.columns // 2
 
     @property
     def directions(self) -> int:
-        """Singular directions that are kept."""
-        return max(1, self.columns // 2)
+        """Singular directions that are trusted: the largest q whose error factor is within (1 + WANTED_ERROR)^2."""
+        allowed = (1 + WANTED_ERROR) ** 2
+        return max(
+            [1, *(q for q in range(1, self.columns - 1) if error_factor(q, self.columns, self.co_range) <= allowed)]
+        )
+
+
+def error_factor(q: int, k: int, l: int) -> float:  # noqa: E741
+    """Mean squared error of q directions from sketches of k and l columns over the best possible; infinite without slack.
+
+    Example:
+        >>> round(error_factor(16, 32, 48), 2)
+        3.2
+    """
+    if q + 1 >= k or q + 1 >= l:
+        return float("inf")
+    return (1 + q / (k - q - 1)) * (1 + q / (l - q - 1))
 
 
 @final
 @dataclass(frozen=True)
 class InputSide:
-    """Test matrices for a layer input of width n: `omega` (n, k) and `pi` (n, p) beside each other in `both`."""
+    """Test matrices for a layer input of width n: Omega (n, k) and more columns for the second moment beside it in `both`."""
 
     both: Tensor
     k: int
 
     @property
     def omega(self) -> Tensor:
-        """Range test matrix (n, k), orthonormal columns."""
+        """Range test matrix (n, k)."""
         return self.both[:, : self.k]
-
-    @property
-    def pi(self) -> Tensor:
-        """Probes (n, p), orthonormal among themselves, independent of `omega`; p = 0 when k = n is exact already."""
-        return self.both[:, self.k :]
 
 
 @final
 @dataclass
 class TestMatrices:
-    """One set of test matrices per width, shared by all layers of that width so that inputs are multiplied once."""
+    """One set of test matrices per width and device, shared by all layers of that width so that inputs are multiplied once."""
 
     __test__ = False
     sizes: Sizes
     seed: int
-    device: torch.device
-    _inputs: dict[int, InputSide] = field(default_factory=dict)
-    _outputs: dict[int, Tensor] = field(default_factory=dict)
+    _inputs: dict[tuple[int, str], InputSide] = field(default_factory=dict)
+    _outputs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
-    def input_side(self, n: int) -> InputSide:
-        """Omega and Pi for inputs of width n."""
-        if n not in self._inputs:
-            omega = haar(n, self.sizes.columns, self._generator(0, n))
-            exact = omega.shape[1] == n
-            pi = omega[:, :0] if exact else haar(n, self.sizes.probes, self._generator(1, n))
-            self._inputs[n] = InputSide(torch.cat([omega, pi], 1).to(self.device), omega.shape[1])
-        return self._inputs[n]
+    def input_side(self, n: int, device: torch.device) -> InputSide:
+        """Omega and the columns beside it for inputs of width n."""
+        key = (n, str(device))
+        if key not in self._inputs:
+            omega = gaussian(n, self.sizes.columns, self._generator(0, n))
+            more = gaussian(n, self.sizes.moments - self.sizes.columns, self._generator(1, n))
+            both = omega if omega.shape[1] == n else torch.cat([omega, more], 1)
+            self._inputs[key] = InputSide(both.to(device), omega.shape[1])
+        return self._inputs[key]
 
-    def output_side(self, m: int) -> Tensor:
+    def output_side(self, m: int, device: torch.device) -> Tensor:
         """Psi (m, l) for outputs of width m."""
-        if m not in self._outputs:
-            self._outputs[m] = haar(m, self.sizes.co_range, self._generator(2, m)).to(self.device)
-        return self._outputs[m]
+        key = (m, str(device))
+        if key not in self._outputs:
+            self._outputs[key] = gaussian(m, self.sizes.co_range, self._generator(2, m)).to(device)
+        return self._outputs[key]
 
     def _generator(self, side: int, width: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + width) * 3 + side)
 
 
-def haar(width: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal columns (width, min(columns, width)), uniformly distributed; the identity when nothing is left out.
+def gaussian(width: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Independent normal entries of variance 1 / columns, (width, columns); the identity when nothing would be left out.
 
-    E[Q Q^T] = columns / width times the identity, so energies seen through Q are scaled by width / columns.
+    E[Q Q^T] is the identity, so energies seen through Q are unbiased.
     """
     if columns >= width:
         return torch.eye(width)
-    q, r = torch.linalg.qr(torch.randn(width, columns, generator=generator, dtype=torch.float64))
-    return (q * torch.sign(torch.diagonal(r))).float()
+    return torch.randn(width, columns, generator=generator) / columns**0.5
 
 
 @final
 @dataclass(frozen=True)
 class FoldSketches:
-    """Sketches of F fold sums of one layer: `y` (F, m, k), `p` (F, m, p), `z` (F, n, l), and what made them."""
+    """Sketches of F fold sums of one layer: `y` (F, m, k), `z` (F, n, l), and what made them."""
 
     y: Tensor
-    p: Tensor
     z: Tensor
     input_side: InputSide
     psi: Tensor
@@ -124,6 +141,10 @@ class FoldSketches:
     def shape(self) -> tuple[int, int]:
         """(m, n) of the gradient."""
         return self.y.shape[1], self.z.shape[1]
+
+    def of(self, folds: list[int]) -> "FoldSketches":
+        """The sketches of some folds."""
+        return FoldSketches(self.y[folds], self.z[folds], self.input_side, self.psi)
 
     def basis(self, q: int) -> Tensor:
         """Orthonormal left basis (m, q) of the sum over folds, from the range sketch alone (so independent of Psi)."""
@@ -135,7 +156,8 @@ class FoldSketches:
         Unbiased for Q^T G_f over Psi when the basis does not depend on Psi: the part of G_f outside the basis enters
         through Psi^T R with a sign that is symmetric. Exact when Psi is square.
         """
-        return pseudo_inverse(self.psi.T @ basis) @ self.z.transpose(1, 2)
+        inverse = torch.linalg.pinv((self.psi.T @ basis).double()).to(self.z.dtype)
+        return inverse @ self.z.transpose(1, 2)
 
     def reconstruct(self, q: int) -> tuple[Tensor, Tensor, Tensor]:
         """Leading singular system (m, q), (q,), (n, q) of the sum over folds."""
@@ -144,31 +166,78 @@ class FoldSketches:
         return basis @ left, values, right
 
 
-def small_svd(wide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """SVD of a wide matrix (q, n) with few rows: left (q, q), values (q,), right (n, q)."""
-    left, values, right = torch.linalg.svd(wide.double(), full_matrices=False)
-    return left.to(wide.dtype), values.to(wide.dtype), right.T.to(wide.dtype)
+@final
+@dataclass(frozen=True)
+class InnerProducts:
+    """Unbiased <G_a, G_b> for all folds, (F, F) float64; the same with each block of Psi left out, (B, F, F); and `missed`.
+
+    `missed` (F, F) are the inner products of what lies outside the basis, whose sum tells the reconstruction's error.
+    B is 0 where the products are exact.
+    """
+
+    value: Tensor
+    left_out: Tensor
+    missed: Tensor
+    inflation: float
+    """E||reconstruction - G||^2 over the energy outside the basis; 1 for an exact sketch."""
 
 
-def inner_products(sketches: FoldSketches, q: int) -> tuple[Tensor, Tensor]:
-    """Unbiased estimates of <G_a, G_b> for all folds, (F, F) float64, and one estimate per probe, (p, F, F).
+def inner_products(sketches: FoldSketches, q: int) -> InnerProducts:
+    """Unbiased estimates of <G_a, G_b> from Z, with the leading `q` range directions as control variate.
 
-    <G_a, G_b> = <C_a, C_b> + n/p sum_j [<G_a pi_j, G_b pi_j> - <Q C_a pi_j, Q C_b pi_j>], with C the coefficients in a
-    basis Q of `q` columns: a control variate, so the probes only pay for what the basis misses. The spread over probes
-    gives the sketch's standard error. Where a side is complete (k = n or l = m) the products are exact, and the probe
-    axis has length 1.
+    With Q the basis, A = Psi^T Q and Z_f = Psi^T G_f = A Q^T G_f + B R_f, B the independent part of Psi and R_f what the basis
+    misses: least squares gives C_f = A^+ Z_f and the residual N_f = (1 - A A^+) Z_f. Given A, E<N_a, N_b> = (l - q) / l <R_a, R_b> and
+    E<C_a, C_b> = <Q^T G_a, Q^T G_b> + tr((A^T A)^-1) / l <R_a, R_b>, so
+
+        <G_a, G_b> = <C_a, C_b> + (1 - tr((A^T A)^-1) / l) l / (l - q) <N_a, N_b>
+
+    in the mean over Psi. Where a side is complete (k = n or l = m) the products are exact.
     """
     m, n = sketches.shape
-    y, p, z = sketches.y.double(), sketches.p.double(), sketches.z.double()
-    if sketches.psi.shape[1] == m:
-        exact = torch.einsum("anl,bnl->ab", z, z)
-        return exact, exact[None]
-    if sketches.input_side.k == n:
-        exact = torch.einsum("amk,bmk->ab", y, y)
-        return exact, exact[None]
-    coefficients = sketches.coefficients(sketches.basis(q)).double()
-    seen = coefficients @ sketches.input_side.pi.double()
-    base = torch.einsum("aqn,bqn->ab", coefficients, coefficients)
-    residual = torch.einsum("amp,bmp->pab", p, p) - torch.einsum("aqp,bqp->pab", seen, seen)
-    each = base + n * residual
-    return each.mean(0), each
+    z = sketches.z.double()
+    if sketches.psi.shape[1] == m or sketches.input_side.k == n:
+        whole = z if sketches.psi.shape[1] == m else sketches.y.double()
+        exact = whole.flatten(1) @ whole.flatten(1).T
+        return InnerProducts(exact, exact[:0], torch.zeros_like(exact), 1.0)
+    columns = z.shape[2]
+    seen = sketches.psi.double().T @ sketches.basis(q).double()
+    size = -(-columns // BLOCKS)
+    blocks = [slice(0, 0), *(slice(start, start + size) for start in range(0, columns, size))]
+    weights = [least_squares(seen, out) for out in blocks]
+    grams = _grams(z)
+    values = (grams @ torch.stack([one.energy.flatten() for one in weights], 1)).movedim(-1, 0)
+    missed = grams @ weights[0].missed.flatten()
+    return InnerProducts(values[0], values[1:], missed, 1 + weights[0].spill)
+
+
+@final
+@dataclass(frozen=True)
+class LeastSquares:
+    """Weights (l, l) whose products with Z_a^T Z_b give <G_a, G_b> and what of it is outside the basis."""
+
+    energy: Tensor
+    missed: Tensor
+    spill: float
+
+
+def least_squares(seen: Tensor, out: slice) -> LeastSquares:
+    """Weights for A = Psi^T Q (l, q), entries of variance 1 / l, with some columns of Psi left out; see :func:`inner_products`."""
+    columns, q = seen.shape
+    kept = torch.ones(columns, dtype=torch.bool, device=seen.device)
+    kept[out] = False
+    orthonormal, triangular = torch.linalg.qr(seen[kept])
+    inverse = torch.linalg.solve_triangular(triangular, orthonormal.T, upper=True)
+    rows, spill = len(orthonormal), float(inverse.square().sum()) / columns
+    missed = torch.zeros(columns, columns, dtype=seen.dtype, device=seen.device)
+    inside, place = missed.clone(), kept.nonzero() * columns + kept.nonzero().T
+    rest = torch.eye(rows, dtype=seen.dtype, device=seen.device) - orthonormal @ orthonormal.T
+    missed.view(-1)[place] = rest * columns / (rows - q)
+    inside.view(-1)[place] = inverse.T @ inverse
+    return LeastSquares(inside + (1 - spill) * missed, missed, spill)
+
+
+def _grams(z: Tensor) -> Tensor:
+    """Z_a^T Z_b of all folds, (F, F, l l), from Z (F, n, l)."""
+    folds, n, columns = z.shape
+    flat = z.transpose(0, 1).reshape(n, folds * columns)
+    return (flat.T @ flat).view(folds, columns, folds, columns).transpose(1, 2).flatten(2)

@@ -28,12 +28,18 @@ def layer(name: str, shape=(64, 64), *, signal=4.0, shares=None, error=0.01, dis
         heldout_values=(2.0, 0.1),
         heldout_se=(0.1, 0.1),
         signal_rank=1,
+        gradient_error=0.5,
         weight_energy=64.0,
         weight_values=(3.0, 1.0),
+        weight_minor_values=(0.1, 0.2),
+        weight_residual=1e-3,
         weight_stable_rank=7.1,
         activation_energy=64.0,
+        activation_variance=60.0,
         activation_values=(1.0,) * 32,
         output_energy=64.0,
+        structure={"hadamard": 1.0},
+        structure_se={"hadamard": 0.1},
         tangent_shares={key: shares.get(v.name, v.r / shape[1]) for key, v in keys},
         tangent_shares_se=dict.fromkeys((key for key, _ in keys), error),
         displacements={key: displacements.get(v.name, 1.0) for key, v in keys},
@@ -66,6 +72,8 @@ def of(layers) -> Spectra:
         skipped_layers={},
         tensors=FILE,
         seconds=1.0,
+        finish_seconds=0.1,
+        notes=(),
     )
 
 

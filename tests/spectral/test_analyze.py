@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_select.errors import InputError
 from lora_select.records import Spectra, from_json, to_json
-from lora_select.spectral.analyze import analyze, linear_layers, select_layers
+from lora_select.spectral.analyze import analyze
+from lora_select.spectral.layers import linear_layers, select_layers
 from lora_select.variants import CATALOGUE
 
 K = 8
@@ -77,7 +78,7 @@ def test_a_small_sketch_stays_within_its_error(model, tmp_path):
     far = 0
     for layer in run(model, tmp_path, sketch_size=12).layers:
         far += abs(layer.signal_energy - exact[layer.name].signal_energy) > 3 * layer.signal_energy_se
-        assert layer.noise_energy == pytest.approx(exact[layer.name].noise_energy, rel=0.25)
+        assert layer.noise_energy == pytest.approx(exact[layer.name].noise_energy, rel=0.3)
     assert far <= 1
 
 
@@ -94,8 +95,8 @@ def test_flipped_signs_leave_no_signal(model, tmp_path):
         {**(one if index % 4 else other), "sign": torch.tensor(float(sign))}
         for index, (one, other, sign) in enumerate(zip(same, microbatches(16, seed=1), signs, strict=True))
     ]
-    plain = run(model, tmp_path, batches=noisy)
-    control = run(model, tmp_path, batches=noisy, loss_fn=flipped)
+    plain = run(model, tmp_path, batches=noisy, sketch_size=16)
+    control = run(model, tmp_path, batches=noisy, loss_fn=flipped, sketch_size=16)
     assert sum(layer.signal_energy > 2 * layer.signal_energy_se for layer in plain.layers) >= 10
     assert all(layer.signal_energy < 2 * layer.signal_energy_se for layer in control.layers)
     assert sum(layer.signal_rank > 0 for layer in control.layers) <= 1

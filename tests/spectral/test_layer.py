@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 import torch
 from laws import within_standard_errors
+from one_layer import run_layer
 from torch import nn
-
-from lora_select.spectral.capture import SharedInput
-from lora_select.spectral.finish import Pass, activation_count, finish
-from lora_select.spectral.layer import FOLDS, LayerPass
-from lora_select.spectral.sketch import Sizes, TestMatrices
-from lora_select.variants import CATALOGUE
 
 M, N, TOKENS, K = 72, 96, 24, 16
 
@@ -31,17 +26,11 @@ def measure(rank: int, strength: float, seed: int, *, correlated: bool = False, 
     planted *= strength / max(rank, 1) ** 0.5 * (rank > 0)
     decay = (torch.arange(1, M + 1).float() ** -0.7) if correlated else torch.ones(M)
     mixing = torch.linalg.qr(normal(M, M))[0] * decay
-    sizes = Sizes(columns)
-    sums = LayerPass(layer, TestMatrices(sizes, seed, torch.device("cpu")), activation_count(sizes))
-    folds = [k % 2 if k < K // 2 else 2 + k % 2 for k in range(K)]
-    for k, fold in enumerate(folds):
-        if k == K // 2:
-            sums.fix_directions(sizes.directions)
+    microbatches = []
+    for _ in range(K):
         x = normal(TOKENS, N)
-        d = x @ planted.T / TOKENS + normal(TOKENS, M) @ mixing.T / TOKENS
-        sums.add(fold, SharedInput(x, None), x @ layer.weight.detach().T, d)
-    run = Pass(tuple(folds.count(f) for f in range(FOLDS)), sizes, 1.0, CATALOGUE)
-    return finish("layer", sums, run)
+        microbatches.append((x, x @ planted.T / TOKENS + normal(TOKENS, M) @ mixing.T / TOKENS))
+    return run_layer(layer, microbatches, columns, seed)
 
 
 @cache

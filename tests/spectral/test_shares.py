@@ -3,13 +3,10 @@
 import pytest
 import reference
 import torch
+from one_layer import run_layer
 from torch import nn
 
-from lora_select.spectral.capture import SharedInput
-from lora_select.spectral.finish import Pass, activation_count, finish
-from lora_select.spectral.layer import FOLDS, LayerPass
-from lora_select.spectral.sketch import Sizes, TestMatrices
-from lora_select.variants import CATALOGUE, named
+from lora_select.variants import named
 
 M, N, TOKENS, K = 24, 32, 40, 8
 
@@ -22,14 +19,8 @@ def problem(columns: int):
     layer = nn.Linear(N, M, bias=True)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(M, N, generator=generator) * decay)
-    d = torch.randn(TOKENS, M, generator=generator) / TOKENS
-    sizes = Sizes(columns)
-    sums = LayerPass(layer, TestMatrices(sizes, 0, torch.device("cpu")), activation_count(sizes))
-    for k in range(K):
-        if k == K // 2:
-            sums.fix_directions(sizes.directions)
-        sums.add([0, 1, 0, 1, 2, 3, 2, 3][k], SharedInput(x, None), layer(x).detach(), d)
-    record, tensors = finish("layer", sums, Pass((2,) * FOLDS, sizes, 1.0, CATALOGUE))
+    d = torch.randn(TOKENS, 6, generator=generator) @ torch.randn(6, M, generator=generator) / TOKENS
+    record, tensors = run_layer(layer, [(x, d)] * K, columns)
     return record, tensors, layer.weight.detach().double(), (d.T @ x).double(), x.double()
 
 

@@ -3,18 +3,24 @@ import pytest
 import torch
 from laws import within_standard_errors
 
-from lora_select.spectral.numerics import jackknife, squared_norm, top_left
-from lora_select.spectral.sketch import FoldSketches, Sizes, TestMatrices, haar, inner_products
+from lora_select.spectral.numerics import error_of, jackknife, squared_norm, top_left
+from lora_select.spectral.sketch import (
+    FoldSketches,
+    Sizes,
+    TestMatrices,
+    error_factor,
+    gaussian,
+    inner_products,
+)
 
 M, N, FOLDS = 40, 50, 4
 
 
 def sketch(gradients: torch.Tensor, columns: int, seed: int) -> FoldSketches:
     """Sketches of known fold sums (F, m, n), as a pass would leave them."""
-    tests = TestMatrices(Sizes(columns), seed, torch.device("cpu"))
-    side, psi = tests.input_side(gradients.shape[2]), tests.output_side(gradients.shape[1])
-    right = gradients @ side.both
-    return FoldSketches(right[:, :, : side.k], right[:, :, side.k :], gradients.transpose(1, 2) @ psi, side, psi)
+    tests, device = TestMatrices(Sizes(columns), seed), torch.device("cpu")
+    side, psi = tests.input_side(gradients.shape[2], device), tests.output_side(gradients.shape[1], device)
+    return FoldSketches(gradients @ side.omega, gradients.transpose(1, 2) @ psi, side, psi)
 
 
 def gradients(rank: int = 3, noise: float = 0.1, seed: int = 0) -> torch.Tensor:
@@ -32,15 +38,15 @@ def gram(stack: torch.Tensor) -> torch.Tensor:
 def test_inner_products_are_unbiased_over_seeds(rank, noise):
     g = gradients(rank, noise)
     truth = gram(g)
-    estimates = torch.stack([inner_products(sketch(g, 8, seed), 4)[0] for seed in range(120)])
+    estimates = torch.stack([inner_products(sketch(g, 8, seed), 4).value for seed in range(120)])
     within_standard_errors(estimates[:, 0, 1], float(truth[0, 1]))
     within_standard_errors(estimates[:, 2, 2], float(truth[2, 2]))
 
 
 def test_inner_products_are_exact_for_a_gradient_within_the_basis():
     g = gradients(rank=3, noise=0.0)
-    inner, _ = inner_products(sketch(g, 8, 0), 4)
-    torch.testing.assert_close(inner, gram(g), rtol=1e-4, atol=0)
+    inner = inner_products(sketch(g, 8, 0), 4)
+    torch.testing.assert_close(inner.value, gram(g), rtol=1e-4, atol=0)
 
 
 def test_error_falls_as_the_sketch_grows_and_vanishes_when_it_is_complete():
@@ -48,7 +54,7 @@ def test_error_falls_as_the_sketch_grows_and_vanishes_when_it_is_complete():
     truth = gram(g)[0, 1]
 
     def error(columns):
-        each = [inner_products(sketch(g, columns, seed), columns // 2)[0][0, 1] for seed in range(24)]
+        each = [inner_products(sketch(g, columns, seed), columns // 2).value[0, 1] for seed in range(24)]
         return float((torch.stack(each) - truth).square().mean().sqrt())
 
     errors = [error(columns) for columns in (4, 12, 24)]
@@ -56,14 +62,47 @@ def test_error_falls_as_the_sketch_grows_and_vanishes_when_it_is_complete():
     assert error(50) < 1e-4 * abs(truth)
 
 
-def test_probes_tell_the_error_of_the_sketch():
+def test_the_sketch_tells_its_own_error():
+    """Jackknife over blocks of Psi: two standard errors hold the truth in at least 95 % of seeds."""
     g = gradients(rank=2, noise=1.0)
-    truth, inside = gram(g)[0, 1], []
+    truth, inside, spread = float(gram(g)[0, 1]), [], []
+    for seed in range(120):
+        inner = inner_products(sketch(g, 12, seed), 4)
+        spread.append(float(inner.value[0, 1]))
+        inside.append(abs(spread[-1] - truth) <= 2 * error_of(inner.left_out[:, 0, 1].tolist()))
+    assert np.mean(inside) >= 0.95
+    assert error_of(inner.left_out[:, 0, 1].tolist()) < 4 * np.std(spread)
+
+
+def test_the_reconstruction_tells_its_own_error():
+    """The a posteriori estimate of ||Q C - G||^2 against the true one, in the mean over seeds and within half of it for each."""
+    g = gradients(rank=3, noise=0.3)
+    whole, estimated, true = g.sum(0), [], []
     for seed in range(60):
-        inner, each = inner_products(sketch(g, 12, seed), 6)
-        error = each[:, 0, 1].std() / len(each) ** 0.5
-        inside.append(abs(inner[0, 1] - truth) <= 2 * error)
-    assert np.mean(inside) >= 0.85
+        sketches = sketch(g, 16, seed)
+        inner = inner_products(sketches, 6)
+        basis = sketches.basis(6)
+        estimated.append(inner.inflation * float(inner.missed.sum()))
+        true.append(float((basis @ sketches.coefficients(basis).sum(0) - whole).square().sum()))
+    assert np.mean(estimated) == pytest.approx(np.mean(true), rel=0.05)
+    assert np.mean(np.abs(np.array(estimated) / np.array(true) - 1) < 0.5) >= 0.95
+
+
+def test_directions_follow_from_the_wanted_error():
+    assert [Sizes(columns).directions for columns in (8, 16, 32, 64)] == [4, 8, 18, 37]
+    assert error_factor(18, 32, 48) <= 4 < error_factor(19, 32, 48)
+    assert error_factor(8, 8, 12) == float("inf")
+
+
+def test_mean_error_of_a_reconstruction_is_within_the_stated_factor():
+    g = gradients(rank=0, noise=1.0) * (torch.arange(1, N + 1).float() ** -1.0)
+    whole = g.sum(0)
+    best = float(torch.linalg.svdvals(whole)[4:].square().sum())
+    errors = []
+    for seed in range(60):
+        left, values, right = sketch(g, 10, seed).reconstruct(4)
+        errors.append(float((left * values @ right.T - whole).square().sum()))
+    assert np.mean(errors) <= error_factor(4, 10, 15) * best
 
 
 def test_coefficients_are_unbiased_though_the_basis_misses_most():
@@ -87,10 +126,11 @@ def test_sketches_are_linear():
     torch.testing.assert_close(parts.z.sum(0), whole.z[0], rtol=1e-4, atol=1e-4)
 
 
-def test_haar_columns_are_orthonormal_and_the_identity_when_complete():
-    q = haar(30, 7, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(q.T @ q, torch.eye(7), rtol=0, atol=1e-5)
-    assert torch.equal(haar(5, 9, torch.Generator()), torch.eye(5))
+def test_test_matrices_keep_energies_in_the_mean_and_are_the_identity_when_complete():
+    seen = torch.stack([(q := gaussian(30, 7, torch.Generator().manual_seed(seed))) @ q.T for seed in range(400)])
+    within_standard_errors(seen[:, 3, 3], 1.0)
+    within_standard_errors(seen[:, 3, 8], 0.0)
+    assert torch.equal(gaussian(5, 9, torch.Generator()), torch.eye(5))
 
 
 @pytest.mark.parametrize("tokens", [3, 200])
@@ -103,3 +143,8 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(0).normal(size=12)
     left_out = [np.delete(values, k).mean() for k in range(12)]
     assert jackknife(left_out) == pytest.approx(values.std(ddof=1) / 12**0.5)
+
+
+def test_errors_of_few_replicates_are_widened_by_students_t():
+    values = np.random.default_rng(0).normal(size=6).tolist()
+    assert error_of(values) / jackknife(values) == pytest.approx(2.5706 / 1.96, rel=2e-3)

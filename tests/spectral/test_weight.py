@@ -3,8 +3,8 @@ import reference
 import torch
 
 from lora_select.spectral.activation import ActivationMoments
-from lora_select.spectral.capture import SharedInput
-from lora_select.spectral.weight import weight_system
+from lora_select.spectral.capture import SharedInput, TokenMask
+from lora_select.spectral.weight import minor_system, weight_system
 
 
 def test_leading_system_of_a_decaying_weight():
@@ -22,6 +22,36 @@ def test_leading_system_of_a_decaying_weight():
     assert float((v[:, :4].T @ top).square().sum()) > 3.8
 
 
+@pytest.mark.parametrize("shape", [(200, 180), (150, 260)])
+def test_trailing_system_of_a_decaying_weight(shape):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(*shape, generator=generator) * (torch.arange(1, shape[1] + 1).float() ** -0.5)
+    system = minor_system(weight, 12, seed=1, scale=torch.linalg.svdvals(weight)[:1])
+    u, values, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    assert system.values.tolist() == pytest.approx(values.flip(0)[:12].tolist(), rel=2e-3)
+    assert float((vt[-8:] @ system.right[:, :8].double()).square().sum()) > 7.9
+    assert float((u[:, -8:].T @ system.left[:, :8].double()).square().sum()) > 7.9
+    assert system.residual < 5e-3
+    torch.testing.assert_close(system.left.T @ system.left, torch.eye(12), rtol=0, atol=1e-4)
+
+
+def test_stated_residual_covers_the_error_of_each_value():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(300, 260, generator=generator)
+    system = weight_system(weight, 16, seed=1)
+    truth = torch.linalg.svdvals(weight)
+    for value in system.values:
+        assert float((truth - value).abs().min()) <= system.residual * float(truth[0])
+
+
+def test_a_singular_weight_has_a_trailing_system():
+    weight = torch.randn(60, 4) @ torch.randn(4, 50)
+    system = minor_system(weight, 8, seed=0, scale=torch.linalg.svdvals(weight)[:1])
+    assert float(system.values.max()) < 1e-3
+    assert torch.isfinite(system.left).all()
+    assert torch.isfinite(system.right).all()
+
+
 def test_a_zero_weight_has_stable_rank_zero():
     assert weight_system(torch.zeros(6, 5), 3, seed=0).stable_rank == 0.0
 
@@ -35,7 +65,7 @@ def test_streamed_moments_of_a_wide_layer_find_the_leading_directions():
     moments = ActivationMoments(width, torch.linalg.qr(torch.randn(width, 48, generator=generator))[0])
     for part in x.split(250):
         shared = SharedInput(part, None)
-        moments.add(shared.moments(moments.test), shared.weights)
+        moments.add(shared.moments(moments.test, tokens=250))
     values, vectors = moments.leading(6)
     truth = torch.linalg.eigvalsh(torch.as_tensor(reference.second_moment(x.double().numpy()))).flip(0)
     assert values.tolist() == pytest.approx(truth[:6].tolist(), rel=0.02)
@@ -48,10 +78,11 @@ def test_padding_and_the_first_token_of_each_row_do_not_count():
     x[:, 0] = 1000.0
     x[1, 3] = torch.inf
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-    shared = SharedInput(x, mask)
+    shared = SharedInput(x, TokenMask(mask))
     assert shared.rows.shape == (7, 3)
     assert shared.weights.tolist() == [0, 1, 1, 1, 0, 1, 1]
-    second, total, energy = shared.moments(None)
+    second, total, energy, tokens = shared.moments(None, tokens=1)
+    assert float(tokens) == 5.0
     assert float(energy) == 15.0
     assert total.tolist() == [5.0] * 3
     assert torch.equal(second, torch.full((3, 3), 5.0))

@@ -49,8 +49,9 @@ class SharedInput:
 
     def __init__(self, x: Tensor, mask: TokenMask | None):
         self.rows = select(x, mask)
-        covered = mask is not None and x.shape[:-1] == mask.shape
-        self.weights = mask.counted if covered else torch.ones(len(self.rows), device=x.device)
+        self.weights = torch.ones(len(self.rows), device=x.device)
+        if mask is not None and x.shape[:-1] == mask.shape:
+            self.weights = mask.counted
         self._products: dict[int, Tensor] = {}
         self._moments: Moments | None = None
 
@@ -185,18 +186,14 @@ def capturing(model: nn.Module, layers: Mapping[str, nn.Module], reader: Reader,
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter requires a gradient and dropout is off, inside; as before, outside.
 
-    Checkpointing layers only recompute in training mode, so where gradient checkpointing is on, the model stays in training mode
-    and each dropout alone is switched off.
+    Layers that checkpoint only do so in training mode, so they alone are left in it, unless they apply dropout themselves.
     """
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     modes = {module: module.training for module in model.modules()}
-    checkpointing = getattr(model, "is_gradient_checkpointing", False)
     try:
         model.requires_grad_(False)
-        model.train(checkpointing)
         for module in model.modules():
-            if checkpointing and _drops(module):
-                module.train(False)
+            module.training = bool(getattr(module, "gradient_checkpointing", False)) and not _drops(module)
         yield
     finally:
         for module, mode in modes.items():
@@ -225,11 +222,9 @@ def first_non_finite(layers: Mapping[str, nn.Module], run: Callable[[], object])
 
 
 def _drops(module: nn.Module) -> bool:
-    """Whether a module applies dropout: a dropout layer, or an attention block that holds its rate as a number."""
-    rates = ("attention_dropout", "dropout", "dropout_prob", "attn_dropout")
-    return isinstance(module, nn.modules.dropout._DropoutNd) or any(
-        isinstance(getattr(module, rate, None), float) and getattr(module, rate) > 0 for rate in rates
-    )
+    """Whether a layer holds a dropout rate of its own, as a number."""
+    rates = ("attention_dropout", "dropout", "dropout_prob", "activation_dropout", "hidden_dropout")
+    return any(isinstance(rate := getattr(module, name, None), float) and rate > 0 for name in rates)
 
 
 def _forward_hook(capture: Capture, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:

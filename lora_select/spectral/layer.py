@@ -149,7 +149,7 @@ class LayerPass:
             self.left,
             self.outputs,
             self.sketched_norms,
-            self.exact_norms,
+            self.sample_norms,
             self.cores,
             self.heldout,
         ]

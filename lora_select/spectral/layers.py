@@ -99,8 +99,9 @@ def plain_weight(module: nn.Module) -> Tensor:
 def shape_of(module: nn.Module) -> tuple[int, int]:
     """(m, n) = (out, in)."""
     if _is_conv1d(module):
-        n, m = module.weight.shape  # pyright: ignore[reportGeneralTypeIssues]
-        return m, n
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[1], weight.shape[0]
     return int(module.out_features), int(module.in_features)  # pyright: ignore[reportArgumentType]
 
 

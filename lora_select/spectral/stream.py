@@ -132,7 +132,7 @@ class _Rows:
         self._sums = sums
         self._outputs: dict[str, Tensor] = {}
         self.index = 0
-        self.range = (0, 0, 0)
+        self.range: tuple[int, int, int] = (0, 0, 0)
 
     def read(self, name: str, shared: SharedInput, gradient: Tensor) -> None:
         """An output gradient with its input."""
@@ -140,8 +140,8 @@ class _Rows:
 
     def watch(self, name: str, y: Tensor, mask: TokenMask | None) -> None:
         """An output."""
-        covered = mask is not None and y.shape[:-1] == mask.shape
-        seen = self._sums[name].watched(select(y, mask), mask.counted if covered else None)
+        weights = mask.counted if mask is not None and y.shape[:-1] == mask.shape else None
+        seen = self._sums[name].watched(select(y, mask), weights)
         self._outputs[name] = self._outputs.get(name, torch.zeros_like(seen)) + seen
 
     def forget(self) -> None:

@@ -31,7 +31,7 @@ def test_trailing_system_of_a_decaying_weight(shape):
     assert system.values.tolist() == pytest.approx(values.flip(0)[:12].tolist(), rel=1e-2)
     assert float((vt[-8:] @ system.right[:, :8].double()).square().sum()) > 7.9
     assert float((u[:, -8:].T @ system.left[:, :8].double()).square().sum()) > 7.9
-    assert system.residual < 5e-3
+    assert system.residual < 1e-2
     torch.testing.assert_close(system.left.T @ system.left, torch.eye(12), rtol=0, atol=1e-4)
 
 

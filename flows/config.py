@@ -22,10 +22,15 @@ class Section(BaseModel):
 
 
 class BaseModelConfig(Section):
-    """Which model is adapted. Remote code is never run and only safetensors or GGUF weights are read."""
+    """Which model is adapted. Remote code is never run and only safetensors or GGUF weights are read.
+
+    `quantize` holds its linear layers in nf4 (QLoRA) or int8 while the adapter trains and is judged; the spectral pass and the
+    profile measure the weights as they are.
+    """
 
     source: str
     revision: str | None = None
+    quantize: Literal["nf4", "int8"] | None = None
 
 
 class DatasetConfig(Section):

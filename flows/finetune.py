@@ -45,7 +45,7 @@ def pipeline(run: Run, *, dry_run: bool) -> str:
         constraints=settings.constraints(config, profile.record.train.rows),
     )
     planning = {"profile": profile.ref, "base": base, **settings.plan(config, machine)}
-    training = {"profile": profile.ref, "spectra": spectra.ref, "base": base}
+    training = {"profile": profile.ref, "spectra": spectra.ref, "base": base, **settings.train(config)}
     choice = decision.record.choice
     plan = run.do(adapt.plan, "plan", **planning, spec=choice)
     if dry_run:

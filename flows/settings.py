@@ -56,7 +56,7 @@ def constraints(config: RunConfig, train_rows: int) -> SelectionInputs:
     return SelectionInputs(
         serve=selection.serve,
         must_merge=selection.must_merge,
-        quantized_base=None,
+        quantized_base=config.base_model.quantize,
         allow_modified_base=selection.allow_modified_base,
         zero_stage=0 if training.zero_stage == "auto" else training.zero_stage,
         r=selection.r,
@@ -74,10 +74,18 @@ def plan(config: RunConfig, machine: Machine) -> dict[str, Any]:
     return {"training": config.training.model_dump(exclude={"device"}) | {"seed": config.seed}, "machine": machine}
 
 
+def train(config: RunConfig) -> dict[str, Any]:
+    """How the base is held while the adapter trains."""
+    return {"quantized_base": config.base_model.quantize}
+
+
 def evaluate(config: RunConfig, device: str) -> dict[str, Any]:
     """What is measured on held-out rows; the champion is looked up in the registry."""
     options = config.evaluation.model_dump(exclude={"compare_plain_lora"})
-    return {"options": options | {"seed": config.seed, "device": device}, "model_name": model_name(config)}
+    return {
+        "options": options | {"seed": config.seed, "device": device, "quantize": config.base_model.quantize},
+        "model_name": model_name(config),
+    }
 
 
 def promote(config: RunConfig) -> dict[str, Any]:

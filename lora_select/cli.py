@@ -62,6 +62,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     node.set_defaults(run=_node)
 
+    export = commands.add_parser("export", help="a run's adapter as plain LoRA of one rank, or merged into the base")
+    export.add_argument("run_folder", metavar="RUN", help="a run's folder, such as runs/latest, or a PEFT folder")
+    export.add_argument("--to", choices=("lora", "merged"), default="lora")
+    export.add_argument("--out", required=True, help="a new folder")
+    export.add_argument("--rank", type=int, help="of the LoRA; by default the least within --max-error")
+    export.add_argument("--max-error", type=float, default=1e-2, help="largest ||dW - B A|| / ||dW|| (default 0.01)")
+    export.add_argument("--base", help="the base model, when the adapter does not name it")
+    export.set_defaults(run=_export)
+
+    variants = commands.add_parser(
+        "variants", help="the catalogue for your model and setting, and what is refused and why"
+    )
+    variants.add_argument("--model", help="as `base_model.source`; without it one 4096 x 4096 layer")
+    variants.add_argument("--r", type=int, default=16)
+    variants.add_argument("--base", choices=("nf4", "int8"))
+    variants.add_argument("--serve", choices=("vllm",))
+    variants.add_argument("--must-merge", action="store_true")
+    variants.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=0)
+    variants.add_argument(
+        "--verify", action="store_true", help="measure every cell that is missing, write the matrix and its page"
+    )
+    variants.add_argument("--again", action="store_true", help="with --verify: also what is recorded already")
+    variants.add_argument("--only", nargs="*", default=(), metavar="NAME", help="with --verify: these variants")
+    variants.add_argument("--setting", nargs="*", default=(), help="with --verify: such as llama/nf4 or llama/zero3")
+    variants.set_defaults(run=_variants)
+
     ui = commands.add_parser("ui", help="serve MLflow's pages for the local store")
     ui.add_argument("--tracking-uri", default=DEFAULT_TRACKING)
     ui.add_argument("--port", type=int, default=5000)
@@ -126,6 +152,45 @@ def _node(parsed: argparse.Namespace) -> int:
     from lora_select.training.node import serve
 
     serve(Path(parsed.runs_dir), int(parsed.number))
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from lora_select.export.command import export
+
+    run, out = Path(parsed.run_folder), Path(parsed.out)
+    print(export(run, parsed.to, out, rank=parsed.rank, max_error=parsed.max_error, base=parsed.base))
+    print(f"written to {out}")
+    return 0
+
+
+def _variants(parsed: argparse.Namespace) -> int:
+    from lora_select.capability import listing
+
+    if parsed.verify:
+        return _verify(parsed)
+    asked = {"r": parsed.r, "base": parsed.base, "serve": parsed.serve, "must_merge": parsed.must_merge}
+    lines, where = listing.listing(parsed.model, **asked, zero_stage=parsed.zero_stage)
+    shown = listing.show(lines, where, plain=not sys.stdout.isatty())
+    if isinstance(shown, str):
+        print(shown)
+    else:
+        from rich.console import Console
+
+        Console().print(shown)
+    return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from lora_select.capability import page
+    from lora_select.capability.verify import verify
+
+    found = verify(names=parsed.only, settings=parsed.setting, again=parsed.again)
+    docs = Path("docs")
+    if docs.is_dir():
+        (docs / "variants.md").write_text(page.page(found), encoding="utf-8")
+    works, refused, rest = page.counts(found)
+    print(f"{works} cells work, {refused} are refused, {rest} were not run")
     return 0
 
 

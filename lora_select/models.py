@@ -116,6 +116,15 @@ def linear_layers(path: str) -> dict[str, str]:
 
     From a model without weights: milliseconds, whatever its size.
     """
+    return {name: kind for name, (kind, _) in _skeleton(path).items()}
+
+
+def linear_shapes(path: str) -> dict[str, tuple[int, int]]:
+    """(out, in) of the model's linear layers by name, from a model without weights."""
+    return {name: shape for name, (_, shape) in _skeleton(path).items()}
+
+
+def _skeleton(path: str) -> dict[str, tuple[str, tuple[int, int]]]:
     import torch
     import transformers
     from transformers.pytorch_utils import Conv1D
@@ -127,7 +136,8 @@ def linear_layers(path: str) -> dict[str, str]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D):
-            found[name] = "Conv1D" if isinstance(module, Conv1D) else "Linear"
+            m, n = module.weight.shape
+            found[name] = ("Conv1D", (n, m)) if isinstance(module, Conv1D) else ("Linear", (m, n))
     return found
 
 

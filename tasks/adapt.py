@@ -31,12 +31,21 @@ def _plan(
 
 
 def _train(
-    context: Context, *, profile: StageRef, spectra: StageRef, plan: StageRef, base: BaseModel, spec: AdapterSpec
+    context: Context,
+    *,
+    profile: StageRef,
+    spectra: StageRef,
+    plan: StageRef,
+    base: BaseModel,
+    spec: AdapterSpec,
+    quantized_base: str | None = None,
 ) -> Adapter:
     measured, planned = context.load(profile, DatasetProfile), context.load(plan, TrainingPlan)
     plan_library.check_disk(planned, context.folder)
     tensors = context.folder_of(spectra) / context.load(spectra, Spectra).tensors.path
-    factors = write_initial_factors(spec, Path(base.path), tensors, context.folder / "initial_factors.safetensors")
+    factors = write_initial_factors(
+        spec, Path(base.path), tensors, context.folder / "initial_factors.safetensors", quantized_base
+    )
     told = TrainingJob(
         spec=spec,
         plan=planned,
@@ -45,6 +54,7 @@ def _train(
         train_tokens=str((context.folder_of(profile) / measured.train_tokens_file.path).resolve()),
         probe_tokens=str((context.folder_of(profile) / measured.eval_tokens_file.path).resolve()),
         initial_factors=str(factors.resolve()) if factors else None,
+        quantized_base=quantized_base,
     )
     return launch.train(told, context.folder.resolve(), progress=_Shipping(context))
 

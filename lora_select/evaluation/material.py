@@ -26,6 +26,7 @@ class EvaluationOptions:
     batch_size: int = 8
     dtype: str = "float32"
     device: str = "cpu"
+    quantize: str | None = None
 
 
 @final

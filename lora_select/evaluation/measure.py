@@ -76,7 +76,7 @@ def _read(note: Path, key: str) -> Measured | None:
 
 
 def _load(base: BaseModel, adapter: Path | None, options: EvaluationOptions) -> Any:
-    model = models.load_model(base.path, dtype=options.dtype, device=options.device)
+    model = models.load_model(base.path, dtype=options.dtype, device=options.device, quantize=options.quantize)
     if adapter is None:
         return model
     from peft import PeftModel

@@ -28,7 +28,9 @@ class Converted:
     layers: int
 
 
-def write_lora(model: Any, out: Path, base_source: str, *, rank: int | None, max_error: float) -> Converted:
+def write_lora(
+    model: Any, out: Path, base_source: str, *, rank: int | None, max_error: float, task_type: str | None = "CAUSAL_LM"
+) -> Converted:
     """Write the adapter of `model` as plain LoRA into `out`.
 
     Args:
@@ -37,6 +39,7 @@ def write_lora(model: Any, out: Path, base_source: str, *, rank: int | None, max
         base_source: what the config names as its base.
         rank: of every layer; None for the least that keeps the error within `max_error`.
         max_error: largest ||dW - B A|| / ||dW||, Frobenius norms over all layers; no unit.
+        task_type: PEFT's, None for a model that is no language model.
 
     Raises:
         InputError: the error of the rank passes the limit, or nothing was trained.
@@ -59,7 +62,7 @@ def write_lora(model: Any, out: Path, base_source: str, *, rank: int | None, max
             f"at rank {rank} plain LoRA misses the adapter by {error:.3g} of ||dW||, over the limit of {max_error:g}; raise "
             "--rank or --max-error, or export with --to merged"
         )
-    _write(out, tensors, rank, sorted(parts), base_source)
+    _write(out, tensors, rank, sorted(parts), base_source, task_type)
     return Converted(rank, error, "exact" if error <= EXACT else "truncated", len(parts))
 
 
@@ -86,7 +89,9 @@ def _factors(u: "Tensor", s: "Tensor", v: "Tensor", rank: int) -> "tuple[Tensor,
     return a, b
 
 
-def _write(out: Path, tensors: "dict[str, Tensor]", rank: int, layers: list[str], base_source: str) -> None:
+def _write(
+    out: Path, tensors: "dict[str, Tensor]", rank: int, layers: list[str], base_source: str, task_type: str | None
+) -> None:
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -98,7 +103,7 @@ def _write(out: Path, tensors: "dict[str, Tensor]", rank: int, layers: list[str]
         lora_dropout=0.0,
         bias="none",
         target_modules=layers,
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         inference_mode=True,
     )
     config.save_pretrained(str(out))

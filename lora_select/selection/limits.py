@@ -3,6 +3,7 @@
 import difflib
 import math
 
+from lora_select.capability import known
 from lora_select.errors import InputError
 from lora_select.records import DatasetProfile, SelectionInputs
 from lora_select.selection.candidates import TARGETS, Candidate, context_of
@@ -75,6 +76,12 @@ def violations(candidate: Candidate, inputs: SelectionInputs) -> list[str]:
         directions=0,
     )
     found = list(candidate.variant.violations(context_of(candidate, limits)))
+    found += known.faults(
+        candidate.variant.name,
+        quantized_base=inputs.quantized_base,
+        zero_stage=inputs.zero_stage,
+        must_merge=inputs.must_merge,
+    )
     if inputs.max_parameters is not None and candidate.num_parameters > inputs.max_parameters:
         found.append(
             f"it has {candidate.num_parameters:,} parameters, above `max_parameters` {inputs.max_parameters:,}"

@@ -25,7 +25,7 @@ class TrainingJob:
     """A training run.
 
     `train_tokens` and `probe_tokens` are token Parquet files; `initial_factors` is the safetensors file of a start that
-    is not the default (None otherwise). When no rank moves for `patience_seconds` the attempt is ended as stuck. `attempt`
+    is not the default (None otherwise); `quantized_base` is `nf4`, `int8` or None. When no rank moves for `patience_seconds` the attempt is ended as stuck. `attempt`
     counts the starts of the ranks; the agents of other nodes join each new one at `rendezvous` (host:port of the first node).
     """
 
@@ -36,6 +36,7 @@ class TrainingJob:
     train_tokens: str
     probe_tokens: str
     initial_factors: str | None = None
+    quantized_base: str | None = None
     patience_seconds: float = 1800.0
     attempt: int = 0
     rendezvous: str | None = None

@@ -5,6 +5,7 @@ from typing import Any
 
 from lora_select import models
 from lora_select.export.convert import make_portable, subtracts
+from lora_select.records import AdapterSpec, TrainingPlan
 from lora_select.training import optimizer
 from lora_select.training.job import TrainingJob
 
@@ -14,22 +15,25 @@ def build(job: TrainingJob, device: str) -> Any:
 
     A start that takes B A out of the base keeps the base in fp32: in bf16 the residual would be rounded.
     """
-    import peft
-
     changes_base = subtracts(job.initial_factors)
     dtype = "bfloat16" if job.plan.precision == "bf16" and not changes_base else "float32"
-    base = models.load_model(job.base_path, dtype=dtype, device=device)
+    base = models.load_model(job.base_path, dtype=dtype, device=device, quantize=job.quantized_base)
     if job.plan.gradient_checkpointing:
         base.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
         base.enable_input_require_grads()  # pyright: ignore[reportCallIssue]
-    config_class = getattr(peft, job.spec.peft_class)
-    config = config_class(
-        base_model_name_or_path=job.base_source, **optimizer.scheduled(job.spec.peft_arguments, job.plan)
-    )
+    return adapt(base, job.spec, job.plan, job.base_source, job.initial_factors).train()
+
+
+def adapt(base: Any, spec: AdapterSpec, plan: TrainingPlan, base_source: str, initial_factors: str | None) -> Any:
+    """The adapter on a loaded base, at its start."""
+    import peft
+
+    config_class = getattr(peft, spec.peft_class)
+    config = config_class(base_model_name_or_path=base_source, **optimizer.scheduled(spec.peft_arguments, plan))
     model = peft.get_peft_model(base, config)
-    if job.initial_factors:
-        start_from(model, job.initial_factors, job.spec.scale)
-    return model.train()
+    if initial_factors:
+        start_from(model, initial_factors, spec.scale)
+    return model
 
 
 def start_from(model: Any, initial_factors: str, scale: float) -> None:

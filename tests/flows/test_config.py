@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import config
+from flows import config, settings
 from lora_select.errors import InputError
 
 MINIMAL = "name: mine\nbase_model: {source: m}\ndataset: {source: d}\n"
@@ -65,3 +65,12 @@ def test_folders_and_addresses_do_not_change_a_run(file):
     plain = config.load(str(file)).digested()
     assert config.load(str(file), ["runs_dir=elsewhere", "tracking.uri=http://h:1"]).digested() == plain
     assert config.load(str(file), ["seed=1"]).digested() != plain
+
+
+def test_a_quantised_base_reaches_selection_training_and_evaluation(file):
+    loaded = config.load(str(file), ["base_model.quantize=nf4"])
+    assert settings.constraints(loaded, 100).quantized_base == "nf4"
+    assert settings.train(loaded) == {"quantized_base": "nf4"}
+    assert settings.evaluate(loaded, "cpu")["options"]["quantize"] == "nf4"
+    with pytest.raises(InputError, match=r"`base_model.quantize`: .*'nf4' or 'int8'.*got 'fp4'"):
+        config.load(str(file), ["base_model.quantize=fp4"])

@@ -1,0 +1,1 @@
+"""What each variant really does: measured cell by cell, read by the selector and by people."""

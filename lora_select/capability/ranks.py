@@ -1,0 +1,176 @@
+"""The checks of two DeepSpeed ranks over gloo: they train as one process does, and save the whole adapter."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_select.capability.cells import NOT_RUN, RANK_CHECKS, REFUSED, WORKS
+
+SECONDS = 240
+"""A group of ranks that takes longer has hung."""
+WITHIN = 2e-4
+"""Largest difference of a trained parameter to the one-process run after three steps of rate 1e-2."""
+
+
+def examine(variants: Sequence[tuple[str, int]], stage: int, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Cells by variant; all variants in one group of ranks while that lives, a new group after one that died.
+
+    Args:
+        variants: names and ranks.
+        stage: of ZeRO.
+        folder: for files.
+    """
+    left = list(variants)
+    while left:
+        out = folder / f"zero{stage}-{len(left)}.jsonl"
+        job = folder / f"zero{stage}-{len(left)}.json"
+        job.write_text(json.dumps({"variants": left, "stage": stage, "folder": str(folder), "out": str(out)}))
+        words = _launch(job)
+        lines = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
+        yield from ((line["variant"], line["cells"]) for line in lines)
+        left = left[len(lines) :]
+        if left:
+            name = left.pop(0)[0]
+            yield name, {"train": REFUSED + words, "save": NOT_RUN + "it does not train"}
+
+
+def _launch(job: Path) -> str:
+    """Run two ranks; returns what the group said when it died."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "lora_select.capability.ranks", str(job)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
+    try:
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"the ranks hung for {SECONDS} s"
+    errors = [line for line in run.stderr.splitlines() if "Error" in line]
+    return (errors[-1].strip() if errors else f"the ranks ended with code {run.returncode}")[:200]
+
+
+def main(job: Path) -> None:
+    """One rank: each variant in turn."""
+    from lora_select.training.beat import Heart
+    from lora_select.training.job import TrainingJob
+    from lora_select.training.rank import join
+
+    told = json.loads(job.read_text())
+    folder = Path(told["folder"])
+    from lora_select.capability import spectra, tiny
+
+    base = folder / "llama"
+    blank = TrainingJob(tiny.blank_spec(), tiny.plan(told["stage"]), str(base), str(base), "", "")
+    rank = join(blank, folder, Heart(folder, int(os.environ["RANK"])))
+    bench = tiny.Bench("llama", "fp32", base)
+    if rank.is_first and not base.is_dir():
+        tiny.make("llama", base)
+    _barrier()
+    tensors = folder / "llama-spectra" / "spectra.safetensors"
+    if rank.is_first and not tensors.is_file():
+        spectra.record(bench, folder / "llama-spectra")
+    _barrier()
+    for name, r in told["variants"]:
+        cells = _one(rank, name, r, bench, tensors, folder)
+        if rank.is_first:
+            with Path(told["out"]).open("a") as stream:
+                stream.write(json.dumps({"variant": name, "cells": cells}) + "\n")
+        _barrier()
+
+
+def _barrier() -> None:
+    import torch.distributed
+
+    torch.distributed.barrier()
+
+
+def _one(rank: Any, name: str, r: int, bench: Any, tensors: Path, folder: Path) -> dict[str, str]:
+    """An exception here is the same on both ranks, or the group ends and the next one goes on."""
+    import dataclasses
+
+    import torch
+
+    from lora_select.capability import checks, tiny
+    from lora_select.errors import InputError
+    from lora_select.starts import write_initial_factors
+    from lora_select.training import engine
+    from lora_select.variants import named
+
+    variant = named(name, r)
+    layers = tiny.layers_of(bench.load(), "llama")
+    asked = dataclasses.replace(tiny.context(layers), zero_stage=0)
+    if variant.violations(asked):
+        return dict.fromkeys(RANK_CHECKS, REFUSED + " ".join(variant.violations(asked)))
+    told = tiny.spec(variant, "llama", layers)
+    factors = folder / f"ranks-{name}.safetensors"
+    try:
+        if rank.is_first:
+            write_initial_factors(told, bench.folder, tensors, factors)
+        _barrier()
+        made = str(factors) if factors.is_file() else None
+        rank.job = dataclasses.replace(rank.job, spec=told, initial_factors=made)
+        expected, start = _alone(bench, told, made)
+        torch.manual_seed(0)
+        rank.engine = engine.build(rank, 0)
+        found = _train(rank, bench)
+        worst = max(float((found[n] - expected[n]).abs().max()) for n in expected)
+        moved = max(float((found[n] - start[n]).abs().max()) for n in expected)
+        if moved == 0:
+            return {"train": REFUSED + "no trained parameter moved", "save": NOT_RUN + "it does not train"}
+        if not worst <= WITHIN:
+            words = f"two ranks end with a parameter off by {worst:.3g} from one process"
+            return {"train": REFUSED + words, "save": NOT_RUN + "it does not train as one process does"}
+        return {"train": WORKS, "save": _save(rank, bench, found, folder / f"ranks-{name}-{rank.plan.zero_stage}")}
+    except InputError as error:
+        return dict.fromkeys(RANK_CHECKS, REFUSED + checks._words(error))
+    except Exception as error:  # PEFT's or DeepSpeed's own words are the finding
+        words = f"{type(error).__name__}: {checks._words(error)}"
+        return {"train": REFUSED + words, "save": NOT_RUN + "it does not train"}
+
+
+def _alone(bench: Any, told: Any, factors: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters after the same steps on the whole batch in one process without DeepSpeed, and before them."""
+    import torch
+
+    from lora_select.capability import checks, tiny
+    from lora_select.training import model
+    from lora_select.training.optimizer import make_optimizer
+
+    torch.manual_seed(0)
+    network = model.adapt(bench.load(), told, tiny.plan(), str(bench.folder), factors).train()
+    start = {n: p.detach().clone() for n, p in checks.trained(network)}
+    checks._steps(network, make_optimizer(network, told, tiny.plan()), bench, checks.STEPS)
+    return {n: p.detach().clone() for n, p in checks.trained(network)}, start
+
+
+def _train(rank: Any, bench: Any) -> dict[str, Any]:
+    """Each rank takes its row of the batch; whole parameters at the end."""
+    from lora_select.capability import checks
+    from lora_select.training import checkpoints
+
+    mine = {name: value[rank.rank : rank.rank + 1] for name, value in bench.batch().items()}
+    for _ in range(checks.STEPS):
+        rank.engine.backward(rank.engine(**mine).loss)
+        rank.engine.step()
+    return dict(checkpoints.whole_parameters(rank.engine, rank.plan.zero_stage))
+
+
+def _save(rank: Any, bench: Any, parameters: dict[str, Any], target: Path) -> str:
+    """Saved by rank 0 and loaded on the pristine base: the function of the ranks."""
+    from peft import PeftModel
+
+    from lora_select.capability import checks
+    from lora_select.training import model
+
+    wanted = checks.logits(rank.engine.module, bench)
+    if not rank.is_first:
+        return WORKS
+    model.save(rank.engine.module, rank.job, target, parameters)
+    off = checks.difference(checks.logits(PeftModel.from_pretrained(bench.load(), str(target)), bench), wanted)
+    return WORKS if off <= checks.TOLERANCE["fp32"] else f"{REFUSED}saved and reloaded a logit is off by {off:.3g}"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

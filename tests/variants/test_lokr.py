@@ -4,7 +4,8 @@ from lora_select.variants.lokr import LoKr
 
 
 def test_contract(tmp_path):
-    contract.check_all(LoKr(1), tmp_path)
+    contract.check_all(LoKr(1), tmp_path, shapes=((6, 9), (7, 8)))
+    contract.check_all(LoKr(2), tmp_path / "both", shapes=((6, 9), (7, 8)))
     contract.check_all(LoKr(4), tmp_path / "dense")
 
 

@@ -212,10 +212,10 @@ def common_violations(variant: Variant, context: Context) -> tuple[str, ...]:
 
 
 def whole_factors(variant: Variant, context: Context) -> tuple[str, ...]:
-    """The rule of optimizers that read a layer's factors together: ZeRO 1 to 3 hand them slices of a flat buffer."""
+    """The rule of optimizers that need whole factors of a layer: ZeRO 1 to 3 hand them slices of a flat buffer."""
     if context.zero_stage == 0:
         return ()
-    return (f"{variant.name}'s optimizer reads whole factors, and ZeRO stage {context.zero_stage} splits them; use 0",)
+    return (f"{variant.name}'s optimizer needs whole factors, and ZeRO stage {context.zero_stage} splits them; use 0",)
 
 
 def divides(name: str, value: int, side: int, layer: str, words: str) -> tuple[str, ...]:

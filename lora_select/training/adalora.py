@@ -6,9 +6,10 @@ References:
 
 from typing import Any
 
-STATE = "adalora"
-"""Key of the first parameter group: what the allocator knows, so that a checkpoint of the optimizer holds it."""
 REMEMBERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What the allocator knows of each parameter; kept in the optimizer's state, so that a checkpoint holds it."""
+KEPT = "kept"
+"""In the state of E: the mask of the triplets that are left, once the ranks are fixed."""
 
 
 def schedule(total_steps: int) -> dict[str, int]:
@@ -24,11 +25,10 @@ def attach(optimizer: Any, model: Any) -> Any:
 
     def after(optimizer: Any, *_: Any) -> None:
         """Before `zero_grad`: the allocation reads the gradients of the step."""
-        group = optimizer.param_groups[0]
-        if STATE in group and not model.base_model.rankallocator.ipt:
-            _restore(model, group[STATE])
+        if not model.base_model.rankallocator.ipt:
+            _restore(model, optimizer)
         model.base_model.update_and_allocate(_steps_done(optimizer))
-        group[STATE] = _state(model)
+        _remember(model, optimizer)
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)
@@ -57,13 +57,36 @@ def _steps_done(optimizer: Any) -> int:
     return max(int(state["step"]) for state in optimizer.state.values())
 
 
-def _state(model: Any) -> dict[str, Any]:
-    allocator = model.base_model.rankallocator
-    known = {name: dict(getattr(allocator, name)) for name in REMEMBERED}
-    return known | {"rank_pattern": model.peft_config["default"].rank_pattern}
+def _remember(model: Any, optimizer: Any) -> None:
+    import torch
+
+    pattern = model.peft_config["default"].rank_pattern or {}
+    for name, parameter in model.named_parameters():
+        known = optimizer.state.get(parameter)
+        if known is None:
+            continue
+        for part in REMEMBERED:
+            now = getattr(model.base_model.rankallocator, part)
+            if _inner(name) in now:  # forgotten once the ranks are fixed
+                known[part] = now[_inner(name)]
+        if _inner(name) in pattern:
+            known[KEPT] = torch.tensor(pattern[_inner(name)], device=parameter.device)[:, None]
 
 
-def _restore(model: Any, state: dict[str, Any]) -> None:
-    for name in REMEMBERED:
-        setattr(model.base_model.rankallocator, name, state[name])
-    model.peft_config["default"].rank_pattern = state["rank_pattern"]
+def _restore(model: Any, optimizer: Any) -> None:
+    """After a resume: into the allocator what the state holds; nothing at the first step."""
+    pattern = {}
+    for name, parameter in model.named_parameters():
+        known = optimizer.state.get(parameter, {})
+        for part in REMEMBERED:
+            if part in known:
+                getattr(model.base_model.rankallocator, part)[_inner(name)] = known[part]
+        if KEPT in known:
+            pattern[_inner(name)] = known[KEPT].flatten().bool().tolist()
+    if pattern:
+        model.peft_config["default"].rank_pattern = pattern
+
+
+def _inner(name: str) -> str:
+    """A parameter's name as the allocator sees it, in the model under PEFT's."""
+    return name.removeprefix("base_model.model.")

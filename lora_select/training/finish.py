@@ -29,7 +29,7 @@ def finish(rank: Rank, loss: float, seconds: float) -> None:
     folder = rank.folder
     _save_probe(folder / job.PROBE, probe)
     target = folder / job.ADAPTER
-    export = model.save(rank.engine.module, rank.job, target, parameters)
+    export = model.save(rank.engine.module, rank.job, target, parameters | _buffers(rank.engine.module))
     files = tuple(
         file_ref(path, folder) for path in sorted(target.iterdir()) if path.suffix in {".json", ".safetensors"}
     )
@@ -56,6 +56,12 @@ def finish(rank: Rank, loss: float, seconds: float) -> None:
     records.write(folder / job.RESULT, adapter)
     print(f"finished after {seconds:.0f} s in this process", flush=True)
     torch.distributed.barrier()
+
+
+def _buffers(network: Any) -> dict[str, Any]:
+    """What an adapter keeps beside its parameters (VeRA's banks, DeLoRA's norms), by name: PEFT picks what it saves."""
+    trained = dict(network.named_parameters())
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in trained}
 
 
 def _probe(rank: Rank) -> dict[str, Any]:

@@ -20,15 +20,15 @@ def make_optimizer(model: Any, spec: AdapterSpec, plan: TrainingPlan) -> Any:
         plan: rate and weight decay.
 
     Raises:
-        InputError: an unknown optimizer, or one that ZeRO's flat buffers would break.
+        InputError: an unknown optimizer, or one that does not work at the plan's ZeRO stage.
     """
     name = spec.optimizer.get("name", "adamw")
     if name not in MAKERS:
         raise InputError(f"optimizer {name!r} of variant {spec.variant} is unknown; known: {', '.join(MAKERS)}")
-    if name in NEEDS_WHOLE_FACTORS and plan.zero_stage > 0:
+    if name in UNSPLIT_ONLY and plan.zero_stage > 0:
         raise InputError(
-            f"optimizer {name!r} of variant {spec.variant} reads whole factors, and ZeRO stage {plan.zero_stage} splits "
-            "them; set `training.zero_stage` 0"
+            f"optimizer {name!r} of variant {spec.variant} works at ZeRO stage 0 only, and the plan has stage "
+            f"{plan.zero_stage}; set `training.zero_stage` 0"
         )
     return MAKERS[name](model, spec, plan)
 
@@ -103,4 +103,5 @@ MAKERS: dict[str, Callable[[Any, AdapterSpec, TrainingPlan], Any]] = {
     "riemannian": _riemannian,
     "adalora": _adalora,
 }
-NEEDS_WHOLE_FACTORS = ("lora-fa", "riemannian", "adalora")
+UNSPLIT_ONLY = ("lora+", "lora-fa", "riemannian", "adalora")
+"""Those that read a layer's factors together, and LoRA+: DeepSpeed lost the state of one of its groups at a checkpoint of stage 2."""

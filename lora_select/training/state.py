@@ -19,7 +19,7 @@ def gather(engine: Any, stage: int) -> "dict[str, Any]":
     Raises:
         RuntimeError: at ZeRO 1 to 3, the optimizer keeps something that is neither.
     """
-    names = {id(p): name for name, p in engine.module.named_parameters() if p.requires_grad}
+    names = {id(p): name for name, p in engine.module.named_parameters()}  # LoRA-FA keeps state of its frozen A too
     found: dict[str, Any] = {}
     if stage == 0:
         for parameter, values in engine.optimizer.state.items():

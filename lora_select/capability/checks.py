@@ -56,7 +56,7 @@ class Trial:
         return training_model.adapt(held.load(), self.spec, tiny.plan(), str(held.folder), self.factors).train()
 
 
-def examine(variant: Variant, bench: Bench, tensors: Path | None, folder: Path) -> dict[str, str]:
+def examine(variant: Variant, bench: Bench, tensors: Path, folder: Path) -> dict[str, str]:
     """Every check of a variant in a setting: cells by check name."""
     layers = tiny.layers_of(bench.load(plain=True), bench.architecture)
     ruled_out = variant.violations(_asked(variant, bench, layers))
@@ -88,11 +88,9 @@ def _asked(variant: Variant, bench: Bench, layers: tuple[tuple[str, int, int], .
     return dataclasses.replace(asked, quantized_base=bench.quantize) if variant.init != "default" else asked
 
 
-def _start(told: AdapterSpec, bench: Bench, tensors: Path | None, folder: Path) -> str | None:
-    if told.init != "default" and tensors is None and told.init not in {"pissa", "milora", "olora", "loftq"}:
-        raise InputError("the spectral pass measures nn.Linear layers, and this model has Conv1D")
+def _start(told: AdapterSpec, bench: Bench, tensors: Path, folder: Path) -> str | None:
     out = folder / "start.safetensors"
-    made = write_initial_factors(told, bench.folder, tensors or folder, out, bench.quantize)
+    made = write_initial_factors(told, bench.folder, tensors, out, bench.quantize)
     return str(made) if made else None
 
 
@@ -120,7 +118,8 @@ def _train(trial: Trial, state: dict[str, Any]) -> None:
     named = dict(trained(model))
     if not named:
         raise EffectError("no parameter is trained")
-    strays = sorted(n for n in named if not any(part in n.replace(".default", "") for part in variant.trained))
+    containers = {part.partition(".")[0] for part in variant.trained}
+    strays = sorted(n for n in named if not any(part in n for part in containers))
     if strays:
         raise EffectError(f"parameters that are not the variant's are trained: {', '.join(strays[:3])}")
     count = sum(p.numel() for p in named.values())

@@ -165,6 +165,7 @@ def _save(rank: Any, bench: Any, parameters: dict[str, Any], target: Path) -> st
     from lora_select.training import model
 
     wanted = checks.logits(rank.engine.module, bench)
+    parameters = parameters | model.frozen_parts(rank.engine.module, rank.plan.zero_stage)
     if not rank.is_first:
         return WORKS
     model.save(rank.engine.module, rank.job, target, parameters)

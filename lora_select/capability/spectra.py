@@ -6,9 +6,10 @@ from typing import Any
 from lora_select.capability.tiny import TARGETS, Bench
 
 
-def record(bench: Bench, folder: Path) -> Path | None:
-    """Measure the tiny model on eight microbatches of random rows; None where it has no nn.Linear to measure."""
+def record(bench: Bench, folder: Path) -> Path:
+    """Measure the tiny model on eight microbatches of random rows."""
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     from lora_select.spectral.analyze import analyze
     from lora_select.variants import CATALOGUE
@@ -17,10 +18,8 @@ def record(bench: Bench, folder: Path) -> Path | None:
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in TARGETS[bench.architecture]
+        if isinstance(module, torch.nn.Linear | Conv1D) and name.rpartition(".")[2] in TARGETS[bench.architecture]
     }
-    if not layers or bench.architecture == "gpt2":
-        return None
     generator = torch.Generator().manual_seed(9)
     batches = []
     for _ in range(8):

@@ -22,6 +22,7 @@ def finish(rank: Rank, loss: float, seconds: float) -> None:
     probe = _probe(rank)
     rank.beat("saving")
     parameters = checkpoints.whole_parameters(rank.engine, rank.plan.zero_stage)
+    parameters |= model.frozen_parts(rank.engine.module, rank.plan.zero_stage)
     if not rank.is_first:
         torch.distributed.barrier()
         return

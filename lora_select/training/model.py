@@ -64,6 +64,19 @@ def lora_layers(model: Any) -> list[tuple[str, Any]]:
     return [(name.removeprefix(prefix), module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
 
 
+def frozen_parts(model: Any, zero_stage: int) -> dict[str, Any]:
+    """What the adapter needs and training leaves alone (MiCA's B, TinyLoRA's factors), whole; called by every rank."""
+    import contextlib
+
+    import deepspeed
+
+    named = [(name, p) for name, p in model.named_parameters() if not p.requires_grad and ".default" in name]
+    split = zero_stage == 3
+    gathered = deepspeed.zero.GatheredParameters([p for _, p in named]) if split else contextlib.nullcontext()
+    with gathered:
+        return {name: p.detach().cpu().clone() for name, p in named}
+
+
 def save(model: Any, job: TrainingJob, folder: Path, parameters: dict[str, Any]) -> str:
     """Write the adapter as a standard PEFT folder that fits the pristine base, and say how it was made so.
 
@@ -71,7 +84,8 @@ def save(model: Any, job: TrainingJob, folder: Path, parameters: dict[str, Any])
         model: the PEFT model.
         job: the run; its start decides whether a conversion is needed.
         folder: where the PEFT folder goes.
-        parameters: full (unpartitioned) trainable parameters by name.
+        parameters: full (unpartitioned) parameters of the adapter by name, trained and frozen.
     """
-    model.save_pretrained(str(folder), state_dict=parameters, safe_serialization=True)
+    state = model.state_dict() | parameters  # buffers too: VeRA's shared factors; PEFT picks what is the adapter's
+    model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
     return make_portable(folder, job.initial_factors, job.spec)

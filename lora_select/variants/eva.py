@@ -60,15 +60,13 @@ class EVA(ClosedForm):
         return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
 
     def violations(self, context: Context) -> tuple[str, ...]:
-        """It needs r measured directions, and whole parameters to load them into."""
+        """It needs r measured directions."""
         found = list(rank_violations(self, context))
         if self.r > context.directions:
             found.append(
                 f"EVA at r {self.r} needs {self.r} activation directions, and the spectral pass kept {context.directions}; "
                 "raise analysis.sketch_size or lower r"
             )
-        if context.zero_stage == 3:
-            found.append("EVA's factors are loaded into whole parameters, and ZeRO-3 shards them; use stage 2 or lower")
         return tuple(found)
 
     def tangent_share(self, view: LayerView) -> float:

@@ -53,7 +53,7 @@ class PiSSA(ClosedForm):
         return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
 
     def violations(self, context: Context) -> tuple[str, ...]:
-        """The start changes the base: not on a quantised one, not where that is forbidden, not sharded."""
+        """The start changes the base: not on a quantised one, not where that is forbidden."""
         found = list(rank_violations(self, context))
         if not context.allow_modified_base:
             found.append("PiSSA trains on a changed base, and allow_modified_base is false")
@@ -61,8 +61,6 @@ class PiSSA(ClosedForm):
             found.append(
                 f"PiSSA subtracts its start from the weights, which a {context.quantized_base} base cannot hold"
             )
-        if context.zero_stage == 3:
-            found.append("PiSSA's start is subtracted from whole weights, and ZeRO-3 shards them; use stage 2 or lower")
         return tuple(found)
 
     def tangent_share(self, view: LayerView) -> float:

@@ -18,4 +18,4 @@ def test_reload_with_measured_factors(tmp_path):
 
 def test_refused_without_enough_directions_or_sharded():
     assert any("r 4" in s and "kept 3" in s for s in EVA(4).violations(replace(contract.FREE, directions=3)))
-    assert any("ZeRO-3" in s for s in EVA(4).violations(replace(contract.FREE, zero_stage=3)))
+    assert EVA(4).violations(replace(contract.FREE, zero_stage=3)) == ()

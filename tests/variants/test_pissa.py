@@ -57,6 +57,6 @@ def test_refused_where_the_base_cannot_change():
         "allow_modified_base" in s for s in VARIANT.violations(replace(contract.FREE, allow_modified_base=False))
     )
     assert any("nf4" in s for s in VARIANT.violations(replace(contract.FREE, quantized_base="nf4")))
-    assert any("ZeRO-3" in s for s in VARIANT.violations(replace(contract.FREE, zero_stage=3)))
+    assert VARIANT.violations(replace(contract.FREE, zero_stage=3)) == ()
     served = replace(contract.FREE, serve="vllm", narrowest=4096)
     assert any("exports 600" in s for s in PiSSA(300).violations(served))

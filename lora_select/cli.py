@@ -54,6 +54,20 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("run_folders", metavar="RUN", nargs="+")
     compare.set_defaults(run=_compare)
 
+    analyze = commands.add_parser("analyze", help="the spectral pass on a model and data: per-layer table and figures")
+    analyze.add_argument("--model", required=True, help="a folder, a .gguf file, a hub id or sample:NAME")
+    analyze.add_argument("--data", required=True, help="a file, a folder, a hub id or sample:NAME")
+    analyze.add_argument("--out", default="analysis", help="folder for spectra.json and figures (default: analysis)")
+    for option, default in (
+        ("microbatches", 32),
+        ("microbatch-size", 2),
+        ("sketch-size", 32),
+        ("max-length", 1024),
+        ("seed", 0),
+    ):
+        analyze.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"default: {default}")
+    analyze.set_defaults(run=_analyze)
+
     number = os.environ.get("SLURM_NODEID") or os.environ.get("JOB_COMPLETION_INDEX")
     node = commands.add_parser("node", help="join the training runs of a flow on another node")
     node.add_argument("runs_dir", metavar="RUNS", help="the flow's `runs_dir`, on a file system that the nodes share")
@@ -191,6 +205,33 @@ def _verify(parsed: argparse.Namespace) -> int:
         (docs / "variants.md").write_text(page.page(found), encoding="utf-8")
     works, refused, rest = page.counts(found)
     print(f"{works} cells work, {refused} are refused, {rest} were not run")
+    return 0
+
+
+def _analyze(parsed: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from lora_select import analysis
+
+    request = analysis.Request(
+        model=parsed.model,
+        data=parsed.data,
+        out=Path(parsed.out),
+        microbatches=parsed.microbatches,
+        microbatch_size=parsed.microbatch_size,
+        sketch_size=parsed.sketch_size,
+        max_length=parsed.max_length,
+        seed=parsed.seed,
+    )
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        spectra = analysis.run(
+            request,
+            lambda done, total, message: bar.update(task, completed=done, total=total, description=message[:32]),
+        )
+    analysis.print_table(spectra)
+    print(f"written: {request.out}/spectra.json, spectra.safetensors, signal-ranks.png, spectrum.png")
     return 0
 
 

@@ -1,10 +1,8 @@
 """Stages that choose: the spectral pass over real microbatches, and the pure decision."""
 
-import random
-
 from lora_select import models
 from lora_select.data import tokens
-from lora_select.errors import InputError
+from lora_select.data.microbatches import draw
 from lora_select.records import BaseModel, DatasetProfile, Decision, SelectionInputs, Spectra
 from lora_select.selection.select import select as select_library
 from lora_select.spectral.analyze import analyze as analyze_library
@@ -26,17 +24,13 @@ def _analyze(
 ) -> Spectra:
     measured = context.load(profile, DatasetProfile)
     rows = tokens.read_rows(context.folder_of(profile) / measured.train_tokens_file.path)
-    if len(rows) < 4 * microbatch_size:
-        raise InputError(
-            f"the spectral pass needs at least {4 * microbatch_size} training rows (4 microbatches of "
-            f"`analysis.microbatch_size` = {microbatch_size}), got {len(rows)}; lower it or bring more rows"
-        )
-    random.Random(seed).shuffle(rows)
-    pad_id = models.pad_id(models.load_tokenizer(base.path))
-    count = min(microbatches, len(rows) // microbatch_size)
-    batches = [
-        tokens.collate(rows[start * microbatch_size : (start + 1) * microbatch_size], pad_id) for start in range(count)
-    ]
+    batches = draw(
+        rows,
+        microbatches=microbatches,
+        size=microbatch_size,
+        seed=seed,
+        pad_id=models.pad_id(models.load_tokenizer(base.path)),
+    )
     return analyze_library(
         models.load_model(base.path, dtype="float32", device=device),
         batches,

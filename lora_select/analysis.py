@@ -1,0 +1,146 @@
+"""`lora-select analyze`: the spectral pass by itself, on any model and data, with a table and figures."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from lora_select import models, records
+from lora_select.data import intake as intake_library
+from lora_select.data import microbatches
+from lora_select.data.tokenize import tokenize
+from lora_select.errors import InputError
+from lora_select.records import BaseModel, LayerSpectra, Spectra
+
+Progress = Callable[[int, int, str], None]
+CLEAR = 2.0
+
+
+@final
+@dataclass(frozen=True)
+class Request:
+    """What to analyze: sources as in a run's config, the size of the pass, and the folder that gets record and figures."""
+
+    model: str
+    data: str
+    out: Path
+    microbatches: int
+    microbatch_size: int
+    sketch_size: int
+    max_length: int
+    seed: int
+
+
+def run(request: Request, progress: Progress | None = None) -> Spectra:
+    """Read, tokenise, measure; writes `spectra.json`, `spectra.safetensors`, `signal-ranks.png` and `spectrum.png`.
+
+    Raises:
+        InputError: the model or data cannot be used, or holds nothing to measure.
+    """
+    from lora_select.data.tokens import label_loss
+    from lora_select.spectral.analyze import analyze
+    from lora_select.tracking import plots
+    from lora_select.training.plan import detect_machine
+    from lora_select.variants import CATALOGUE
+
+    base = models.resolve(request.model)
+    digest, batches = _batches(request, base)
+    request.out.mkdir(parents=True, exist_ok=True)
+    spectra = analyze(
+        models.load_model(base.path, dtype="float32", device=detect_machine().device),
+        batches,
+        loss_fn=label_loss,
+        variants=CATALOGUE,
+        sketch_size=request.sketch_size,
+        seed=request.seed,
+        folder=request.out,
+        dataset_digest=digest,
+        model_digest=base.digest,
+        progress=progress,
+    )
+    records.write(request.out / "spectra.json", spectra)
+    plots.signal_ranks(spectra, request.out / "signal-ranks.png")
+    plots.spectrum(spectra, request.out / "spectrum.png")
+    return spectra
+
+
+def _batches(request: Request, base: BaseModel):
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = intake_library.intake(source=request.data, name="analyze", folder=Path(folder), seed=request.seed)
+        rows = list(intake_library.read_canonical(Path(folder) / dataset.train_file.path))
+    tokenizer = models.load_tokenizer(base.path)
+    needed = request.microbatches * request.microbatch_size
+    tokenized = [tokenize(row_id, row, tokenizer, request.max_length).row for row_id, row in rows[: 4 * needed]]
+    kept = [row for row in tokenized if row is not None]
+    if not kept:
+        raise InputError(
+            f"none of the {len(tokenized)} rows has a label within {request.max_length} tokens; raise --max-length"
+        )
+    drawn = microbatches.draw(
+        kept,
+        microbatches=request.microbatches,
+        size=request.microbatch_size,
+        seed=request.seed,
+        pad_id=models.pad_id(tokenizer),
+    )
+    return dataset.digest, drawn
+
+
+def print_table(spectra: Spectra) -> None:
+    """One line a layer, most signal first within its block, and what the columns mean."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("layer", no_wrap=True)
+    for name in (
+        "shape",
+        "signal ± SE",
+        "noise scale",
+        "signal rank",
+        "stable rank of W",
+        "input var. in 8",
+        "|G| where |W|",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    label_tokens = spectra.label_tokens / spectra.microbatches
+    for layer in spectra.layers:
+        table.add_row(*_row(layer, label_tokens))
+    console = Console(width=None if Console().is_terminal else 160, highlight=False)
+    console.print(table)
+    for line in summary(spectra):
+        console.print(line, soft_wrap=True)
+
+
+def _row(layer: LayerSpectra, label_tokens: float) -> Sequence[str]:
+    clear = layer.signal_energy > CLEAR * layer.signal_energy_se
+    scale = f"{label_tokens * layer.noise_energy / layer.signal_energy:,.0f}" if clear else "-"
+    top = "≥ " if layer.signal_rank == len(layer.heldout_values) else ""
+    explained = sum(layer.activation_values[:8]) / layer.activation_variance if layer.activation_variance else 0.0
+    return (
+        layer.name,
+        f"{layer.out_features} x {layer.in_features}",
+        f"{layer.signal_energy:.2g} ± {layer.signal_energy_se:.1g}" if clear else "below its noise",
+        scale,
+        f"{top}{layer.signal_rank}",
+        f"{layer.weight_stable_rank:.1f}",
+        f"{100 * min(1.0, explained):.0f} %",
+        f"{layer.structure['hadamard']:.2f}" if layer.structure else "-",
+    )
+
+
+def summary(spectra: Spectra) -> list[str]:
+    """What a person should take away, and how the columns read."""
+    clear = [layer for layer in spectra.layers if layer.signal_energy > CLEAR * layer.signal_energy_se]
+    lines = [
+        f"{len(spectra.layers)} layers over {spectra.microbatches} microbatches ({spectra.tokens:,} tokens, "
+        f"{spectra.label_tokens:,} labels, {spectra.mean_loss:.3f} nats each): signal above twice its error in {len(clear)}, "
+        f"signal rank above 0 in {sum(layer.signal_rank > 0 for layer in spectra.layers)}; {spectra.seconds:.0f} s, of which "
+        f"{spectra.finish_seconds:.0f} s to finish the layers",
+        "signal: squared norm of the mean gradient per label token; noise scale: label tokens in a batch at which noise equals signal; "
+        "signal rank: leading held-out singular values above three standard errors; |G| where |W|: 1 when the gradient does not "
+        "know the weights' size",
+    ]
+    lines += [f"not measured: {name}: {reason}" for name, reason in spectra.skipped_layers.items()]
+    return [*lines, *spectra.notes]

@@ -1,0 +1,49 @@
+"""`lora-select analyze` on a tiny model: the record, the table, the figures, and what it refuses."""
+
+import json
+
+import pytest
+
+from lora_select.cli import main
+from lora_select.records import Spectra, read
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"{n} " * (2 + n % 4)}]}
+        for n in range(40)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return file
+
+
+def analyze(model, data, out, *more):
+    return main(
+        ["analyze", "--model", str(model), "--data", str(data), "--out", str(out), "--microbatches", "8", *more]
+    )
+
+
+def test_it_prints_a_line_a_layer_and_writes_record_and_figures(tiny_model_folder, data, tmp_path, capsys):
+    assert analyze(tiny_model_folder, data, tmp_path / "out", "--sketch-size", "16") == 0
+    printed = capsys.readouterr().out
+    spectra = read(Spectra, tmp_path / "out" / "spectra.json")
+    assert len(spectra.layers) == 14
+    for layer in spectra.layers:
+        assert any(line.startswith(layer.name) for line in printed.splitlines())
+    assert "14 layers over 8 microbatches" in printed
+    for name in ("signal-ranks.png", "spectrum.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_too_few_rows_and_a_label_beyond_the_length_are_refused(tiny_model_folder, data, tmp_path, capsys):
+    assert analyze(tiny_model_folder, data, tmp_path / "out", "--microbatch-size", "30") == 2
+    assert "needs at least 120 training rows" in capsys.readouterr().err
+    assert analyze(tiny_model_folder, data, tmp_path / "out", "--max-length", "8") == 2
+    assert "raise --max-length" in capsys.readouterr().err
+
+
+def test_a_small_sketch_is_refused(tiny_model_folder, data, tmp_path, capsys):
+    assert analyze(tiny_model_folder, data, tmp_path / "out", "--sketch-size", "2") == 2
+    assert "`analysis.sketch_size` must be at least 4, got 2" in capsys.readouterr().err

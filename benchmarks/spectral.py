@@ -2,7 +2,7 @@
 
 For every model: forward + backward of the same microbatches without the pass before and after it (A B A, so that a drift of the
 machine cancels), the time to finish all layers, and peak memory of the pass and of one LoRA step, each in a process of its own. For the
-first model also exact singular value decompositions of full gradients and weights, on every tenth layer.
+first model also exact singular value decompositions of the weights and of matrices of their gradients' shape, on every tenth layer.
 
 Models come from packages (SmolLM2 from the lock; the others where they are installed, see `MODELS`).
 """
@@ -107,10 +107,9 @@ def timed(path: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def exact(path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Full gradients over the same microbatches and exact SVDs of them and of the weights, every tenth layer."""
+def exact(path: str) -> dict[str, Any]:
+    """Exact SVDs of a weight and of a random matrix of its gradient's shape, every tenth layer; forming gradients is not counted."""
     model = models.load_model(path)
-    batches = microbatches(path, args.microbatches, args.rows, args.length)
     chosen = dict(list(linear_layers(model).items())[::10])
     began = time.perf_counter()
     for module in chosen.values():
@@ -175,7 +174,7 @@ def main() -> None:
             return
         found[name] = timed(path, args) | {"memory": memory(name, args)}
         if name == args.models[0]:
-            found[name]["exact"] = exact(path, args)
+            found[name]["exact"] = exact(path)
             found[name]["exact"]["times_the_finish"] = (
                 found[name]["exact"]["svd_seconds_per_layer"] * found[name]["layers"] / found[name]["finish_seconds"]
             )
@@ -186,7 +185,8 @@ def main() -> None:
 def write(found: dict[str, Any]) -> None:
     """What has been measured so far, with machine and versions."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     machine = {"cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
     write_text(RESULTS, json.dumps({"machine": machine, "versions": versions, "models": found}, indent=1) + "\n")
 

@@ -120,7 +120,6 @@ def exact(path: str) -> dict[str, Any]:
     return {
         "layers_decomposed": len(chosen),
         "svd_seconds_per_layer": decomposed / len(chosen),
-        "microbatches": len(batches),
     }
 
 

@@ -14,8 +14,8 @@ class LayerSpectra:
     Energies are squared Frobenius norms of the label-masked mean-loss gradient G (units: nats^2 per weight-unit^2).
     `signal_energy` is a U-statistic, unbiased and so possibly negative; `signal_energy_se` is its jackknife standard
     error. `noise_energy` is the energy of one microbatch's deviation from the mean. `heldout_values` are held-out singular
-    values of G with `heldout_se`; `signal_rank` is the leading run above three standard errors. `gradient_error` is the a posteriori
-    error of the stored singular system of the mean gradient, relative to that gradient, sampling noise included, at most 1.
+    values of G with `heldout_se`; `signal_rank` counts those above zero at a false discovery rate of 1 %. `gradient_error` is the a
+    posteriori error of the stored singular system of the mean gradient, relative to that gradient, sampling noise included, at most 1.
     """
 
     name: str

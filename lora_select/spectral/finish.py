@@ -70,7 +70,7 @@ def finish(name: str, layer: LayerPass, run: Pass) -> tuple[LayerSpectra, dict[s
         noise_energy=_noise(layer, run, energy.value),
         heldout_values=tuple(heldout.tolist()),
         heldout_se=tuple(heldout_se.tolist()),
-        signal_rank=signal.signal_rank(heldout.tolist(), heldout_se.tolist()),
+        signal_rank=signal.signal_rank(heldout.tolist(), heldout_se.tolist(), (sum(run.counts) + 1) // 2),
         gradient_error=_gradient_error(inner),
         weight_energy=leading.energy,
         weight_values=tuple(leading.values.tolist()),

@@ -1,6 +1,7 @@
 """The report's pictures: matplotlib figures as PNG files, readable without colour vision, every axis with its unit."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,8 +103,9 @@ def _spectrum_of(axes: "Axes", layer: LayerSpectra) -> None:
     places = list(range(1, len(values) + 1))
     rank = layer.signal_rank
     axes.bar(places, band, width=1, color=BAND, linewidth=0)
-    axes.plot(places[:rank], values[:rank], "o", markersize=4, color=BLUE)
-    axes.plot(places[rank:], values[rank:], "o", markersize=4, color=BLUE, fillstyle="none")
+    clearest = sorted(range(len(values)), key=lambda at: values[at] / (layer.heldout_se[at] or math.inf), reverse=True)
+    for chosen, fill in ((clearest[:rank], "full"), (clearest[rank:], "none")):
+        axes.plot([places[at] for at in chosen], [values[at] for at in chosen], "o", ms=4, color=BLUE, fillstyle=fill)
     shown = [value for value in (*values, *band) if value > 0]
     if shown:
         axes.set_yscale("log", nonpositive="clip")

@@ -74,6 +74,8 @@ class TrainingConfig(Section):
     """How training runs. `auto` lets the plan decide: one rank a GPU, two on CPU; the ZeRO stage that fits.
 
     `num_processes` counts the ranks of all `nodes`; see docs/operations.md for how other nodes join.
+    `packing` lays rows end to end instead of padding them: the loss and the gradients are the same, which every run checks
+    on its own model first.
     """
 
     num_processes: int | Literal["auto"] = "auto"
@@ -83,6 +85,8 @@ class TrainingConfig(Section):
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     effective_batch_size: int = Field(default=16, ge=1)
     micro_batch_size: int | None = Field(default=None, ge=1)
+    packing: Literal["auto"] | bool = "auto"
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)

@@ -81,14 +81,14 @@ def label_loss(model: Any, batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]
     """Negative log-likelihood of the labels, with logits only where some row of the batch has a label.
 
     With vocabularies of 50,000 and more the output layer is a large share of the work, and prompts need none of it.
-    The cross-entropy is taken in float32 whatever the model's precision.
+    The cross-entropy is taken in float32 (float64 for a float64 model).
 
     Args:
         model: a causal language model, or a wrapper with the same forward.
-        batch: as :func:`collate` makes it, on the model's device.
+        batch: as :func:`collate` makes it, on the model's device; everything but `labels` is given to the model.
 
     Returns:
-        The summed loss of each row in nats, float32 of shape (rows,), and the number of its label tokens, int64.
+        The summed loss of each row in nats, of shape (rows,), and the number of its label tokens, int64.
     """
     import torch
     from torch.nn import functional
@@ -96,7 +96,7 @@ def label_loss(model: Any, batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]
     targets = batch["labels"][:, 1:]
     wanted = targets.ne(IGNORED)
     places = wanted.any(dim=0).nonzero().squeeze(-1)  # positions that predict a label in at least one row
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    inputs = {name: value for name, value in batch.items() if name != "labels"} | {"use_cache": False}
     if places.numel() == 0:
         places = targets.new_zeros(1)
     if _keeps_logits(model):
@@ -104,15 +104,18 @@ def label_loss(model: Any, batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]
     else:
         logits = model(**inputs).logits[:, places]
     kept = targets[:, places]
-    nll = functional.cross_entropy(logits.float().flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    nll = functional.cross_entropy(logits.flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none")
     return nll.view_as(kept).sum(dim=1), wanted.sum(dim=1).to(torch.int64)
 
 
 def _keeps_logits(model: Any) -> bool:
     """Whether the model computes logits at given positions only; wrappers (PEFT, DeepSpeed) are looked through."""
-    inner = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    if hasattr(inner, "get_base_model"):
-        inner = inner.get_base_model()
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+    return "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
+
+
+def unwrapped(model: Any) -> Any:
+    """The causal language model inside DeepSpeed's engine and PEFT's wrapper."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

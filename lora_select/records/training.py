@@ -48,6 +48,8 @@ class TrainingPlan:
     reasons: tuple[str, ...]
     nodes: int = 1
     """Machines that the ranks are spread over evenly."""
+    packing: bool = False
+    """Whether the rows of a micro-batch are laid end to end instead of padded to the longest."""
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,26 @@
 
 from typing import Any
 
+from lora_select.data.tokens import TokenRow
 from lora_select.records import TrainingPlan
-from lora_select.training import checkpoints, job, model, optimizer
+from lora_select.training import checkpoints, job, model, optimizer, smoke
 from lora_select.training.rank import Rank
 
+BUCKET_ELEMENTS = 2 * 10**7
 
-def build(rank: Rank, step: int) -> Any:
+
+def build(rank: Rank, rows: list[TokenRow], step: int) -> Any:
     """The DeepSpeed engine of this rank's job, as it was after `step` steps (0: at its start).
 
-    Parameters are loaded before DeepSpeed takes the model, so that it cuts its parts from the right values.
+    On `rows` it is first proven to fit. Parameters are loaded before DeepSpeed takes the model, so that it cuts its parts from the right values.
     """
     import deepspeed
 
     plan = rank.plan
     folder = rank.folder / job.CHECKPOINTS
     network = model.build(rank.job, rank.device)
+    rank.beat("smoke")
+    smoke.make_ready(network, rows, plan, rank.pad_id, rank.device)
     if step:
         checkpoints.load_parameters(network, folder, step)
     made = optimizer.make_optimizer(network, rank.job.spec, plan)
@@ -38,7 +43,8 @@ def deepspeed_config(plan: TrainingPlan) -> dict[str, Any]:
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
         "train_batch_size": plan.micro_batch_size * plan.gradient_accumulation_steps * plan.num_processes,
         "gradient_clipping": plan.max_grad_norm,
-        "zero_optimization": {"stage": plan.zero_stage},
+        # DeepSpeed's own bucket is 5e8 elements, 2 GB that an adapter's gradient never fills
+        "zero_optimization": {"stage": plan.zero_stage, "reduce_bucket_size": BUCKET_ELEMENTS},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,

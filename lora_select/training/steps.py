@@ -8,10 +8,14 @@ import resource
 import time
 from typing import Any
 
-from lora_select.data.tokens import TokenRow, collate, label_loss
+import torch
+import torch.distributed
+
+from lora_select.data.tokens import TokenRow
 from lora_select.records import StepMetrics, TrainingPlan
-from lora_select.training import batches, checkpoints, effect, job, optimizer
+from lora_select.training import batches, checkpoints, effect, job, optimizer, smoke
 from lora_select.training.failures import DIVERGED, TrainingError
+from lora_select.training.loss import training_loss
 from lora_select.training.rank import Rank, seed_micro_batch
 from lora_select.training.resume import metrics_until
 
@@ -54,23 +58,23 @@ def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int
     began = time.monotonic()
     numbers = batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step)
     chosen = [rows[number] for number in numbers]
-    mine = batches.micro_batches(chosen, rank.world, plan.gradient_accumulation_steps)[rank.rank]
+    mine = batches.dealt(chosen, plan)[rank.rank]
     labels = sum(sum(row.label_mask) for row in chosen)
     rate = learning_rate(plan, step)
     optimizer.set_rate(engine.optimizer, rate)
-    total, norm = 0.0, 0.0
+    total, norm = torch.zeros((), dtype=torch.float64, device=rank.device), 0.0
     for index, part in enumerate(mine):
         rank.beat("step", step + 1)
         seed_micro_batch(plan.seed, step, index * rank.world + rank.rank)
-        batch = collate(part or [batches.masked(chosen[0])], rank.pad_id)
-        nll, _ = label_loss(engine, {name: tensor.to(rank.device) for name, tensor in batch.items()})
+        nll = training_loss(engine, smoke.batch_of(part or [batches.masked(chosen[0])], plan, rank.pad_id, rank.device))
         # DeepSpeed averages over ranks and over micro-batches; the mean wanted is over label tokens.
-        loss = nll.sum() * (rank.world * plan.gradient_accumulation_steps / labels)
-        engine.backward(loss)
-        total += float(nll.detach().sum())
-        norm = _gradient_norm(engine, plan)
+        engine.backward(nll * (rank.world * plan.gradient_accumulation_steps / labels))
+        total += nll.detach()
+        if index == len(mine) - 1:
+            norm = _gradient_norm(engine, plan)
         engine.step()
-    loss_sum = _sum_over_ranks(total, rank.device)
+    torch.distributed.all_reduce(total)
+    loss_sum = float(total)
     tokens = sum(len(row.input_ids) for row in chosen)
     rank.tokens += tokens
     rank.label_tokens += labels
@@ -107,8 +111,6 @@ def _refuse_nonsense(rank: Rank, rows: list[TokenRow], metrics: StepMetrics) -> 
 
 def _gradient_norm(engine: Any, plan: TrainingPlan) -> float:
     """The norm before clipping; DeepSpeed itself only knows it when ZeRO partitions the gradients."""
-    import torch
-
     if plan.zero_stage > 0:
         return 0.0
     gradients = [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
@@ -124,19 +126,8 @@ def learning_rate(plan: TrainingPlan, step: int) -> float:
     return plan.learning_rate * factor[plan.lr_schedule]
 
 
-def _sum_over_ranks(value: float, device: str) -> float:
-    import torch
-    import torch.distributed
-
-    tensor = torch.tensor(value, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(tensor)
-    return float(tensor)
-
-
 def peak_memory_gib(device: str) -> float:
     """Peak memory of this process: allocated on the GPU, resident on a CPU, in GiB."""
     if device.startswith("cuda"):
-        import torch
-
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

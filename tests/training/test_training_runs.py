@@ -101,6 +101,12 @@ def assert_same_adapter(one, other):
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
 
 
+def test_packed_ranks_train_the_same_adapter(reference, tiny_model_folder, tmp_path):
+    adapter = train(tmp_path, tiny_model_folder, packing=True)
+    torch.testing.assert_close(losses(tmp_path), losses(reference[0]), rtol=1e-4, atol=1e-4)
+    assert (adapter.tokens, adapter.label_tokens) == (reference[1].tokens, reference[1].label_tokens)
+
+
 @pytest.mark.parametrize("harm", ["zero B", "NaN", "changed", "no tensors"])
 def test_proof_catches(reference, tiny_model_folder, tmp_path, harm):
     folder = shutil.copytree(reference[0], tmp_path / "copy")

@@ -1,0 +1,41 @@
+"""LLaMA-Factory's `run_exp` on rows that are tokenised already. Gradient checkpointing, which it turns on, is off as in the others."""
+
+from pathlib import Path
+
+import task as told
+
+
+def main():
+    task = told.read()
+    from datasets import DatasetDict
+    from llamafactory.train.tuner import run_exp
+
+    rows = told.dataset(task).map(lambda row: {"attention_mask": [1] * len(row["input_ids"])})
+    folder = Path(task["out"]).with_suffix(".rows")
+    if not folder.exists():
+        DatasetDict({"train": rows}).save_to_disk(folder)
+    clock = told.Clock(task)
+    options = {name: value for name, value in told.arguments(task).items() if name != "ddp_backend"} | {
+        "stage": "sft",
+        "do_train": True,
+        "model_name_or_path": task["model"],
+        "finetuning_type": "lora",
+        "lora_rank": task["lora"]["r"],
+        "lora_alpha": task["lora"]["lora_alpha"],
+        "lora_target": ",".join(task["lora"]["target_modules"]),
+        "lora_dropout": 0.0,
+        "template": "chatml",
+        "tokenized_path": str(folder),
+        "flash_attn": "sdpa",
+        "disable_gradient_checkpointing": True,
+        "disable_shuffling": task["sampling"] == "sequential",
+        "overwrite_output_dir": True,
+        "dataloader_num_workers": 0,
+        "group_by_length": task["sampling"] == "group_by_length",
+    }
+    run_exp(options, callbacks=[told.callback(clock)])
+    clock.answer()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Training speed side by side: our ranks, the same loop without DeepSpeed's engine, Hugging Face Trainer, TRL, LLaMA-Factory.
+
+Same model (SmolLM2-135M), rows, order of rows, effective batch, fp32, LoRA r 16 on all linear layers, threads and ranks; one
+after the other, several times; what counts is the median of the ratios of a repetition. A token is a real one, never padding.
+
+    python -m benchmarks.training --data short --trl-site FOLDER --llama-factory PYTHON
+
+TRL and LLaMA-Factory live in places of their own: `pip install --no-deps --target FOLDER trl==1.16.0`, and an environment with
+`llamafactory==0.9.5`, which wants transformers 5.6, peft 0.18 and trl 0.24.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lora_select import models
+from lora_select.data.samples import reference_text
+from lora_select.data.tokens import TokenRow, write_rows
+from lora_select.records import AdapterSpec, Range, TrainingPlan
+from lora_select.training import batches, launch
+from lora_select.training.job import JOB, METRICS, TrainingJob
+
+RESULTS = Path(__file__).parent / "results" / "training.json"
+PEERS = Path(__file__).parent / "peers"
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BATCH, WARMUP, TIMED = 8, 1, 3
+LENGTHS = {"short": ((60, 300), (1, 40)), "long": ((8, 24), (100, 260))}
+"""Tokens of prompt and completion, drawn evenly between the two."""
+
+
+def main() -> None:
+    options = parse()
+    model = models.resolve("sample:smollm2-135m-instruct").path
+    rows = make_rows(model, options.data)
+    contenders = everyone(options)
+    runs: dict[str, list[dict]] = {name: [] for name in contenders}
+    for repetition in range(options.repetitions):
+        for name, start in contenders.items():
+            with tempfile.TemporaryDirectory() as folder:
+                answer = start(Path(folder), model, rows, options)
+            tokens = [
+                sum(len(row.input_ids) for row in rows[i * BATCH : (i + 1) * BATCH])
+                for i in range(WARMUP, WARMUP + TIMED)
+            ]
+            answer["tokens_per_second"] = sum(tokens) / sum(answer["seconds"])
+            runs[name].append(answer)
+            print(
+                f"{repetition} {name:24} {answer['tokens_per_second']:8.1f} tokens/s  losses {answer['losses'][:2]}",
+                flush=True,
+            )
+    write(options, rows, runs)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=list(LENGTHS), default="short")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--sampling", choices=["sequential", "group_by_length"], default="sequential")
+    parser.add_argument("--only", nargs="*", help="names of contenders")
+    parser.add_argument("--trl-site", help="folder with trl in it")
+    parser.add_argument("--llama-factory", help="python of an environment with llamafactory")
+    return parser.parse_args()
+
+
+def everyone(options: argparse.Namespace) -> dict:
+    """Name -> how to run it; ours first."""
+    found = {"lora-select": ours, "lora-select padded": padded}
+    if options.ranks == 1:
+        found["without DeepSpeed"] = without_engine
+    found["Trainer + PEFT"] = peer("hf_trainer.py")
+    if options.trl_site:
+        found["TRL SFTTrainer"] = peer("trl_sft.py", site=options.trl_site)
+    if options.llama_factory:
+        found["LLaMA-Factory"] = peer("llama_factory.py", python=options.llama_factory)
+    return {name: start for name, start in found.items() if not options.only or name in options.only}
+
+
+def make_rows(model: str, data: str) -> list[TokenRow]:
+    """Real English text cut into prompts and completions of random lengths, in the order in which our steps take them."""
+    ids = models.load_tokenizer(model)(reference_text()[:400_000])["input_ids"]
+    drawn, place, rows = random.Random(0), 0, []
+    for number in range(BATCH * (WARMUP + TIMED)):
+        prompt, answer = (drawn.randint(*bounds) for bounds in LENGTHS[data])
+        mask = (False,) * prompt + (True,) * answer
+        rows.append(TokenRow(f"{number:03}", tuple(ids[place : place + prompt + answer]), mask))
+        place += prompt + answer
+    steps = WARMUP + TIMED
+    order = [n for step in range(steps) for n in batches.rows_of_step(len(rows), 1.0, BATCH, 0, step)]
+    return [rows[number] for number in order]
+
+
+def ours(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace, packing: bool = True) -> dict:
+    """The product's own path: supervisor, torchrun, DeepSpeed ranks."""
+    launch.train(job(folder, model, rows, options, packing), folder)
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    ends = [line["timestamp_ms"] / 1000 for line in lines][WARMUP - 1 :]
+    return {
+        "seconds": [b - a for a, b in itertools.pairwise(ends)],
+        "losses": [line["loss"] for line in lines],
+    }
+
+
+def padded(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace) -> dict:
+    return ours(folder, model, rows, options, packing=False)
+
+
+def without_engine(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace) -> dict:
+    from lora_select.training.job import write_job
+
+    write_job(folder, job(folder, model, rows, options, packing=True))
+    return run(folder, model, rows, options, "plain_loop.py", sys.executable, str(Path.cwd()))
+
+
+def peer(script: str, site: str | None = None, python: str = sys.executable):
+    return lambda folder, model, rows, options: run(folder, model, rows, options, script, python, site)
+
+
+def run(folder, model, rows, options, script, python, site) -> dict:
+    """One contender in processes of its own."""
+    steps = WARMUP + TIMED
+    task = {
+        "model": model, "batch": BATCH, "steps": steps, "warmup_steps": WARMUP, "threads": threads(options), "out": str(folder / "out.json"),
+        "rows": [{"input_ids": row.input_ids, "label_mask": row.label_mask} for row in rows], "learning_rate": 1e-4,
+        "lora": {"r": 16, "lora_alpha": 32, "target_modules": list(MODULES)}, "sampling": options.sampling, "job": str(folder / JOB),
+    }  # fmt: skip
+    (folder / "task.json").write_text(json.dumps(task))
+    ranks = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.ranks)]
+        if options.ranks > 1
+        else []
+    )
+    command = [python, *ranks, str(PEERS / script), str(folder / "task.json")]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads(options)),
+        "DISABLE_VERSION_CHECK": "1",
+        "PYTHONPATH": ":".join(filter(None, [site, str(PEERS)])),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+    if not (folder / "out.json").exists():
+        raise SystemExit(f"{script} ended with code {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}")
+    return json.loads((folder / "out.json").read_text())
+
+
+def job(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace, packing: bool) -> TrainingJob:
+    """Our job on the same rows: they are put back so that step i takes rows i * BATCH to (i + 1) * BATCH."""
+    order = [n for step in range(WARMUP + TIMED) for n in batches.rows_of_step(len(rows), 1.0, BATCH, 0, step)]
+    placed = [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
+    write_rows(folder / "rows.parquet", placed)
+    arguments = {
+        "r": 16,
+        "lora_alpha": 32,
+        "target_modules": list(MODULES),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+    }
+    spec = AdapterSpec("lora", "all-linear", MODULES, 16, 32, 2.0, "default", 1e-4, arguments, 4_884_480)
+    plan = TrainingPlan(
+        device="cpu", num_processes=options.ranks, zero_stage=0, precision="fp32", micro_batch_size=BATCH // options.ranks,
+        gradient_accumulation_steps=1, effective_batch_size=BATCH, epochs=1.0, total_steps=WARMUP + TIMED, warmup_steps=0,
+        learning_rate=1e-4, lr_schedule="constant", weight_decay=0.0, max_grad_norm=1.0, checkpoint_every=1000, keep_checkpoints=1,
+        gradient_checkpointing=False, seed=0, threads_per_process=threads(options), memory_gib=Range(1, 1, 1), minutes=Range(1, 1, 1),
+        disk_gib=0.1, reasons=(), packing=packing,
+    )  # fmt: skip
+    return TrainingJob(spec, plan, model, "smollm2", str(folder / "rows.parquet"), str(folder / "rows.parquet"))
+
+
+def threads(options: argparse.Namespace) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // options.ranks)
+
+
+def write(options: argparse.Namespace, rows: list[TokenRow], runs: dict[str, list[dict]]) -> None:
+    import peft
+    import torch
+    import transformers
+
+    first = runs.get("lora-select")
+    found = {}
+    for name, answers in runs.items():
+        speeds = [answer["tokens_per_second"] for answer in answers]
+        ratios = [a["tokens_per_second"] / b for a, b in zip(first, speeds, strict=True)] if first else []
+        found[name] = {
+            "tokens_per_second": speeds,
+            "first_loss": answers[0]["losses"][0],
+            "last_loss": answers[0]["losses"][-1],
+            "lora_select_over_this": ratios,
+            "median_ratio": statistics.median(ratios) if ratios else None,
+        }
+    lengths = [len(row.input_ids) for row in rows]
+    entry = {
+        "rows": len(rows),
+        "tokens": sum(lengths),
+        "label_tokens": sum(sum(row.label_mask) for row in rows),
+        "longest": max(lengths),
+        "ranks": options.ranks,
+        "sampling_of_peers": options.sampling,
+        "machine": f"{cpu()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
+        "contenders": found,
+    }
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    key = f"{options.data}, {options.ranks} rank{'s' * (options.ranks > 1)}, {options.sampling}"
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(before | {key: entry}, indent=1, sort_keys=True) + "\n")
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

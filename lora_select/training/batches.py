@@ -5,6 +5,7 @@ left. Inside a step rows are dealt out in micro-batches: sorted by length, so th
 are packed. Every row is seen exactly once an epoch, whatever the number of ranks.
 """
 
+import functools
 import heapq
 import itertools
 import math
@@ -29,15 +30,16 @@ def rows_of_step(count: int, epochs: float, effective_batch_size: int, seed: int
     """Row numbers of one step (0-based), before they are dealt out."""
     first = step * effective_batch_size
     last = min(first + effective_batch_size, max(1, round(count * epochs)))
-    orders: dict[int, list[int]] = {}
-    chosen = []
-    for place in range(first, last):
-        epoch, index = divmod(place, count)
-        if epoch not in orders:
-            orders[epoch] = list(range(count))
-            random.Random(f"{seed}:{epoch}").shuffle(orders[epoch])
-        chosen.append(orders[epoch][index])
-    return chosen
+    places = (divmod(place, count) for place in range(first, last))
+    return [_order(count, seed, epoch)[index] for epoch, index in places]
+
+
+@functools.lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The seeded permutation of an epoch; kept, since every step asks for it."""
+    order = list(range(count))
+    random.Random(f"{seed}:{epoch}").shuffle(order)
+    return tuple(order)
 
 
 def micro_batches(rows: Sequence[TokenRow], ranks: int, accumulation: int) -> list[list[list[TokenRow]]]:

@@ -1,27 +1,32 @@
 """The plan: ranks, ZeRO stage, micro-batch and accumulation for a fixed effective batch; memory and time beforehand."""
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, Range, TrainingPlan
+from lora_select.training import fit, memory
 from lora_select.training.batches import total_steps
+from lora_select.training.measure import Measured
 
 GIB = 2**30
-PROCESS_GIB = 0.9
-"""Resident size of a CPU rank with torch, DeepSpeed, transformers and PEFT imported and no model (measured: 0.8 to 1.0)."""
-CUDA_CONTEXT_GIB = 1.0
 CPU_FLOPS_PER_CORE = {"fp32": 6e10, "bf16": 9e10}
-"""Sustained rate of a training step on one core (measured on small models; the time range covers a factor of two)."""
+"""Sustained rate of a training step on one core, used only where nothing could be measured."""
 GPU_FLOPS = 1e14
 FLOPS_PER_PARAMETER_AND_TOKEN = 4.5
 """2 forward, 2 backward through frozen weights, and the adapter's own part; full training would be 6."""
 RANK_START_SECONDS = 20.0
-DEFAULT_MICRO_BATCH = 8
+MEASURED_SPREAD = (0.85, 1.0, 1.6)
+"""Low, expected and high time around a measured speed: ranks on one machine share its memory's bandwidth."""
+COMPUTED_SPREAD = (0.6, 1.0, 2.0)
+DEEPSPEED_GIB = 0.1
+"""What DeepSpeed and gloo add to a rank on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,13 @@ def detect_machine(device: str = "auto") -> Machine:
 
 
 def make_plan(
-    profile: DatasetProfile, spec: AdapterSpec, base: BaseModel, machine: Machine, wanted: Mapping[str, Any]
+    profile: DatasetProfile,
+    spec: AdapterSpec,
+    base: BaseModel,
+    machine: Machine,
+    wanted: Mapping[str, Any],
+    rows: Sequence[TokenRow] | None = None,
+    measured: Measured | str | None = None,
 ) -> TrainingPlan:
     """Decide how to train; pure.
 
@@ -70,6 +81,8 @@ def make_plan(
         base: the base model.
         machine: from :func:`detect_machine`.
         wanted: the config's `training` section as a mapping, and `seed`.
+        rows: the rows that will be trained on; without them every micro-batch is taken to hold rows of the largest length.
+        measured: what a rank did here with the plan that this function made without it, or why there is nothing.
 
     Raises:
         InputError: the settings contradict each other, or the model does not fit; names the value and the way out.
@@ -79,27 +92,21 @@ def make_plan(
     machine = machine.times(nodes)
     ranks = _ranks(machine, wanted, reasons)
     batch = int(wanted["effective_batch_size"])
-    rows = profile.train.rows - profile.train.rows_without_labels
+    count = profile.train.rows - profile.train.rows_without_labels
     if batch < ranks:
         raise InputError(
             f"`training.effective_batch_size` {batch} is smaller than the {ranks} ranks; raise it or lower `training.num_processes`"
         )
-    micro, accumulation = _micro_batch(batch, ranks, wanted["micro_batch_size"])
+    sizes = fit.micro_batches(batch, ranks, machine.device, wanted["micro_batch_size"])
+    steps = total_steps(count, float(wanted["epochs"]), batch, wanted["max_steps"])
     precision = _precision(machine, wanted["precision"], spec, reasons)
-    longest = min(profile.max_length, profile.train.length.maximum)
-    stage, memory = _stage(machine, wanted["zero_stage"], ranks, base, spec, micro * longest, precision, reasons)
-    steps = total_steps(rows, float(wanted["epochs"]), batch, wanted["max_steps"])
-    reasons.append(
-        f"{rows} rows, {wanted['epochs']:g} epochs, {batch} rows a step: {steps} steps; {ranks} ranks x {micro} rows x "
-        f"{accumulation} micro-batches"
-    )
-    return TrainingPlan(
+    draft = TrainingPlan(
         device=machine.device,
         num_processes=ranks,
-        zero_stage=stage,
+        zero_stage=0,
         precision=precision,
-        micro_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
+        micro_batch_size=sizes[0],
+        gradient_accumulation_steps=batch // ranks // sizes[0],
         effective_batch_size=batch,
         epochs=float(wanted["epochs"]),
         total_steps=steps,
@@ -113,12 +120,21 @@ def make_plan(
         gradient_checkpointing=False,
         seed=int(wanted["seed"]),
         threads_per_process=max(1, machine.cores // ranks) if machine.device == "cpu" else 1,
-        memory_gib=memory,
-        minutes=_minutes(machine, base, profile, steps * batch / max(1, rows), ranks, precision),
+        memory_gib=Range(0, 0, 0),
+        minutes=_minutes(machine, base, profile, steps * batch / max(1, count), ranks, precision, measured),
         disk_gib=round((int(wanted["keep_checkpoints"]) + 1) * 12 * spec.num_parameters / GIB + 0.1, 3),
-        reasons=tuple(reasons),
+        reasons=(),
+        packing=_packing(wanted["packing"], measured, reasons),
         nodes=nodes,
     )
+    available = machine.memory_gib / (ranks if machine.device == "cpu" else 1)
+    longest = min(profile.max_length, profile.train.length.maximum)
+    plan = fit.fitted(draft, base, spec, available, wanted, rows if rows else longest)
+    reasons.append(
+        f"{count} rows, {wanted['epochs']:g} epochs, {batch} rows a step: {steps} steps; {ranks} ranks x {plan.micro_batch_size} rows x "
+        f"{plan.gradient_accumulation_steps} micro-batches"
+    )
+    return _with_measured(dataclasses.replace(plan, reasons=(*reasons, *plan.reasons)), spec, measured)
 
 
 def check_disk(plan: TrainingPlan, folder: Path) -> None:
@@ -160,24 +176,6 @@ def _ranks(machine: Machine, wanted: Mapping[str, Any], reasons: list[str]) -> i
     return int(asked)
 
 
-def _micro_batch(batch: int, ranks: int, asked: int | None) -> tuple[int, int]:
-    """Micro-batch and accumulation with ranks x micro x accumulation = batch, the micro-batch as large as allowed."""
-    if batch % ranks:
-        raise InputError(
-            f"`training.effective_batch_size` {batch} is no multiple of the {ranks} ranks; use {batch - batch % ranks} or "
-            f"{batch + ranks - batch % ranks}, or another `training.num_processes`"
-        )
-    share = batch // ranks
-    limit = asked or DEFAULT_MICRO_BATCH
-    if asked and share % asked:
-        raise InputError(
-            f"`training.micro_batch_size` {asked} does not divide the {share} rows of each rank "
-            f"(`training.effective_batch_size` {batch} over {ranks} ranks)"
-        )
-    micro = max(size for size in range(1, min(limit, share) + 1) if share % size == 0)
-    return micro, share // micro
-
-
 def _precision(machine: Machine, asked: str, spec: AdapterSpec, reasons: list[str]) -> str:
     if asked == "auto":
         asked = "bf16" if machine.fast_bf16 else "fp32"
@@ -189,59 +187,54 @@ def _precision(machine: Machine, asked: str, spec: AdapterSpec, reasons: list[st
     return asked
 
 
-def _stage(
-    machine: Machine,
-    asked: int | str,
-    ranks: int,
-    base: BaseModel,
-    spec: AdapterSpec,
-    tokens: int,
-    precision: str,
-    reasons: list[str],
-) -> tuple[int, Range]:
-    """The lowest ZeRO stage whose expected memory fits, or the one that is asked for."""
-    available = machine.memory_gib / (ranks if machine.device == "cpu" else 1)
-    stages = [0, 2, 3] if asked == "auto" else [int(asked)]
-    needs = [memory(base, spec, tokens, precision, stage, ranks, machine.device) for stage in stages]
-    for stage, need in zip(stages, needs, strict=True):
-        if need.expected <= available:
-            reasons.append(
-                f"ZeRO-{stage}: {need.expected:.1f} GiB a rank (up to {need.high:.1f}) of {available:.1f} GiB"
-            )
-            return stage, need
-    raise InputError(
-        f"the model needs about {needs[-1].expected:.1f} GiB a rank at ZeRO-{stages[-1]}, {available:.1f} are there; lower "
-        "`training.micro_batch_size` or `dataset.max_length`, use bf16, or take more GPUs"
+def _packing(asked: bool | str, measured: Measured | str | None, reasons: list[str]) -> bool:
+    if asked is False:
+        return False
+    refusal = measured.refusal if isinstance(measured, Measured) else measured
+    if refusal and asked is True:
+        raise InputError(f"`training.packing` is true, but {refusal}; set it to auto or false")
+    if refusal:
+        reasons.append(refusal if isinstance(measured, Measured) else f"rows are padded, not packed: {refusal}")
+        return False
+    if measured:
+        reasons.append(
+            "rows are packed: losses and gradients of packed and single rows were compared on this model and agree"
+        )
+    return True
+
+
+def _with_measured(plan: TrainingPlan, spec: AdapterSpec, measured: Measured | str | None) -> TrainingPlan:
+    """The plan with the memory that a rank took here in place of the computed one, and a reason."""
+    if not isinstance(measured, Measured):
+        return plan
+    speed = measured.tokens / measured.seconds
+    reason = (
+        f"measured here: {speed:,.0f} tokens/s a rank over {measured.tokens} tokens, peak {measured.peak_gib:.2f} GiB at the heaviest "
+        f"micro-batch of {measured.heaviest_tokens} tokens"
     )
-
-
-def memory(
-    base: BaseModel, spec: AdapterSpec, tokens: int, precision: str, stage: int, ranks: int, device: str
-) -> Range:
-    """Peak memory of one rank in GiB, with `tokens` tokens in a micro-batch.
-
-    Weights 2 or 4 bytes a parameter; adapter 16 (fp32 weight, gradient, two Adam moments); activations about 34 hidden
-    sizes a token and layer in half precision (Korthikanti et al. 2022, eq. 2, without attention scores, which SDPA does
-    not keep), twice that in fp32; logits three copies of the vocabulary at the label positions, at most half of the tokens.
-    ZeRO-1 splits the moments, 2 the gradients too, 3 the weights as well.
-    """
-    size = 2 if precision == "bf16" else 4
-    weights = base.num_parameters * size / (ranks if stage == 3 else 1)
-    moments = 8 * spec.num_parameters / (ranks if stage >= 1 else 1)
-    gradients = 4 * spec.num_parameters / (ranks if stage >= 2 else 1)
-    activations = tokens * base.num_hidden_layers * base.hidden_size * 17 * size
-    logits = tokens / 2 * base.vocab_size * 4 * 3
-    fixed = PROCESS_GIB if device == "cpu" else CUDA_CONTEXT_GIB
-    low = fixed + (weights + moments + gradients + 4 * spec.num_parameters) / GIB
-    expected = low + (activations + logits) / GIB
-    return Range(round(low, 2), round(expected, 2), round(1.3 * expected + 0.5, 2))
+    state = 12 * spec.num_parameters / GIB  # gradients and moments, which the measurement does not keep
+    extra = DEEPSPEED_GIB if plan.device == "cpu" else memory.PROCESS_GIB["cuda"]
+    need = measured.peak_gib + state + extra
+    known = (
+        plan.memory_gib if plan.zero_stage == 3 else Range(*(round(need * factor, 2) for factor in (0.95, 1.0, 1.15)))
+    )
+    return dataclasses.replace(plan, memory_gib=known, reasons=(*plan.reasons, reason))
 
 
 def _minutes(
-    machine: Machine, base: BaseModel, profile: DatasetProfile, epochs: float, ranks: int, precision: str
+    machine: Machine,
+    base: BaseModel,
+    profile: DatasetProfile,
+    epochs: float,
+    ranks: int,
+    precision: str,
+    measured: Measured | str | None,
 ) -> Range:
     tokens = profile.train.tokens * epochs
-    speed = GPU_FLOPS * ranks if machine.device == "cuda" else CPU_FLOPS_PER_CORE[precision] * machine.cores
-    seconds = tokens * FLOPS_PER_PARAMETER_AND_TOKEN * base.num_parameters / speed
-    low, expected, high = (RANK_START_SECONDS + factor * seconds for factor in (0.6, 1.0, 2.0))
-    return Range(round(low / 60, 2), round(expected / 60, 2), round(high / 60, 2))
+    if isinstance(measured, Measured):
+        seconds, spread = tokens * measured.seconds / (measured.tokens * ranks), MEASURED_SPREAD
+    else:
+        speed = GPU_FLOPS * ranks if machine.device == "cuda" else CPU_FLOPS_PER_CORE[precision] * machine.cores
+        seconds, spread = tokens * FLOPS_PER_PARAMETER_AND_TOKEN * base.num_parameters / speed, COMPUTED_SPREAD
+    low, expected, high = (round((RANK_START_SECONDS + factor * seconds) / 60, 2) for factor in spread)
+    return Range(low, expected, high)

@@ -1,14 +1,14 @@
 """The plan keeps the effective batch, fits the memory, and refuses what cannot be done with the way out."""
 
 import dataclasses
-import itertools
 
 import pytest
-from training_jobs import spec
+from training_jobs import rows, spec
 
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, DatasetProfile, FileRef, Quantiles, SplitProfile
-from lora_select.training.plan import Machine, make_plan, memory
+from lora_select.training.measure import Measured
+from lora_select.training.plan import Machine, make_plan
 from lora_select.training.steps import learning_rate
 
 CPU = Machine("cpu", 1, 2, 24.0, False)
@@ -18,10 +18,11 @@ SPLIT = SplitProfile(
 )
 NOTHING = FileRef("x", "0", 0)
 PROFILE = DatasetProfile("d", "m", 256, SPLIT, SPLIT, 0, 3.0, 0.1, 64, 2.0, 1e5, (), NOTHING, NOTHING)
+ROWS = rows(800)
 BASE = BaseModel("b", None, "b", "0", "Llama", 134_500_000, 30, 576, 49152, True, 8192)
 WANTED = {
     "num_processes": "auto", "precision": "auto", "zero_stage": "auto", "effective_batch_size": 16,
-    "micro_batch_size": None, "epochs": 1.0, "max_steps": None, "warmup_fraction": 0.1, "lr_schedule": "cosine",
+    "micro_batch_size": None, "packing": "auto", "gradient_checkpointing": "auto", "epochs": 1.0, "max_steps": None, "warmup_fraction": 0.1, "lr_schedule": "cosine",
     "weight_decay": 0.0, "max_grad_norm": 1.0, "checkpoint_every": 20, "keep_checkpoints": 2, "seed": 0,
 }  # fmt: skip
 
@@ -38,7 +39,8 @@ def plan(machine=CPU, base=BASE, adapter=None, **changes):
         (CPU, {"effective_batch_size": 6}, (2, 3, 1)),
         (CPU, {"micro_batch_size": 2}, (2, 2, 4)),
         (GPUS, {}, (4, 4, 1)),
-        (GPUS, {"effective_batch_size": 128}, (4, 8, 4)),
+        (GPUS, {"effective_batch_size": 128}, (4, 32, 1)),
+        (GPUS, {"effective_batch_size": 256}, (4, 32, 2)),
     ],
 )
 def test_ranks_micro_batch_and_accumulation_make_the_batch(machine, changes, expected):
@@ -56,24 +58,67 @@ def test_precision_follows_the_machine_and_pissa_keeps_fp32():
     assert any("residual" in reason for reason in pissa.reasons)
 
 
-def test_stage_rises_until_the_model_fits():
-    large = dataclasses.replace(BASE, num_parameters=70_000_000_000, hidden_size=8192, num_hidden_layers=80)
-    assert plan(GPUS).zero_stage == 0
-    assert plan(GPUS, base=large).zero_stage == 3
-    with pytest.raises(InputError, match=r"needs about .* GiB a rank at ZeRO-3, 12.0 are there; lower"):
-        plan(base=large)
+def test_micro_batch_then_checkpointing_then_stage():
+    """As the model grows, the micro-batch falls first, then activations are computed twice, then the stage rises."""
+    seen = []
+    for billions in (1, 20, 30, 34, 36, 60, 100):
+        model = dataclasses.replace(BASE, num_parameters=billions * 10**9, hidden_size=8192, num_hidden_layers=80)
+        made = plan(GPUS, base=model, effective_batch_size=128)
+        seen.append((made.zero_stage, made.gradient_checkpointing, -made.micro_batch_size))
+        assert made.memory_gib.expected <= 0.9 * 80
+        assert made.micro_batch_size * made.gradient_accumulation_steps * 4 == 128
+    assert seen[0] == (0, False, -32)
+    assert seen == sorted(seen)
+    assert {stage for stage, _, _ in seen} >= {0, 3}
+    assert any(checkpointing for stage, checkpointing, _ in seen if stage == 0)
+    with pytest.raises(InputError, match=r"needs about .* GiB a rank at ZeRO-3, 12.0 are there"):
+        plan(base=dataclasses.replace(BASE, num_parameters=70_000_000_000, hidden_size=8192, num_hidden_layers=80))
 
 
-def test_memory_falls_with_the_stage_and_is_ordered():
-    found = [memory(BASE, spec(num_parameters=50_000_000), 1000, "bf16", stage, 4, "cuda") for stage in (0, 1, 2, 3)]
-    assert [a.expected > b.expected for a, b in itertools.pairwise(found)] == [True] * 3
-    assert all(one.low < one.expected < one.high for one in found)
+def test_the_heaviest_micro_batch_decides_and_packing_needs_less():
+    packed, padded = plan_of_rows(packing=True), plan_of_rows(packing=False)
+    assert packed.packing
+    assert not padded.packing
+    assert packed.memory_gib.expected < padded.memory_gib.expected
+    uniform = plan()  # rows unknown: all of the largest length
+    assert padded.memory_gib.expected < uniform.memory_gib.expected
+
+
+def plan_of_rows(**changes):
+    return make_plan(PROFILE, spec(), BASE, CPU, WANTED | changes, ROWS)
+
+
+def test_what_was_measured_replaces_what_was_computed():
+    measured = Measured(None, 1000, 10.0, 2.0, 300)
+    made = make_plan(PROFILE, spec(), BASE, CPU, WANTED, ROWS, measured)
+    tokens = 64_000 / (2 * 100) / 60  # two ranks of 100 tokens/s
+    assert made.minutes.expected == pytest.approx(tokens + 20 / 60, abs=0.01)
+    assert made.minutes.low < made.minutes.expected < made.minutes.high
+    assert made.memory_gib.expected == pytest.approx(2.1, abs=0.01)
+    assert made.packing
+    assert any("100 tokens/s a rank" in reason for reason in made.reasons)
+
+
+@pytest.mark.parametrize(
+    "measured", [Measured("rows are padded, not packed: X", 10, 1.0, 1.0, 10), "speed was not measured: X"]
+)
+def test_packing_falls_back_with_the_reason_or_is_an_error(measured):
+    made = make_plan(PROFILE, spec(), BASE, CPU, WANTED, ROWS, measured)
+    assert not made.packing
+    assert any("padded, not packed" in reason for reason in made.reasons)
+    with pytest.raises(InputError, match="`training.packing` is true, but"):
+        make_plan(PROFILE, spec(), BASE, CPU, WANTED | {"packing": True}, ROWS, measured)
 
 
 @pytest.mark.parametrize(
     ("machine", "changes", "words"),
     [
         (CPU, {"effective_batch_size": 1, "num_processes": 2}, "smaller than the 2 ranks"),
+        (
+            GPUS,
+            {"zero_stage": 0, "micro_batch_size": 4, "gradient_checkpointing": False, "effective_batch_size": 10},
+            "no multiple",
+        ),
         (CPU, {"effective_batch_size": 7}, "no multiple of the 2 ranks; use 6 or 8"),
         (CPU, {"micro_batch_size": 3}, "does not divide the 8 rows"),
         (CPU, {"num_processes": 5}, "over the 2 cores"),

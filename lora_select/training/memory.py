@@ -1,0 +1,120 @@
+"""How much memory a rank needs: a sum of terms, each with its formula and source.
+
+P base parameters, A adapter parameters, N ranks, L layers, d hidden size, V vocabulary, T tokens that the heaviest micro-batch runs
+over (padding included), s bytes a number of the base's precision.
+
+    weights      s P; int8: 1 + 4 / d, nf4: 1/2 + 4 / 64 bytes for the linear layers [1]; ZeRO-3: / N, and while a step runs up to
+                 1e9 gathered parameters besides [2, DeepSpeed's `stage3_max_live_parameters`]
+    adapter      4 A of parameters; gradients 4 A, / N from ZeRO-2; two moments 8 A, / N from ZeRO-1 [2], with a master copy of
+                 4 A / N there; 0 where offloaded
+    activations  T L e s, with e = 6 d + a + f the numbers that a block keeps for its backward pass (below); with checkpointing
+                 T L d s and one block whole [3, section 5]
+    logits       three copies of at most 2^24 numbers (`loss.CHUNK_ELEMENTS`) in float32, or of label tokens x V if those are fewer
+
+What a Llama-like block keeps when only its adapters are trained, in numbers a token: both norms' input and normalised input (4 d),
+the adapters' inputs x of the attention and of the MLP (2 d), the query, key, value and output of attention (2 d + 2 d_kv),
+the MLP's gate, its activation, the other half and their product (4 f). A frozen W keeps nothing [4]. With a = 2 d + 2 d_kv + 3 f = P_block / d
+that is 6 d + a + f, and f = (a - 8/3 d) / 3 where d_kv = d / 3 is not known. In half precision PEFT also keeps a float32 copy of each
+adapter's input, 4 bytes x (6 d + f). DoRA keeps the outputs of base and adapter again: 2 x (3 d + 2 f).
+
+References:
+    [1] Dettmers et al., "QLoRA", 2023, arXiv:2305.14314, section 3. [2] Rajbhandari et al., "ZeRO", 2020, arXiv:1910.02054, section 5.
+    [3] Korthikanti et al., "Reducing activation recomputation", 2022, arXiv:2205.05198: their 34 s b h counts full training in
+    16 bits with dropout; [4] Hu et al., "LoRA", 2021, arXiv:2106.09685, section 4.2.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_select.records import AdapterSpec, BaseModel, Range
+
+GIB = 2**30
+BYTES = {"fp32": 4, "bf16": 2}
+PROCESS_GIB = {"cpu": 0.55, "cuda": 1.0}
+"""Of a CPU rank: interpreter with torch, transformers, PEFT and DeepSpeed (measured); of a GPU rank: CUDA's context (not measured)."""
+LIVE_PARAMETERS = 1e9
+CHUNK_ELEMENTS = 2**24
+LOW, HIGH = 0.8, 1.3
+"""Spread around the expected value; see the measured error in docs/operations.md."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides a rank's memory besides model and adapter.
+
+    `tokens` and `labels` are those of the heaviest micro-batch; `quantize` is None, `nf4` or `int8`.
+    """
+
+    tokens: int
+    labels: int
+    precision: str
+    zero_stage: int
+    ranks: int
+    gradient_checkpointing: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    quantize: str | None = None
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+
+def estimate(base: BaseModel, spec: AdapterSpec, setting: Setting) -> Range:
+    """Peak memory of one rank in GiB: resident on a CPU, allocated and CUDA's context on a GPU."""
+    expected = sum(parts(base, spec, setting).values())
+    return Range(round(LOW * expected, 2), round(expected, 2), round(HIGH * expected, 2))
+
+
+def parts(base: BaseModel, spec: AdapterSpec, setting: Setting) -> dict[str, float]:
+    """The terms of the sum, GiB by name."""
+    return {
+        "process": PROCESS_GIB[setting.device],
+        "weights": _weights(base, setting) / GIB,
+        "adapter": _adapter(spec.num_parameters, setting) / GIB,
+        "activations": _activations(base, spec, setting) / GIB,
+        "logits": 3 * 4 * min(setting.labels * base.vocab_size, CHUNK_ELEMENTS) / GIB,
+    }
+
+
+def weight_bytes(base: BaseModel, precision: str, quantize: str | None) -> float:
+    """Bytes of the whole base model; embedding and output layer are not quantised."""
+    size = BYTES[precision]
+    if quantize is None:
+        return size * base.num_parameters
+    kept = base.vocab_size * base.hidden_size
+    each = {"int8": 1 + 4 / base.hidden_size, "nf4": 0.5 + 4 / 64}[quantize]
+    return size * kept + each * max(0, base.num_parameters - kept)
+
+
+def _weights(base: BaseModel, setting: Setting) -> float:
+    whole = weight_bytes(base, setting.precision, setting.quantize)
+    if setting.zero_stage < 3:
+        return whole
+    part = 0.0 if setting.offload_parameters else whole / setting.ranks
+    return part + whole * min(1.0, LIVE_PARAMETERS / max(1, base.num_parameters))
+
+
+def _adapter(parameters: int, setting: Setting) -> float:
+    stage, ranks = setting.zero_stage, setting.ranks
+    gradients = 4 * parameters / (ranks if stage >= 2 else 1)
+    moments = 8 * parameters / (ranks if stage >= 1 else 1) + (4 * parameters / ranks if stage >= 1 else 0)
+    return 4 * parameters + gradients + (0 if setting.offload_optimizer else moments)
+
+
+def _activations(base: BaseModel, spec: AdapterSpec, setting: Setting) -> float:
+    size, width = BYTES[setting.precision], base.hidden_size
+    block = kept_bytes(base, spec, setting.precision)
+    if setting.gradient_checkpointing:
+        return setting.tokens * (base.num_hidden_layers * width * size + 2 * block)
+    return setting.tokens * (base.num_hidden_layers + 1) * block
+
+
+def kept_bytes(base: BaseModel, spec: AdapterSpec, precision: str) -> float:
+    """Bytes a token that one block keeps for its backward pass."""
+    width, size = base.hidden_size, BYTES[precision]
+    a = (base.num_parameters - base.vocab_size * width) / (base.num_hidden_layers * width)
+    inner = max(0.0, (a - 8 / 3 * width) / 3)
+    kept = size * (6 * width + a + inner)
+    if precision == "bf16":
+        kept += 4 * (6 * width + inner)
+    if spec.peft_arguments.get("use_dora"):
+        kept += size * 2 * (3 * width + 2 * inner)
+    return kept

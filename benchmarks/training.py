@@ -106,6 +106,7 @@ def ours(folder: Path, model: str, rows: list[TokenRow], options: argparse.Names
     return {
         "seconds": [b - a for a, b in itertools.pairwise(ends)],
         "losses": [line["loss"] for line in lines],
+        "peak_gib": lines[-1]["memory_gib"],
     }
 
 
@@ -190,6 +191,7 @@ def write(options: argparse.Namespace, rows: list[TokenRow], runs: dict[str, lis
         ratios = [a["tokens_per_second"] / b for a, b in zip(first, speeds, strict=True)] if first else []
         found[name] = {
             "tokens_per_second": speeds,
+            "peak_gib_of_rank_0": round(max(answer["peak_gib"] for answer in answers), 2),
             "first_loss": answers[0]["losses"][0],
             "last_loss": answers[0]["losses"][-1],
             "lora_select_over_this": ratios,

@@ -6,6 +6,7 @@ lora, learning_rate, out. The answer in `out`: seconds and real (not padding) to
 
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -46,7 +47,8 @@ class Clock:
             return
         task, first = self.task, self.task["warmup_steps"]
         seconds = [b - a for a, b in zip(self.ends[first - 1 : -1], self.ends[first:], strict=True)]
-        Path(task["out"]).write_text(json.dumps({"seconds": seconds, "losses": self.losses}))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        Path(task["out"]).write_text(json.dumps({"seconds": seconds, "losses": self.losses, "peak_gib": peak}))
 
 
 def callback(clock):

@@ -67,7 +67,7 @@ def test_micro_batch_then_checkpointing_then_stage():
         seen.append((made.zero_stage, made.gradient_checkpointing, -made.micro_batch_size))
         assert made.memory_gib.expected <= 0.9 * 80
         assert made.micro_batch_size * made.gradient_accumulation_steps * 4 == 128
-    assert seen[0] == (0, False, -32)
+    assert seen[0] == (0, False, -16)
     assert seen == sorted(seen)
     assert {stage for stage, _, _ in seen} >= {0, 3}
     assert any(checkpointing for stage, checkpointing, _ in seen if stage == 0)

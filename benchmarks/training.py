@@ -31,8 +31,8 @@ from lora_select.training.job import JOB, METRICS, TrainingJob
 RESULTS = Path(__file__).parent / "results" / "training.json"
 PEERS = Path(__file__).parent / "peers"
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-BATCH, WARMUP, TIMED = 8, 1, 3
-LENGTHS = {"short": ((60, 300), (1, 40)), "long": ((8, 24), (100, 260))}
+BATCH, WARMUP, TIMED = 8, 1, 2
+LENGTHS = {"short": ((50, 250), (1, 20)), "long": ((8, 24), (60, 240))}
 """Tokens of prompt and completion, drawn evenly between the two."""
 
 
@@ -184,19 +184,22 @@ def write(options: argparse.Namespace, rows: list[TokenRow], runs: dict[str, lis
     import torch
     import transformers
 
-    first = runs.get("lora-select")
-    found = {}
+    key = f"{options.data}, {options.ranks} rank{'s' * (options.ranks > 1)}, {options.sampling}"
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    earlier = before.get(key, {}).get("contenders", {})
+    found = {name: dict(earlier.get(name, {})) for name in runs | earlier}
     for name, answers in runs.items():
-        speeds = [answer["tokens_per_second"] for answer in answers]
-        ratios = [a["tokens_per_second"] / b for a, b in zip(first, speeds, strict=True)] if first else []
-        found[name] = {
-            "tokens_per_second": speeds,
-            "peak_gib_of_rank_0": round(max(answer["peak_gib"] for answer in answers), 2),
-            "first_loss": answers[0]["losses"][0],
-            "last_loss": answers[0]["losses"][-1],
-            "lora_select_over_this": ratios,
-            "median_ratio": statistics.median(ratios) if ratios else None,
-        }
+        one = found[name]
+        one["tokens_per_second"] = one.get("tokens_per_second", []) + [
+            round(a["tokens_per_second"], 1) for a in answers
+        ]
+        one["peak_gib_of_rank_0"] = round(max([one.get("peak_gib_of_rank_0", 0), *(a["peak_gib"] for a in answers)]), 2)
+        one["losses"] = answers[-1]["losses"]
+    ours_first = found.get("lora-select", {}).get("tokens_per_second", [])
+    for one in found.values():
+        pairs = zip(ours_first, one["tokens_per_second"], strict=False)  # one pair a repetition
+        one["lora_select_over_this"] = [round(a / b, 3) for a, b in pairs]
+        one["median_ratio"] = round(statistics.median(one["lora_select_over_this"]), 3) if ours_first else None
     lengths = [len(row.input_ids) for row in rows]
     entry = {
         "rows": len(rows),
@@ -209,8 +212,6 @@ def write(options: argparse.Namespace, rows: list[TokenRow], runs: dict[str, lis
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
         "contenders": found,
     }
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    key = f"{options.data}, {options.ranks} rank{'s' * (options.ranks > 1)}, {options.sampling}"
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(before | {key: entry}, indent=1, sort_keys=True) + "\n")
 

@@ -29,9 +29,9 @@ def main():
         "flash_attn": "sdpa",
         "disable_gradient_checkpointing": True,
         "disable_shuffling": task["sampling"] == "sequential",
+        "train_sampling_strategy": task["sampling"],
         "overwrite_output_dir": True,
         "dataloader_num_workers": 0,
-        "group_by_length": task["sampling"] == "group_by_length",
     }
     run_exp(options, callbacks=[told.callback(clock)])
     clock.answer()

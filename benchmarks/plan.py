@@ -68,8 +68,9 @@ def one(folder: Path, name, micro, ranks, stage, packing, checkpointing, precisi
     base = models.resolve(source(name, folder.parent))
     shapes = {"r": 16, "lora_alpha": 32, "target_modules": list(MODULES), "lora_dropout": 0.0, "bias": "none"}
     spec = AdapterSpec(
-        "dora" if dora else "lora", "all-linear", MODULES, 16, 32, 2.0, "default", 1e-4,
-        shapes | {"task_type": "CAUSAL_LM"} | ({"use_dora": True} if dora else {}), adapter_parameters(base, shapes),
+        variant="dora" if dora else "lora", targets="all-linear", target_modules=MODULES, r=16, lora_alpha=32, scale=2.0,
+        init="default", learning_rate=1e-4, peft_class="LoraConfig", optimizer={}, num_parameters=adapter_parameters(base, shapes),
+        peft_arguments=shapes | {"task_type": "CAUSAL_LM"} | ({"use_dora": True} if dora else {}),
     )  # fmt: skip
     rows = make_rows(2 * micro * ranks, min(base.vocab_size, 30_000))
     plan = TrainingPlan(

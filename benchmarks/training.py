@@ -41,22 +41,20 @@ def main() -> None:
     model = models.resolve("sample:smollm2-135m-instruct").path
     rows = make_rows(model, options.data)
     contenders = everyone(options)
-    runs: dict[str, list[dict]] = {name: [] for name in contenders}
     for repetition in range(options.repetitions):
+        runs: dict[str, list[dict]] = {}
         for name, start in contenders.items():
             with tempfile.TemporaryDirectory() as folder:
                 answer = start(Path(folder), model, rows, options)
-            tokens = [
-                sum(len(row.input_ids) for row in rows[i * BATCH : (i + 1) * BATCH])
-                for i in range(WARMUP, WARMUP + TIMED)
-            ]
-            answer["tokens_per_second"] = sum(tokens) / sum(answer["seconds"])
-            runs[name].append(answer)
+            steps = range(WARMUP, WARMUP + TIMED)
+            tokens = sum(len(row.input_ids) for step in steps for row in rows[step * BATCH : (step + 1) * BATCH])
+            answer["tokens_per_second"] = tokens / sum(answer["seconds"])
+            runs[name] = [answer]
             print(
-                f"{repetition} {name:24} {answer['tokens_per_second']:8.1f} tokens/s  losses {answer['losses'][:2]}",
+                f"{repetition} {name:20} {answer['tokens_per_second']:8.1f} tokens/s  losses {answer['losses']}",
                 flush=True,
             )
-    write(options, rows, runs)
+        write(options, rows, runs)
 
 
 def parse() -> argparse.Namespace:
@@ -164,7 +162,10 @@ def job(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namesp
         "bias": "none",
         "task_type": "CAUSAL_LM",
     }
-    spec = AdapterSpec("lora", "all-linear", MODULES, 16, 32, 2.0, "default", 1e-4, arguments, 4_884_480)
+    spec = AdapterSpec(
+        variant="lora", targets="all-linear", target_modules=MODULES, r=16, lora_alpha=32, scale=2.0, init="default", learning_rate=1e-4,
+        peft_class="LoraConfig", peft_arguments=arguments, optimizer={}, num_parameters=4_884_480,
+    )  # fmt: skip
     plan = TrainingPlan(
         device="cpu", num_processes=options.ranks, zero_stage=0, precision="fp32", micro_batch_size=BATCH // options.ranks,
         gradient_accumulation_steps=1, effective_batch_size=BATCH, epochs=1.0, total_steps=WARMUP + TIMED, warmup_steps=0,

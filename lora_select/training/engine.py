@@ -10,7 +10,7 @@ from lora_select.training.rank import Rank
 BUCKET_ELEMENTS = 2 * 10**7
 
 
-def build(rank: Rank, rows: list[TokenRow], step: int) -> Any:
+def build(rank: Rank, step: int, rows: list[TokenRow] | None = None) -> Any:
     """The DeepSpeed engine of this rank's job, as it was after `step` steps (0: at its start).
 
     On `rows` it is first proven to fit. Parameters are loaded before DeepSpeed takes the model, so that it cuts its parts from the right values.
@@ -21,7 +21,8 @@ def build(rank: Rank, rows: list[TokenRow], step: int) -> Any:
     folder = rank.folder / job.CHECKPOINTS
     network = model.build(rank.job, rank.device)
     rank.beat("smoke")
-    smoke.make_ready(network, rows, plan, rank.pad_id, rank.device)
+    if rows:
+        smoke.make_ready(network, rows, plan, rank.pad_id, rank.device)
     if step:
         checkpoints.load_parameters(network, folder, step)
     made = optimizer.make_optimizer(network, rank.job.spec, plan)

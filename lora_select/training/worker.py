@@ -42,7 +42,7 @@ def work(job_file: Path, heart: Heart) -> None:
     rank.pad_id = models.pad_id(models.load_tokenizer(rank.job.base_path))
     first = resume.find(rank)
     seed_start(rank.plan.seed)
-    rank.engine = engine.build(rank, rows, first)
+    rank.engine = engine.build(rank, first, rows)
     resume.cut_metrics(rank, first)
     loss = steps.train(rank, rows, first)
     finish(rank, loss, time.monotonic() - started)

@@ -18,6 +18,7 @@ from lora_select.training import state
 MANIFEST = "MANIFEST.json"
 PARAMETERS = "parameters.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+GROUPS = "groups"
 
 
 def save(engine: Any, stage: int, folder: Path, step: int, keep: int) -> None:
@@ -28,9 +29,10 @@ def save(engine: Any, stage: int, folder: Path, step: int, keep: int) -> None:
     """
     import torch.distributed
 
-    parameters, optimizer = whole_parameters(engine, stage), state.gather(engine, stage)
+    parameters = whole_parameters(engine, stage)
+    optimizer, groups = state.gather(engine, stage)
     if engine.global_rank == 0:
-        _write(folder, step, parameters, optimizer)
+        _write(folder, step, {PARAMETERS: (parameters, ""), OPTIMIZER: (optimizer, groups)})
         for old in found(folder)[:-keep]:
             shutil.rmtree(folder / name(old))
     torch.distributed.barrier()
@@ -61,7 +63,7 @@ def newest(folder: Path) -> tuple[int, list[str]]:
 
 
 def load_parameters(network: Any, folder: Path, step: int) -> None:
-    """Load the trained parameters into a model that DeepSpeed has not yet taken.
+    """Load the trained parameters into a model that DeepSpeed has not yet taken, after its optimizer froze what it freezes.
 
     Raises:
         RuntimeError: the model has other trained parameters than the checkpoint.
@@ -81,9 +83,13 @@ def load_parameters(network: Any, folder: Path, step: int) -> None:
 
 def load_optimizer(engine: Any, stage: int, folder: Path, step: int) -> None:
     """Load the optimizer's state into an engine that has made no step; called by every rank."""
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
-    state.restore(engine, stage, load_file(folder / name(step) / OPTIMIZER))
+    path = folder / name(step) / OPTIMIZER
+    with safe_open(path, "pt") as file:
+        groups = file.metadata()[GROUPS]
+    state.restore(engine, stage, load_file(path), groups)
 
 
 def discard_after(folder: Path, step: int) -> None:
@@ -125,7 +131,7 @@ def verify(folder: Path) -> str | None:
     return None
 
 
-def _write(folder: Path, step: int, parameters: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+def _write(folder: Path, step: int, files: Mapping[str, tuple[Mapping[str, Any], str]]) -> None:
     """All files in a temporary folder, on disk before the rename that makes them a checkpoint."""
     from safetensors.torch import save_file
 
@@ -133,8 +139,8 @@ def _write(folder: Path, step: int, parameters: Mapping[str, Any], optimizer: Ma
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        for file, tensors in ((PARAMETERS, parameters), (OPTIMIZER, optimizer)):
-            save_file(dict(tensors), temporary / file)
+        for file, (tensors, groups) in files.items():
+            save_file(dict(tensors), temporary / file, metadata={GROUPS: groups})
             _sync(temporary / file)
         _seal(temporary, step)
         shutil.rmtree(final, ignore_errors=True)

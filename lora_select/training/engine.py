@@ -23,9 +23,9 @@ def build(rank: Rank, step: int, rows: list[TokenRow] | None = None) -> Any:
     rank.beat("smoke")
     if rows:
         smoke.make_ready(network, rows, plan, rank.pad_id, rank.device)
+    made = optimizer.make_optimizer(network, rank.job.spec, plan)
     if step:
         checkpoints.load_parameters(network, folder, step)
-    made = optimizer.make_optimizer(network, rank.job.spec, plan)
     engine, *_ = deepspeed.initialize(model=network, optimizer=made, config=deepspeed_config(plan))
     if step:
         checkpoints.load_optimizer(engine, plan.zero_stage, folder, step)

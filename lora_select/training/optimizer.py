@@ -105,3 +105,8 @@ MAKERS: dict[str, Callable[[Any, AdapterSpec, TrainingPlan], Any]] = {
 }
 UNSPLIT_ONLY = ("lora+", "lora-fa", "riemannian", "adalora")
 """Those that read a layer's factors together, and LoRA+: DeepSpeed lost the state of one of its groups at a checkpoint of stage 2."""
+
+
+def max_zero_stage(spec: AdapterSpec) -> int:
+    """The highest ZeRO stage that the adapter's optimizer works at."""
+    return 0 if spec.optimizer.get("name") in UNSPLIT_ONLY else 3

@@ -18,7 +18,9 @@ MAX_RESTARTS = 3
 RATE_FACTOR = 0.5
 
 
-def propose(failure: Failure, plan: TrainingPlan, history: Sequence[Remedy], restarts: int) -> Remedy | None:
+def propose(
+    failure: Failure, plan: TrainingPlan, history: Sequence[Remedy], restarts: int, *, max_stage: int = 3
+) -> Remedy | None:
     """The remedy for a failure, or None when there is none (left).
 
     Args:
@@ -26,9 +28,10 @@ def propose(failure: Failure, plan: TrainingPlan, history: Sequence[Remedy], res
         plan: the plan that failed, remedies of earlier failures included.
         history: every remedy so far in this training folder.
         restarts: how many restarts without a change this start of the training has made.
+        max_stage: the highest ZeRO stage that the adapter's optimizer works at.
     """
     if failure.kind == failures.OUT_OF_MEMORY:
-        return _less_memory(failure, plan)
+        return _less_memory(failure, plan, max_stage)
     if failure.kind == failures.DIVERGED:
         if any(remedy.failure == failures.DIVERGED for remedy in history):
             return None
@@ -74,7 +77,7 @@ def error(failure: Failure, plan: TrainingPlan, log: str) -> Exception:
     return WorldError(f"training did not finish, {failure.kind}: {failure.message}; {again}\n  log: {log}")
 
 
-def _less_memory(failure: Failure, plan: TrainingPlan) -> Remedy | None:
+def _less_memory(failure: Failure, plan: TrainingPlan, max_stage: int) -> Remedy | None:
     share = plan.micro_batch_size * plan.gradient_accumulation_steps
     if plan.micro_batch_size > 1:
         micro = max(size for size in range(1, plan.micro_batch_size // 2 + 1) if share % size == 0)
@@ -87,7 +90,7 @@ def _less_memory(failure: Failure, plan: TrainingPlan) -> Remedy | None:
         )
     if not plan.gradient_checkpointing:
         return _remedy(failure, plan, "compute activations again in the backward pass", gradient_checkpointing=True)
-    if plan.zero_stage < 3 and plan.num_processes > 1:
+    if plan.zero_stage < max_stage and plan.num_processes > 1:
         stage = plan.zero_stage + 1
         return _remedy(failure, plan, f"ZeRO-{plan.zero_stage} -> ZeRO-{stage}", zero_stage=stage)
     return None

@@ -5,53 +5,70 @@ checkpoints keep those parts and so belong to one stage and one number of ranks.
 together by name and written once.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 SEPARATOR = "|"
+GROUP = "group"
+TENSOR = "tensor:"
+FRESH = ("params", "lr", "initial_lr")
+"""Of a group, what the plan decides anew in every step or build."""
 
 
-def gather(engine: Any, stage: int) -> "dict[str, Any]":
-    """The optimizer's state as `{"<key>|<parameter>": tensor}`, on the CPU; called by every rank, the same on all.
+def gather(engine: Any, stage: int) -> tuple[dict[str, Any], str]:
+    """The optimizer's state as `{"<key>|<parameter>": tensor}`, on the CPU, and its groups as JSON.
 
-    A tensor has its parameter's shape, or none (Adam's step count).
+    Called by every rank, the same on all. A tensor has its parameter's shape, or none (a step count; int64 and float64
+    stand for Python's own numbers). Tensors that a group holds (AdaLoRA's importances) are named in the JSON.
 
     Raises:
         RuntimeError: at ZeRO 1 to 3, the optimizer keeps something that is neither.
     """
     names = {id(p): name for name, p in engine.module.named_parameters()}  # LoRA-FA keeps state of its frozen A too
     found: dict[str, Any] = {}
+    groups = [
+        {
+            key: _pack(value, f"{GROUP}{SEPARATOR}{index}/{key}", found)
+            for key, value in group.items()
+            if key not in FRESH
+        }
+        for index, group in enumerate(engine.optimizer.param_groups)
+    ]
     if stage == 0:
-        for parameter, values in engine.optimizer.state.items():
+        for owner, values in engine.optimizer.state.items():
+            name = owner if isinstance(owner, str) else names[id(owner)]  # PEFT's LoRA-FA keeps its state by layer
             for key, value in values.items():
-                found[f"{key}{SEPARATOR}{names[id(parameter)]}"] = _tensor(value)
-        return found
+                found[f"{key}{SEPARATOR}{name}"] = _tensor(value)
+        return found, json.dumps(groups)
     for flat, parameters in _partitions(engine, stage):
         for key, value in engine.optimizer.optimizer.state[flat].items():
             for parameter in parameters:
                 whole = _gathered(parameter, key, value, flat)
                 found[f"{key}{SEPARATOR}{names[id(parameter)]}"] = _tensor(whole)
-    return found
+    return found, json.dumps(groups)
 
 
-def restore(engine: Any, stage: int, saved: "Mapping[str, Any]") -> None:
+def restore(engine: Any, stage: int, saved: Mapping[str, Any], groups: str) -> None:
     """Give an engine that has made no step the state of one that has; called by every rank."""
+    parameters = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    device = next(iter(parameters.values())).device
+    for group, values in zip(engine.optimizer.param_groups, json.loads(groups), strict=True):
+        group.update({key: _unpack(value, saved, device) for key, value in values.items()})
     by_name: dict[str, dict[str, Any]] = {}
     for place, tensor in saved.items():
         key, name = place.split(SEPARATOR, 1)
-        by_name.setdefault(name, {})[key] = tensor
-    names = {id(p): name for name, p in engine.module.named_parameters() if p.requires_grad}
+        if key != GROUP:
+            by_name.setdefault(name, {})[key] = tensor
     if stage == 0:
-        for name, parameter in engine.module.named_parameters():
-            if name in by_name:
-                engine.optimizer.state[parameter] = {
-                    key: value.clone() if value.ndim == 0 else value.to(parameter.device)
-                    for key, value in by_name[name].items()
-                }
+        for name, values in by_name.items():
+            state = {key: _value(value, device) for key, value in values.items()}
+            engine.optimizer.state[parameters.get(name, name)] = state
         return
-    for flat, parameters in _partitions(engine, stage):
-        values = {id(parameter): by_name[names[id(parameter)]] for parameter in parameters}
-        _restore_partition(engine, stage, flat, parameters, values)
+    names = {id(p): name for name, p in parameters.items()}
+    for flat, inside in _partitions(engine, stage):
+        values = {id(parameter): by_name[names[id(parameter)]] for parameter in inside}
+        _restore_partition(engine, stage, flat, inside, values)
 
 
 def _partitions(engine: Any, stage: int) -> Iterator[tuple[Any, list[Any]]]:
@@ -83,7 +100,7 @@ def _restore_partition(
 
     first = values[id(parameters[0])]
     engine.optimizer.optimizer.state[flat] = {
-        key: value.clone() if value.ndim == 0 else torch.zeros_like(flat) for key, value in first.items()
+        key: _value(value, flat.device) if value.ndim == 0 else torch.zeros_like(flat) for key, value in first.items()
     }
     if stage < 3:
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # makes the parts known by parameter
@@ -107,7 +124,34 @@ def _part(parameter: Any, value: Any) -> Any:
     return whole.narrow(0, size * torch.distributed.get_rank(), size)
 
 
+def _pack(value: Any, place: str, tensors: dict[str, Any]) -> Any:
+    """A nested value as JSON; its tensors go into `tensors` under their place."""
+    if isinstance(value, Mapping):
+        return {key: _pack(item, f"{place}/{key}", tensors) for key, item in value.items()}
+    if hasattr(value, "detach"):
+        tensors[place] = _tensor(value)
+        return TENSOR + place
+    return value
+
+
+def _unpack(value: Any, tensors: Mapping[str, Any], device: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _unpack(item, tensors, device) for key, item in value.items()}
+    if isinstance(value, str) and value.startswith(TENSOR):
+        return tensors[value.removeprefix(TENSOR)].to(device)
+    return value
+
+
+def _value(tensor: Any, device: Any) -> Any:
+    """As the optimizer had it: Python's number, a count that stays on the CPU, or a tensor beside its parameter."""
+    if tensor.ndim:
+        return tensor.to(device)
+    return tensor.clone() if tensor.dtype.itemsize < 8 else tensor.item()
+
+
 def _tensor(value: Any) -> Any:
     import torch
 
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
     return torch.as_tensor(value).detach().cpu().clone().contiguous()

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from lora_select.records import write_text
 from lora_select.training import beat, job, watch
 from lora_select.training.failures import LAUNCHER_CODE, ORPHANED_CODE, STUCK_CODE
@@ -86,14 +88,28 @@ def _address_towards(endpoint: str) -> str:
         return probe.getsockname()[0]
 
 
+def _interface(address: str) -> dict[str, str]:
+    """Gloo and NCCL take the interface with the address that other nodes reach, unless they are told another."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            wanted = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+            return {variable: value for variable, value in wanted.items() if variable not in os.environ}
+    return {}
+
+
 def _environment(me: watch.Identity, told: job.TrainingJob) -> dict[str, str]:
-    return os.environ | {
-        SUPERVISOR: f"{me[0]}:{me[1]}",
-        "OMP_NUM_THREADS": str(told.plan.threads_per_process),
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
+    meeting = _interface(_address_towards(told.rendezvous)) if told.plan.nodes > 1 and told.rendezvous else {}
+    return (
+        os.environ
+        | meeting
+        | {
+            SUPERVISOR: f"{me[0]}:{me[1]}",
+            "OMP_NUM_THREADS": str(told.plan.threads_per_process),
+            "PYTHONUNBUFFERED": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+        }
+    )
 
 
 def _dump_stacks(seen: set[watch.Identity], log: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 import torch
-from fault_harness import free_port
+from fault_harness import Run, assert_equal, free_port, tail
 from training_jobs import job
 
 from lora_select.errors import InputError
@@ -65,6 +65,39 @@ def test_a_lost_node_is_joined_again(tiny_model_folder, tmp_path, monkeypatch):
     assert [remedy.failure for remedy in adapter.remedies] == ["rank lost"]
     assert adapter.resumed_from[0] >= 5
     assert [step["step"] for step in show.read_metrics(folder)] == list(range(1, 61))
+
+
+@pytest.fixture
+def namespaces():
+    """Two network namespaces that see each other through one cable and nothing else; their prefixes for a command."""
+    names = [f"lora{os.getpid()}{end}" for end in "ab"]
+    ip = ["ip", "link", "add", names[0], "type", "veth", "peer", "name", names[1]]
+    subprocess.run(ip, check=True)
+    for number, name in enumerate(names, start=1):
+        inside = ["ip", "-n", name]
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        subprocess.run(["ip", "link", "set", name, "netns", name], check=True)
+        subprocess.run([*inside, "addr", "add", f"10.99.0.{number}/24", "dev", name], check=True)
+        for device in (name, "lo"):
+            subprocess.run([*inside, "link", "set", device, "up"], check=True)
+    yield [["ip", "netns", "exec", name] for name in names]
+    for name in names:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(os.getuid() != 0, reason="making network namespaces needs root")
+def test_two_network_namespaces_give_the_result_of_one_node(
+    reference, namespaces, tiny_model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(launch.RENDEZVOUS, "10.99.0.1:29400")
+    head, other = namespaces
+    with agent(tmp_path, *other):
+        run = Run(tmp_path, job(tmp_path, tiny_model_folder, nodes=2), head)
+        assert run.wait() == 0, tail(tmp_path)
+    assert_equal(tmp_path, reference[0])
+    hosts = [json.loads((tmp_path / node_file(LAUNCH, n)).read_text())["supervisor"] for n in (0, 1)]
+    assert hosts[0] != hosts[1]
 
 
 def test_torchrun_is_told_where_and_which(tmp_path):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_jobs import job, spec
+from training_jobs import MODULES, job, spec
 
+from lora_select.records import AdapterSpec
 from lora_select.training import checkpoints, show
 from lora_select.training.job import CHECKPOINTS, write_job
 from lora_select.training.prove_worker import examine
@@ -18,6 +19,19 @@ STAGES = (0, 1, 2, 3)
 STEPS, EVERY = 6, 3
 ALONE = {"num_processes": 1, "gradient_accumulation_steps": 2}
 """One rank with the micro-batches of two: the same slots, so the same dropout."""
+
+
+OTHERS = {
+    "lora+": spec(optimizer={"name": "lora+", "lora_b_ratio": 16.0}),
+    "lora-fa": spec(optimizer={"name": "lora-fa"}),
+    "riemannian": spec(optimizer={"name": "riemannian", "damping": 1e-6}),
+    "adalora": spec(
+        peft_class="AdaLoraConfig",
+        peft_arguments={"init_r": 4, "target_r": 2, "lora_alpha": 8, "target_modules": MODULES, "total_step": 1},
+        optimizer={"name": "adalora"},
+    ),
+}
+"""Optimizers that keep something of their own: rates by group, state by layer, importances."""
 
 
 def torchrun(ranks: int, files: list[Path]) -> None:
@@ -59,8 +73,18 @@ def runs(tmp_path_factory, tiny_model_folder):
             shutil.copytree(folders[saved, saved, stage] / CHECKPOINTS, folder / CHECKPOINTS)
         return write_job(folder, made)
 
+    def resumed(name: str, adapter: AdapterSpec) -> Path:
+        """The files of a run that goes on from the checkpoint of a run in peace, which was made before it."""
+        folder = folders[name] = root / name
+        made = job(folder, tiny_model_folder, adapter=adapter, total_steps=STEPS, checkpoint_every=EVERY, **ALONE)
+        if name.endswith("again"):
+            shutil.copytree(folders[name.removesuffix("-again")] / CHECKPOINTS, folder / CHECKPOINTS)
+        return write_job(folder, made)
+
     torchrun(2, [told(2, 2, stage) for stage in STAGES])
-    torchrun(1, [told(1, 1, stage) for stage in STAGES] + [told(2, 1, stage) for stage in STAGES])
+    alone = [told(1, 1, stage) for stage in STAGES] + [told(2, 1, stage) for stage in STAGES]
+    torchrun(1, alone + [resumed(name, adapter) for name, adapter in OTHERS.items()])
+    torchrun(1, [resumed(f"{name}-again", adapter) for name, adapter in OTHERS.items()])
     torchrun(2, [told(1, 2, stage) for stage in STAGES])
     return folders
 
@@ -101,3 +125,13 @@ def test_checkpoints_of_all_stages_hold_the_same_state(runs):
                 assert found.keys() == reference.keys()
                 for key in found:
                     torch.testing.assert_close(found[key], reference[key], rtol=1e-3, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_optimizers_resume_exactly(runs, name):
+    found, wanted = ([step["loss"] for step in show.read_metrics(runs[key])] for key in (f"{name}-again", name))
+    assert len(found) == STEPS - EVERY
+    torch.testing.assert_close(found, wanted[-len(found) :], rtol=1e-6, atol=1e-6)
+    one, other = (load_file(runs[key] / "adapter" / "adapter_model.safetensors") for key in (f"{name}-again", name))
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-5, atol=1e-6)

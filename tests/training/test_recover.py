@@ -39,6 +39,13 @@ def test_memory_goes_down_in_order():
     assert (end.effective_batch_size, end.seed, end.total_steps) == (24, start.seed, start.total_steps)
 
 
+def test_an_optimizer_that_needs_whole_factors_stays_at_zero_0():
+    start = plan(micro_batch_size=1, gradient_checkpointing=True, effective_batch_size=2)
+    failure = Failure(failures.OUT_OF_MEMORY, 7, "seen")
+    assert recover.propose(failure, start, [], 0, max_stage=0) is None
+    assert dict(recover.propose(failure, start, [], 0).after) == {"zero_stage": 1}
+
+
 def test_one_rank_has_nothing_to_share_out():
     start = plan(num_processes=1, micro_batch_size=8)
     history, end = remedies_until_none(failures.OUT_OF_MEMORY, start)

@@ -64,7 +64,7 @@ def error_factor(q: int, k: int, l: int) -> float:  # noqa: E741
 
     Example:
         >>> round(error_factor(16, 32, 48), 2)
-        3.2
+        3.13
     """
     if q + 1 >= k or q + 1 >= l:
         return float("inf")

@@ -31,6 +31,7 @@ def agent(folder, *prefix):
         process.wait()
 
 
+@pytest.mark.slow
 def test_two_nodes_give_the_result_of_one(reference, tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv(launch.RENDEZVOUS, f"127.0.0.1:{free_port()}")
     with agent(tmp_path):
@@ -44,6 +45,7 @@ def test_two_nodes_give_the_result_of_one(reference, tiny_model_folder, tmp_path
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_lost_node_is_joined_again(tiny_model_folder, tmp_path, monkeypatch):
     """SIGKILL of the other node's rank: both nodes start again from the last checkpoint."""
     folder = tmp_path / "two"

@@ -29,7 +29,7 @@ def table():
     found: list[Outcome] = []
     yield found
     if path := os.environ.get("LORA_SELECT_FAULT_TABLE"):
-        lines = ["| injected | what was done | steps done twice | lost |", "|---|---|---|---|"]
+        lines = ["| injected | what was done | steps done twice, at least | lost |", "|---|---|---|---|"]
         lines += [f"| {one.injected} | {one.done} | {one.again} | {one.lost} |" for one in found]
         text = Path(path).read_text(encoding="utf-8") if Path(path).exists() else f"{BEGIN}\n{END}\n"
         head, rest = text.split(BEGIN)

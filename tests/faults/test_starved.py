@@ -1,6 +1,7 @@
 """Ranks that hang, memory that runs out, a disk that fills, a batch that is poison, an adapter that does nothing."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -18,8 +19,9 @@ from training_jobs import MODULES, job, rows, spec
 
 from lora_select.data.tokens import TokenRow, write_rows
 from lora_select.tracking.store import SERVER_ENVIRONMENT
-from lora_select.training import beat, checkpoints, remedies, show
+from lora_select.training import batches, beat, checkpoints, remedies, show
 from lora_select.training.job import CHECKPOINTS, LOG
+from lora_select.training.steps import learning_rate
 
 pytestmark = pytest.mark.fault
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="mounting a tmpfs or making a cgroup needs root")
@@ -28,7 +30,7 @@ MEMORY = Path("/sys/fs/cgroup/memory")
 
 def test_a_rank_that_sleeps(reference, harmed, tmp_path, outcome):
     """SIGSTOP: every rank stands still soon, the watchdog dumps stacks and ends them, the run goes on."""
-    run = harmed(patience=15)
+    run = harmed(patience=45)  # longer than a start takes between two heartbeats on a busy machine
     run.until_step(12)
     before = last_step(tmp_path)
     os.kill(run.ranks[1], signal.SIGSTOP)
@@ -41,24 +43,6 @@ def test_a_rank_that_sleeps(reference, harmed, tmp_path, outcome):
     assert 'File "' in log.split("stacks of the ranks follow")[1].split("Current thread")[1]
     again = before - result(tmp_path).resumed_from[-1]
     outcome(f"SIGSTOP of rank 1 after step {before}", "watchdog: stacks dumped, ranks ended, restarted", again)
-
-
-def test_a_collective_that_times_out(reference, harmed, tmp_path, outcome):
-    """With the supervisor stopped too only the collective's own timeout is left: the waiting rank ends itself."""
-    run = harmed(patience=15)
-    run.until_step(12)
-    before = last_step(tmp_path)
-    supervisor = run.supervisor
-    os.kill(supervisor, signal.SIGSTOP)
-    os.kill(run.ranks[1], signal.SIGSTOP)
-    run.until(lambda: (tmp_path / "ranks" / "failure-0.json").exists())
-    os.kill(run.ranks[1], signal.SIGCONT)
-    os.kill(supervisor, signal.SIGCONT)
-    assert run.wait() == 0
-    assert_equal(tmp_path, reference)
-    assert remedied(tmp_path) == ["no progress"]
-    again = before - result(tmp_path).resumed_from[-1]
-    outcome(f"SIGSTOP of rank 1 and the supervisor after step {before}", "the collective timed out, restarted", again)
 
 
 def test_a_poisoned_batch(reference, tiny_model_folder, tmp_path, outcome):
@@ -103,27 +87,28 @@ def untied(tiny_model_folder, folder: Path, token: int) -> Path:
     return folder
 
 
-def test_a_rate_that_diverges_and_half_of_it_does_not(tiny_model_folder, tmp_path, outcome):
+def test_a_poisoned_batch_that_was_read_wrong_once(tiny_model_folder, tmp_path, outcome):
+    """The rows are mended after the first failure: the run goes on from the good checkpoint at half the rate and ends."""
     folder = tmp_path / "run"
-    told = job(
-        folder, tiny_model_folder, total_steps=40, checkpoint_every=5, learning_rate=DIVERGING_RATE, warmup_steps=0
-    )
+    told = job(folder, untied(tiny_model_folder, tmp_path / "base", token=259), total_steps=40, checkpoint_every=5)
+    good = rows(477)
+    chosen = batches.rows_of_step(477, 1.0, 8, 0, 11)[0]  # a row of step 12
+    harmed_rows = list(good)
+    harmed_rows[chosen] = dataclasses.replace(good[chosen], input_ids=(259, *good[chosen].input_ids[1:]))
+    write_rows(folder / "train.parquet", harmed_rows)
     run = Run(folder, told)
+    run.until_step(11)
+    write_rows(folder / "train.parquet", good)  # read once, at the start of the ranks
     assert run.wait() == 0, tail(folder)
     kept(folder)
     (remedy,) = remedies.read(folder)
-    assert remedy.failure == "diverged"
-    assert dict(remedy.after) == {"learning_rate": DIVERGING_RATE / 2}
-    assert result(folder).final_loss < show.read_metrics(folder)[0]["loss"]
-    done = result(folder).resumed_from[-1] if result(folder).resumed_from else 0
-    outcome(
-        f"a rate at which training diverges ({DIVERGING_RATE:g})",
-        "rate halved, from the last good step",
-        remedy.step - done,
-    )
-
-
-DIVERGING_RATE = 1.0
+    assert (remedy.failure, remedy.step) == ("diverged", 12)
+    assert dict(remedy.after) == {"learning_rate": told.plan.learning_rate / 2}
+    found = show.read_metrics(folder)
+    assert [step["step"] for step in found] == list(range(1, 41))
+    assert found[11]["learning_rate"] == pytest.approx(learning_rate(told.plan, 11) / 2)
+    assert result(folder).resumed_from == (10,)
+    outcome("a row whose loss is NaN at step 12, mended later", "rate halved, went on from step 10 and ended", 1)
 
 
 def test_an_adapter_that_does_nothing(tiny_model_folder, tmp_path, outcome):

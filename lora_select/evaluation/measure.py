@@ -43,10 +43,17 @@ def measure(
         return kept
     model = _load(base, adapter, options)
     total = len(material.rows) + len(material.reference) + len(material.questions)
-    losses = _losses(model, material.rows, material.pad_id, options, lambda done: report(done, total, "loss"))
+    losses = row_losses(
+        model, material.rows, material.pad_id, options.batch_size, options.device, lambda n: report(n, total, "loss")
+    )
     done = len(losses)
-    reference = _losses(
-        model, material.reference, material.pad_id, options, lambda n: report(done + n, total, "reference loss")
+    reference = row_losses(
+        model,
+        material.reference,
+        material.pad_id,
+        options.batch_size,
+        options.device,
+        lambda n: report(done + n, total, "reference loss"),
     )
     answers = _answers(
         model, base, material, options, lambda n, _, what: report(done + len(reference) + n, total, what)
@@ -99,24 +106,29 @@ def _answers(
     )
 
 
-def _losses(
+def row_losses(
     model: Any,
     rows: Sequence[TokenRow],
     pad_id: int,
-    options: EvaluationOptions,
-    report: Callable[[int], None],
+    batch_size: int,
+    device: str,
+    report: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
-    """Summed loss of each row in nats, in the order of the rows; batched by length."""
+    """Summed loss of each row in nats, in the order of the rows; batched by length.
+
+    Raises:
+        RuntimeError: a loss is not finite; names the row.
+    """
     import torch
 
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     losses = [0.0] * len(rows)
     with torch.inference_mode():
-        for start in range(0, len(order), options.batch_size):
-            chosen = order[start : start + options.batch_size]
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
             batch = collate([rows[index] for index in chosen], pad_id)
-            nll, _ = label_loss(model, {name: tensor.to(options.device) for name, tensor in batch.items()})
+            nll, _ = label_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
             for index, value in zip(chosen, nll.tolist(), strict=True):
                 losses[index] = finite(value, f"the loss of row {rows[index].row_id}")
-            report(min(start + options.batch_size, len(order)))
+            report(min(start + batch_size, len(order)))
     return losses

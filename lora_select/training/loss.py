@@ -94,6 +94,11 @@ def enable(model: Any) -> bool:
     return False
 
 
+def disable(head: Any) -> None:
+    """Back to the plain output layer."""
+    head.__class__ = nn.Linear
+
+
 def training_loss(model: Any, batch: dict[str, Any]) -> Tensor:
     """Summed loss of all labels of a batch in nats, no shape.
 

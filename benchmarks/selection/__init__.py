@@ -1,0 +1,1 @@
+"""The oracle: real trainings of every candidate on several tasks, and what each way of choosing would have lost."""

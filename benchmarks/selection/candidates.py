@@ -1,0 +1,48 @@
+"""What is swept: variants at sizes on targets, in the order in which they are run."""
+
+import dataclasses
+
+from lora_select.records import AdapterSpec, LayerSpectra, SelectionInputs
+from lora_select.selection.candidates import ALL_LINEAR, MLP_KINDS, MLP_ONLY, Candidate, target_groups
+from lora_select.selection.words import spec
+from lora_select.variants import named
+
+ATTENTION_ONLY = "attention-only"
+REFERENCE = "lora-all-linear-r16"
+SWEPT = (
+    ("lora", ALL_LINEAR, 16),
+    ("lora", MLP_ONLY, 16),
+    ("eva", ALL_LINEAR, 16),
+    ("lora_ga", ALL_LINEAR, 16),
+    ("lora", ALL_LINEAR, 64),
+    ("lora", ALL_LINEAR, 4),
+    ("pissa", ALL_LINEAR, 16),
+    ("rslora", ALL_LINEAR, 64),
+    ("lora", ATTENTION_ONLY, 16),
+    ("dora", ALL_LINEAR, 16),
+    ("miss", ALL_LINEAR, 16),
+    ("hira", ALL_LINEAR, 16),
+    ("vera", ALL_LINEAR, 256),
+    ("oft", ALL_LINEAR, 0),
+    ("shira", ALL_LINEAR, 16),
+)
+"""Variant, targets, rank (0 where it has none)."""
+EXTRA = ("lora", ALL_LINEAR, 8)
+"""Only at the trainers' default rate, as a baseline."""
+FREE = SelectionInputs(None, False, None, True, 0, None, None, None, None, 100, None, {})
+"""No constraint."""
+
+
+def candidate(variant: str, targets: str, r: int, layers: tuple[LayerSpectra, ...]) -> Candidate:
+    """The candidate on the model's layers."""
+    groups = dict(target_groups(layers))
+    if ALL_LINEAR in groups:
+        rest = tuple(layer for layer in groups[ALL_LINEAR] if layer.kind not in MLP_KINDS)
+        groups[ATTENTION_ONLY] = rest
+    chosen = groups[targets]
+    return Candidate(named(variant, r), targets, tuple(sorted({layer.kind for layer in chosen})), chosen)
+
+
+def adapter(made: Candidate, rate: float) -> AdapterSpec:
+    """What is built, at this rate."""
+    return dataclasses.replace(spec(made, FREE), learning_rate=rate)

@@ -1,0 +1,175 @@
+"""Running: one base model in memory, every candidate on it in turn, by the product's own training code."""
+
+import contextlib
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, final
+
+from benchmarks.selection import tasks
+from benchmarks.selection.candidates import adapter, candidate
+from benchmarks.selection.table import Base, Outcome, Run, Setting, Table
+from lora_select import models, records
+from lora_select.data.microbatches import draw
+from lora_select.data.tokens import label_loss
+from lora_select.evaluation.forgetting import reference_rows
+from lora_select.evaluation.measure import row_losses
+from lora_select.records import Range, Spectra, TrainingPlan
+from lora_select.spectral.analyze import analyze
+from lora_select.starts import write_initial_factors
+from lora_select.training import probe
+from lora_select.variants import CATALOGUE
+
+MODELS = {"smollm2-135m": "sample:smollm2-135m-instruct"}
+REFERENCE_TOKENS = 1024
+EVAL_BATCH = 16
+MICRO_ROWS = 8
+WARMUP = 0.1
+
+
+@final
+class Bench:
+    """A setting that is ready to run."""
+
+    def __init__(self, setting: Setting, work: Path) -> None:
+        self.setting = setting
+        self.table = Table(setting)
+        self.work = work / setting.name
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.source = models.resolve(MODELS[setting.model])
+        tokenizer = models.load_tokenizer(self.source.path)
+        self.pad_id = models.pad_id(tokenizer)
+        self.rows = tasks.rows(tasks.TASKS[setting.task], tokenizer, setting.rows)
+        self.reference = reference_rows(tokenizer, REFERENCE_TOKENS)
+        self.model: Any = models.load_model(self.source.path)
+        if self.table.base is None:
+            self.table.start(self._base())
+        self.spectra = self._spectra()
+
+    def run(self, run: Run) -> Outcome:
+        """Train, measure, write down."""
+        variant, targets, size = _parts(run.candidate)
+        made = candidate(variant, targets, size, self.spectra.layers)
+        spec = adapter(made, run.rate)
+        plan = self.plan(run)
+        factors = self.work / f"{run.candidate}.safetensors"
+        start = write_initial_factors(spec, Path(self.source.path), self.work / "spectra.safetensors", factors)
+        _reset_peak()
+        began = time.perf_counter()
+        with probe.adapted(self.model, spec, plan, str(start) if start else None) as network:
+            losses = probe.train(network, spec, plan, self.rows.train, self.pad_id)
+            seconds, peak = time.perf_counter() - began, _peak_gib()
+            held_out, reference = self._measure(network.eval()) if len(losses) == plan.total_steps else ((), 0.0)
+        outcome = Outcome(
+            run=run,
+            held_out=held_out,
+            reference=reference,
+            train=tuple(round(loss, 5) for loss in losses),
+            steps=plan.total_steps,
+            parameters=made.num_parameters,
+            seconds=round(seconds, 2),
+            peak_gib=round(peak, 3),
+        )
+        factors.unlink(missing_ok=True)
+        self.table.add(outcome)
+        return outcome
+
+    def plan(self, run: Run) -> TrainingPlan:
+        """One process, fp32; the schedule spans this run's own steps."""
+        steps = max(2, round(self.setting.steps * run.share))
+        nothing = Range(0, 0, 0)
+        return TrainingPlan(
+            device="cpu",
+            num_processes=1,
+            zero_stage=0,
+            precision="fp32",
+            micro_batch_size=MICRO_ROWS,
+            gradient_accumulation_steps=self.setting.batch // MICRO_ROWS,
+            effective_batch_size=self.setting.batch,
+            epochs=self.setting.steps * self.setting.batch / self.setting.rows,
+            total_steps=steps,
+            warmup_steps=max(1, round(WARMUP * steps)),
+            learning_rate=run.rate,
+            lr_schedule="cosine",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            checkpoint_every=10**6,
+            keep_checkpoints=1,
+            gradient_checkpointing=False,
+            seed=run.seed,
+            threads_per_process=1,
+            memory_gib=nothing,
+            minutes=nothing,
+            disk_gib=0.0,
+            reasons=(),
+            packing=True,
+        )
+
+    def _measure(self, network: Any) -> tuple[tuple[float, ...], float]:
+        """Held-out losses by row and the reference loss per token; nothing when a loss is not finite."""
+        try:
+            held_out = row_losses(network, self.rows.held_out, self.pad_id, EVAL_BATCH, "cpu")
+            reference = row_losses(network, self.reference, self.pad_id, EVAL_BATCH, "cpu")
+        except RuntimeError:
+            return (), 0.0
+        labels = sum(sum(row.label_mask) for row in self.reference)
+        return tuple(round(loss, 5) for loss in held_out), round(sum(reference) / labels, 6)
+
+    def _base(self) -> Base:
+        held_out, reference = self._measure(self.model)
+        return Base(
+            labels=tuple(sum(row.label_mask) for row in self.rows.held_out),
+            held_out=held_out,
+            reference=reference,
+            train_tokens=sum(len(row.input_ids) for row in self.rows.train),
+            too_long=self.rows.too_long,
+            versions={name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+            machine=_cpu(),
+        )
+
+    def _spectra(self) -> Spectra:
+        """The spectral pass over the training rows, made once."""
+        file = self.work / "spectra.json"
+        if file.is_file():
+            return records.read(Spectra, file)
+        batches = draw(
+            self.rows.train, microbatches=32, size=max(1, self.setting.rows // 32), seed=0, pad_id=self.pad_id
+        )
+        made = analyze(
+            self.model,
+            batches,
+            loss_fn=label_loss,
+            variants=CATALOGUE,
+            sketch_size=32,
+            seed=0,
+            folder=self.work,
+            dataset_digest=self.setting.name,
+            model_digest=self.source.digest,
+        )
+        records.write(file, made)
+        return made
+
+
+def _parts(key: str) -> tuple[str, str, int]:
+    """`lora-all-linear-r16` -> (lora, all-linear, 16); a size without rank gives 0."""
+    variant, *targets, size = key.split("-")
+    return variant, "-".join(targets), int(size[1:]) if size.startswith("r") and size[1:].isdigit() else 0
+
+
+def _reset_peak() -> None:
+    """Let VmHWM start anew (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak_gib() -> float:
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**20
+    return 0.0
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -57,7 +57,11 @@ class AnalysisConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Constraints on the choice, and overrides: a named variant, targets, r or rate is respected and recorded as such."""
+    """Constraints on the choice, and overrides: a named variant, targets, r or rate is respected and recorded as such.
+
+    `race_budget` is what short trainings of a few candidates may cost before the decision, as a share of the training itself (0:
+    none; 1: as much again).
+    """
 
     serve: Literal["vllm"] | None = None
     must_merge: bool = False
@@ -67,6 +71,7 @@ class SelectionConfig(Section):
     targets: Literal["all-linear", "mlp-only"] | None = None
     r: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
+    race_budget: float = Field(default=0.0, ge=0)
     claims: dict[str, bool] = Field(default_factory=dict)
 
 

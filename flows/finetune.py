@@ -37,14 +37,12 @@ def pipeline(run: Run, *, dry_run: bool) -> str:
     dataset = run.do(data.intake, "dataset", **settings.intake(config))
     profile = run.do(data.profile, "profile", dataset=dataset.ref, base=base, **settings.profile(config, device))
     spectra = run.do(choose.analyze, "spectra", profile=profile.ref, base=base, **settings.analyze(config, device))
-    decision = run.do(
-        choose.select,
-        "decision",
-        profile=profile.ref,
-        spectra=spectra.ref,
-        constraints=settings.constraints(config, profile.record.train.rows),
-    )
     planning = {"profile": profile.ref, "base": base, **settings.plan(config, machine)}
+    constraints = settings.constraints(config, profile.record.train.rows)
+    evidence = {"profile": profile.ref, "spectra": spectra.ref, "constraints": constraints}
+    racing = {**evidence, "base": base, **settings.plan(config, machine), **settings.train(config)}
+    race = run.do(choose.race, "race", **racing) if config.selection.race_budget else None
+    decision = run.do(choose.select, "decision", **evidence, race=race.ref if race else None)
     training = {"profile": profile.ref, "spectra": spectra.ref, "base": base, **settings.train(config)}
     choice = decision.record.choice
     plan = run.do(adapt.plan, "plan", **planning, spec=choice)
@@ -69,6 +67,7 @@ def pipeline(run: Run, *, dry_run: bool) -> str:
         judge.promote, "promotion", adapter=adapter.ref, evaluation=evaluation.ref, **settings.promote(config)
     )
     stages = {"dataset": dataset, "profile": profile, "spectra": spectra, "decision": decision, "plan": plan}
+    stages |= {"race": race} if race else {}
     stages |= {"adapter": adapter, "proof": proof, "evaluation": evaluation, "promotion": promotion}
     report = run.do(judge.report, "report", stages={name: outcome.ref for name, outcome in stages.items()}, base=base)
     return ending.full(run, adapter.folder / adapter.record.directory, report.folder, evaluation.record)

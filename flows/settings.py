@@ -66,6 +66,7 @@ def constraints(config: RunConfig, train_rows: int) -> SelectionInputs:
         planned_steps=min(steps, training.max_steps or steps),
         max_parameters=selection.max_parameters,
         claims=selection.claims,
+        race_budget=selection.race_budget,
     )
 
 

@@ -12,6 +12,7 @@ from lora_select.records import (
     MetricComparison,
     Promotion,
     Proof,
+    Race,
     Report,
     Spectra,
     TrainingPlan,
@@ -55,6 +56,15 @@ def _(record: Spectra) -> str:
         f"{len(record.layers)} layers over {record.microbatches} microbatches ({record.tokens:,} tokens); signal above "
         f"noise in {sum(rank > 0 for rank in ranks)} of them, signal rank up to {max(ranks, default=0)}"
     )
+
+
+@summary.register
+def _(record: Race) -> str:
+    head = (
+        f"{len(record.probes)} probes of {' and '.join(map(str, record.rungs))} steps, {record.cost:.0%} of the training's tokens; "
+        f"{len(record.dropped)} dropped on the way"
+    )
+    return "\n".join([head, *record.notes])
 
 
 @summary.register

@@ -25,10 +25,10 @@ def key_of(inputs: Mapping[str, Any]) -> str:
 
 @functools.cache
 def library_digest() -> str:
-    """SHA-256 over the library's source files: an edit anywhere in it makes every cached stage stale."""
+    """SHA-256 over the library's source and data files: an edit anywhere in it makes every cached stage stale."""
     root = Path(__file__).parent
     total = hashlib.sha256()
-    for file in sorted(p for p in root.rglob("*") if p.suffix in {".py", ".j2"}):
+    for file in sorted(p for p in root.rglob("*") if p.suffix in {".py", ".j2", ".json"}):
         total.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return total.hexdigest()
 

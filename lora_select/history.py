@@ -7,18 +7,19 @@ from pathlib import Path
 
 from lora_select import records
 from lora_select.errors import InputError
-from lora_select.records import DatasetProfile, Decision, Evaluation, Spectra
+from lora_select.records import DatasetProfile, Decision, Evaluation, Race, Spectra
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """The records of a run that the decision rests on; `evaluation` is None when the run did not get that far."""
+    """The records that a decision rests on; `race` is None where none was run, `evaluation` when the run did not get that far."""
 
     folder: Path
     profile: DatasetProfile
     spectra: Spectra
     decision: Decision
     evaluation: Evaluation | None
+    race: Race | None = None
 
 
 def read_run(folder: str | Path) -> PastRun:
@@ -32,7 +33,7 @@ def read_run(folder: str | Path) -> PastRun:
         near = sorted(p.parent.name for p in path.parent.glob("*/decision.json")) if path.parent.is_dir() else []
         known = f"; runs with a decision there: {', '.join(near)}" if near else ""
         raise InputError(f"{path} holds no decision.json{known}; name a run's folder, such as runs/latest")
-    evaluation = path / "evaluation.json"
+    evaluation, race = path / "evaluation.json", path / "race.json"
     try:
         return PastRun(
             path,
@@ -40,13 +41,14 @@ def read_run(folder: str | Path) -> PastRun:
             records.read(Spectra, path / "spectra.json"),
             records.read(Decision, path / "decision.json"),
             records.read(Evaluation, evaluation) if evaluation.is_file() else None,
+            records.read(Race, race) if race.is_file() else None,
         )
     except (OSError, ValueError) as error:
         raise InputError(str(error)) from error
 
 
 def replay(folder: str | Path) -> list[str]:
-    """Recompute the decision from `profile.json`, `spectra.json` and the recorded constraints.
+    """Recompute the decision from `profile.json`, `spectra.json`, `race.json` where there is one, and the recorded constraints.
 
     Returns:
         What differs from `decision.json`, line by line; empty when the same evidence gives the same bytes.
@@ -60,11 +62,17 @@ def replay(folder: str | Path) -> list[str]:
             return [str(error)]
         raise
     evidence = {"profile.json": run.decision.profile_digest, "spectra.json": run.decision.spectra_digest}
+    evidence |= {"race.json": run.decision.race_digest} if run.decision.race_digest else {}
+    missing = [name for name in evidence if not (run.folder / name).is_file()]
+    if missing:
+        return [f"{name}, which the decision was made from, is not there" for name in missing]
     changed = [name for name, digest in evidence.items() if records.sha256_file(run.folder / name) != digest]
     if changed:
         return [f"{name} is not the file that the decision was made from" for name in changed]
     recorded = (run.folder / "decision.json").read_text(encoding="utf-8")
-    recomputed = records.to_json(select(run.profile, run.spectra, run.decision.inputs))
+    recomputed = records.to_json(
+        select(run.profile, run.spectra, run.decision.inputs, run.race if run.decision.race_digest else None)
+    )
     if recorded == recomputed:
         return []
     lines = difflib.unified_diff(

@@ -112,7 +112,7 @@ def row_losses(
     pad_id: int,
     batch_size: int,
     device: str,
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
     """Summed loss of each row in nats, in the order of the rows; batched by length.
 

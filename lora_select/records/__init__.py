@@ -28,6 +28,7 @@ from lora_select.records.data import (
 )
 from lora_select.records.files import FileRef
 from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
+from lora_select.records.race import Probe, Race
 from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetrics, TrainingPlan
 
 __all__ = [
@@ -44,10 +45,12 @@ __all__ = [
     "FileRef",
     "LayerSpectra",
     "MetricComparison",
+    "Probe",
     "Promotion",
     "Proof",
     "Quantiles",
     "QuantisationError",
+    "Race",
     "Range",
     "RejectedRows",
     "Remedy",

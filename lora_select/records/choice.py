@@ -179,13 +179,16 @@ class SelectionInputs:
     planned_steps: int
     max_parameters: int | None
     claims: Mapping[str, bool]
+    race_budget: float = 0.0
+    """What a race may train on, as a share of the planned training; 0: no race."""
 
 
 @dataclass(frozen=True)
 class Decision:
     """The choice, its evidence, every alternative and the rule that chose; recomputable from `inputs` and records.
 
-    `abstained` is True when nothing cleared the noise and the default (all-linear LoRA at 3e-4) was taken.
+    `abstained` is True when nothing cleared the noise and the default (all-linear LoRA) was taken. `race_digest` is None where none
+    was run.
     """
 
     rule: str
@@ -198,3 +201,4 @@ class Decision:
     abstained: bool
     reasons: tuple[str, ...]
     candidates: tuple[CandidateScore, ...]
+    race_digest: str | None = None

@@ -1,13 +1,12 @@
-"""The learning rate of a candidate: the reference rate, moved so that the function moves as far as under LoRA."""
+"""The learning rate of a candidate: LoRA's rate for so many steps, moved so that the function moves as far as under LoRA."""
 
 import math
 
+from lora_select.selection.calibration import Calibration, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.spectral.view import RANKS
 from lora_select.variants import LoRA
 
-REFERENCE_RATE = 3e-4
-"""All-linear LoRA. Regret of this constant over 35 models: 0.30 % of the loss (selection.md 2.2)."""
 LOWEST, HIGHEST = 1 / 30, 3.0
 """Bounds on the transferred rate over the reference: beyond the largest known divisors, displacement is not trusted."""
 
@@ -38,10 +37,14 @@ def published_rate(candidate: Candidate) -> float | None:
     return None if measured else candidate.variant.reference_rate
 
 
-def learning_rate(candidate: Candidate) -> float:
-    """3e-4 over the displacement ratio, within bounds, in two significant digits; else the published one."""
+def rate_factor(candidate: Candidate) -> float:
+    """The candidate's rate over LoRA's for the same run: 1 over the displacement ratio, within bounds."""
+    return min(HIGHEST, max(LOWEST, 1 / displacement_ratio(candidate)))
+
+
+def learning_rate(candidate: Candidate, planned_steps: int, constants: Calibration | None = None) -> float:
+    """LoRA's rate for so many steps over the displacement ratio, in two significant digits; else the published one."""
     published = published_rate(candidate)
     if published is not None:
         return published
-    factor = min(HIGHEST, max(LOWEST, 1 / displacement_ratio(candidate)))
-    return float(f"{REFERENCE_RATE * factor:.1e}")
+    return float(f"{reference_rate(planned_steps, constants or shipped()) * rate_factor(candidate):.1e}")

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 
 from lora_select import records
 from lora_select.errors import InputError
-from lora_select.records import DatasetProfile, Decision, SelectionInputs, Spectra
-from lora_select.selection.candidates import TARGETS, enumerate_candidates
+from lora_select.records import DatasetProfile, Decision, Race, SelectionInputs, Spectra
+from lora_select.selection import standing
+from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
 from lora_select.selection.limits import check_names, claims_in_force, contradictions
+from lora_select.selection.race import MOST_ENTRANTS, RacePlan, plan_race
 from lora_select.selection.score import Scored, score_all
-from lora_select.selection.words import Verdict, reasons, record, spec
+from lora_select.selection.words import Verdict, reasons, record, spec, spec_of
 from lora_select.variants import VARIANTS, LoRA
 
-RULE = "filter, measure, tie, cheapest, abstain"
-RULE_VERSION = "1"
+RULE = "filter, measure, race, tie, cheapest, abstain"
+RULE_VERSION = "2"
 REFERENCE_RANK = 16
 SHORT_RUN_STEPS = 100
 """Tangent energy tells early speed, not the final loss (selection.md 2.5): the claim is heard up to this many steps."""
@@ -21,7 +23,7 @@ SHARE_FACTOR = 2.0
 """A variant's share must beat LoRA's by this factor, beyond two standard errors of both."""
 
 
-def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> Decision:
+def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, race: Race | None = None) -> Decision:
     """Choose variant, targets, rank, alpha and learning rate.
 
     1. Candidates: every variant x targets x rank; what the user named narrows them.
@@ -31,25 +33,25 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -
        the rule abstains to all-linear LoRA at 3e-4, r 16. With it on, and at most 100 steps planned, a variant whose
        lower bound (-2 SE) is above twice LoRA's upper bound (+2 SE), at the reference targets and rank, is taken; the
        cheapest of those within 2 SE of the best.
+    5. A race, where one was run, overrules that: see :func:`lora_select.selection.standing.decide`.
 
     Raises:
         InputError: an unknown name, or no candidate is left; says which constraints stand against each other.
     """
-    check_names(inputs)
-    claim = claims_in_force(inputs)["tangent_share_predicts_short_runs"]
-    scored = score_all(enumerate_candidates(spectra, inputs.r, inputs.variant), profile, spectra, inputs)
-    allowed = [item for item in scored if not item.faults]
-    if not allowed:
-        raise InputError(_nothing_left(scored, inputs))
-    reference = min(allowed, key=_distance)
+    scored, allowed, reference, claim = _open(profile, spectra, inputs)
     heard = claim and inputs.variant is None and inputs.planned_steps <= SHORT_RUN_STEPS
     winners = _winners(allowed, scored, reference) if heard else ()
     choice = min(winners, key=_cost) if winners else reference
+    raced = _raced(race, allowed, reference)
+    if raced is not None:
+        choice = next(item for item in allowed if item.candidate.key == raced.key)
     verdict = Verdict(
         choice=choice,
         scored=scored,
-        winners=winners,
-        abstained=not winners and inputs.variant is None,
+        winners=() if raced else winners,
+        raced=raced,
+        race=race,
+        abstained=inputs.variant is None and (raced.abstained if raced else not winners),
         claim=claim,
         heard=heard,
         short_run_steps=SHORT_RUN_STEPS,
@@ -61,12 +63,55 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -
         profile_digest=records.digest(profile),
         spectra_digest=records.digest(spectra),
         inputs=inputs,
-        choice=spec(choice.candidate, inputs),
+        choice=spec_of(choice.candidate, verdict, inputs),
         choice_key=choice.candidate.key,
         abstained=verdict.abstained,
         reasons=reasons(verdict, profile, spectra, inputs),
         candidates=tuple(record(item, verdict, profile, inputs) for item in scored),
+        race_digest=records.digest(race) if race else None,
     )
+
+
+def prepare_race(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> RacePlan:
+    """Who races: the reference, LoRA on the feed-forward layers, and those with the largest tangent shares at its targets and rank.
+
+    Raises:
+        InputError: as :func:`select`, or the budget pays for no race.
+    """
+    _, allowed, reference, _ = _open(profile, spectra, inputs)
+    place = (reference.candidate.targets, reference.candidate.variant.r)
+    here = [i for i in allowed if (i.candidate.targets, i.candidate.variant.r) == place and i.measured]
+    by_share = sorted(here, key=lambda item: (-item.score, _distance(item)))
+    sparing = [
+        item
+        for item in allowed
+        if item.candidate.targets == MLP_ONLY
+        and reference.candidate.targets == ALL_LINEAR
+        and (item.candidate.variant.name, item.candidate.variant.r) == (reference.candidate.variant.name, place[1])
+    ]
+    order = {item.candidate.key: item.candidate for item in (reference, *sparing, *by_share)}
+    specs = {key: spec(order[key], inputs) for key in list(order)[:MOST_ENTRANTS]}
+    return plan_race(specs, inputs.planned_steps, inputs.race_budget, fixed_rate=inputs.learning_rate is not None)
+
+
+def _open(
+    profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs
+) -> tuple[tuple[Scored, ...], list[Scored], Scored, bool]:
+    """All candidates with their scores, those that are allowed, the reference among them, and whether the claim is on."""
+    check_names(inputs)
+    claim = claims_in_force(inputs)["tangent_share_predicts_short_runs"]
+    scored = score_all(enumerate_candidates(spectra, inputs.r, inputs.variant), profile, spectra, inputs)
+    allowed = [item for item in scored if not item.faults]
+    if not allowed:
+        raise InputError(_nothing_left(scored, inputs))
+    return scored, allowed, min(allowed, key=_distance), claim
+
+
+def _raced(race: Race | None, allowed: Sequence[Scored], reference: Scored) -> standing.Raced | None:
+    if race is None:
+        return None
+    parameters = {item.candidate.key: item.candidate.num_parameters for item in allowed}
+    return standing.decide(race, list(parameters), reference.candidate.key, parameters)
 
 
 def _distance(item: Scored) -> tuple[int, int, float, int]:

@@ -1,13 +1,16 @@
 """From a verdict to its record: the chosen adapter, the evidence of every candidate, and the reasons as sentences."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, final
 
-from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, SelectionInputs, Spectra
+from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, Race, SelectionInputs, Spectra
+from lora_select.selection.calibration import reference_rate, shipped
 from lora_select.selection.candidates import Candidate
-from lora_select.selection.learning_rate import REFERENCE_RATE, displacement_ratio, learning_rate, published_rate
+from lora_select.selection.learning_rate import displacement_ratio, learning_rate, published_rate
 from lora_select.selection.limits import rank_floor
 from lora_select.selection.score import Scored
+from lora_select.selection.standing import Raced
 
 CLEAR = 2.0
 
@@ -25,6 +28,8 @@ class Verdict:
     heard: bool
     short_run_steps: int
     share_factor: float
+    raced: Raced | None = None
+    race: Race | None = None
 
 
 def spec(candidate: Candidate, inputs: SelectionInputs) -> AdapterSpec:
@@ -38,12 +43,21 @@ def spec(candidate: Candidate, inputs: SelectionInputs) -> AdapterSpec:
         lora_alpha=variant.lora_alpha,
         scale=variant.scale,
         init=variant.init,
-        learning_rate=inputs.learning_rate or learning_rate(candidate),
+        learning_rate=inputs.learning_rate or learning_rate(candidate, inputs.planned_steps),
         peft_class=variant.peft_class,
         peft_arguments=_peft_arguments(candidate),
         optimizer=variant.optimizer,
         num_parameters=candidate.num_parameters,
     )
+
+
+def spec_of(candidate: Candidate, verdict: Verdict, inputs: SelectionInputs) -> AdapterSpec:
+    """The adapter at the rate that won the race, moved from the rung's length to the full one; at the predicted one without."""
+    made = spec(candidate, inputs)
+    own = next((s for s in verdict.raced.standings if s.key == candidate.key), None) if verdict.raced else None
+    if own is None or inputs.learning_rate is not None:
+        return made
+    return dataclasses.replace(made, learning_rate=float(f"{own.learning_rate * shipped().rung_shift:.1e}"))
 
 
 def _peft_arguments(candidate: Candidate) -> dict[str, Any]:
@@ -56,8 +70,8 @@ def record(item: Scored, verdict: Verdict, profile: DatasetProfile, inputs: Sele
     """A candidate with its evidence; `rejected` is empty for the choice alone, and begins with `tied:` for the tie set."""
     return CandidateScore(
         key=item.candidate.key,
-        spec=spec(item.candidate, inputs),
-        evidence=_evidence(item, profile),
+        spec=spec_of(item.candidate, verdict, inputs),
+        evidence=(*_evidence(item, profile), *_raced_evidence(item, verdict)),
         score=item.score,
         score_se=item.error,
         rejected=item.faults or _passed_over(item, verdict),
@@ -69,10 +83,11 @@ def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs:
     return (
         _about_candidates(verdict),
         _about_variant(verdict, inputs),
+        *_about_race(verdict),
         _about_signal(spectra),
         _about_shares(verdict),
         _about_rank(verdict.choice.candidate, profile, inputs),
-        _about_rate(verdict.choice.candidate, inputs),
+        _about_rate(verdict, inputs),
     )
 
 
@@ -93,11 +108,46 @@ def _evidence(item: Scored, profile: DatasetProfile) -> tuple[Evidence, ...]:
     )
 
 
+def _raced_evidence(item: Scored, verdict: Verdict) -> tuple[Evidence, ...]:
+    """What the race measured at the candidate's best rate, at the length of the last rung."""
+    found = [s for s in verdict.raced.standings if s.key == item.candidate.key] if verdict.raced else []
+    return tuple(
+        one
+        for standing in found
+        for one in (
+            Evidence("race_rate", standing.learning_rate, None, "learning rate", "race"),
+            Evidence("race_loss", standing.loss, None, "nats/token", "race"),
+            Evidence("race_behind", standing.behind.value, standing.behind.error, "nats/token behind the best", "race"),
+            Evidence("race_forgetting", standing.forgetting, None, "nats/token of general text", "race"),
+        )
+    )
+
+
+def _about_race(verdict: Verdict) -> tuple[str, ...]:
+    """How the race went, one sentence a candidate."""
+    if verdict.race is None or verdict.raced is None:
+        return ()
+    race = verdict.race
+    lines = [
+        f"Race: {len(race.probes)} probes of {' and '.join(map(str, race.rungs))} steps, {100 * race.cost:.3g} % of the planned training's "
+        f"tokens, compared on {len(race.labels)} training rows that no probe trained on.",
+    ]
+    for one in verdict.raced.standings:
+        edge = "; an end of the rates that raced, a better one may lie beyond" if one.at_edge else ""
+        lines.append(
+            f"{one.key} raced to {one.loss:.3f} nats/token at {one.learning_rate:g} ({one.behind.value:+.3f} ± {one.behind.error:.3f} to the "
+            f"best), {one.forgetting:+.3f} on general text{edge}."
+        )
+    return tuple(lines)
+
+
 def _passed_over(item: Scored, verdict: Verdict) -> tuple[str, ...]:
     """Why an allowed candidate was not taken; nothing for the choice."""
     choice = verdict.choice
     if item is choice:
         return ()
+    if verdict.raced:
+        return (_lost(item, verdict.raced),)
     times = item.candidate.num_parameters / choice.candidate.num_parameters
     if verdict.winners and item not in verdict.winners:
         return (
@@ -113,6 +163,16 @@ def _passed_over(item: Scored, verdict: Verdict) -> tuple[str, ...]:
     return (f"{head} at the same number of parameters; the simpler start is kept",)
 
 
+def _lost(item: Scored, raced: Raced) -> str:
+    """Why it was not taken after a race."""
+    own = next((standing for standing in raced.standings if standing.key == item.candidate.key), None)
+    if own is None:
+        return f"tied: it did not reach the last rung of the race, so nothing says that it is better than {raced.key}"
+    text = f"{own.behind.value:+.3f} ± {own.behind.error:.3f} nats/token to the best of the race"
+    best = raced.standings[0].loss
+    return f"tied: {text}, and {raced.key} is taken: {raced.why}" if own.ties(best) else text
+
+
 def _about_candidates(verdict: Verdict) -> str:
     ruled_out = sum(bool(item.faults) for item in verdict.scored)
     return f"{len(verdict.scored)} candidates, {ruled_out} ruled out by constraints or by what the config names."
@@ -122,6 +182,8 @@ def _about_variant(verdict: Verdict, inputs: SelectionInputs) -> str:
     choice = verdict.choice
     named = [name for name in ("variant", "targets", "r") if getattr(inputs, name) is not None]
     named_text = f" The config names {', '.join(named)}." if named else ""
+    if verdict.raced:
+        return f"{choice.candidate.key}: {verdict.raced.why}.{named_text}"
     if inputs.variant is not None:
         return f"{choice.candidate.key} because the config names it; no statistic was asked.{named_text}"
     if verdict.winners:
@@ -181,19 +243,33 @@ def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: Selection
     return f"r {r}{named} is {verdict} the capacity floor {floor:.2g}: {bits}"
 
 
-def _about_rate(candidate: Candidate, inputs: SelectionInputs) -> str:
+def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
+    candidate = verdict.choice.candidate
     if inputs.learning_rate is not None:
         return f"Learning rate {inputs.learning_rate:g}, named by the config."
+    if verdict.raced:
+        shift = shipped().rung_shift
+        moved = f", times {shift:g} from the rung's length to the full one" if shift != 1 else ""
+        return f"Learning rate {verdict.raced.learning_rate:g} of the race{moved}."
+    rate = learning_rate(candidate, inputs.planned_steps)
     if published_rate(candidate) is not None:
         return (
-            f"Learning rate {learning_rate(candidate):g}, {candidate.variant.rate_source} ({candidate.variant.name}): no "
+            f"Learning rate {rate:g}, {candidate.variant.rate_source} ({candidate.variant.name}): no "
             "displacement was measured by which LoRA's could be transferred."
         )
+    constants = shipped()
+    home = reference_rate(inputs.planned_steps, constants)
+    source = (
+        f"all-linear LoRA's for {inputs.planned_steps} steps (from {constants.settings} settings of {constants.steps} steps and the public "
+        "sweep of 780)"
+        if constants.settings
+        else "the reference of all-linear LoRA"
+    )
     if displacement_ratio(candidate) == 1:
-        return f"Learning rate {learning_rate(candidate):g}, the reference of all-linear LoRA."
+        return f"Learning rate {rate:g}, {source}."
     return (
-        f"Learning rate {learning_rate(candidate):g}: {REFERENCE_RATE:g} of all-linear LoRA, over the displacement of one step "
-        f"relative to LoRA's at the same rank, {displacement_ratio(candidate):.3g}."
+        f"Learning rate {rate:g}: {home:g}, {source}, over the displacement of one step relative to LoRA's at the same rank, "
+        f"{displacement_ratio(candidate):.3g}."
     )
 
 

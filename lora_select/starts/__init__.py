@@ -66,6 +66,11 @@ def write_initial_factors(
     return Path(out)
 
 
+def takes_from_base(init: str) -> bool:
+    """Whether the start takes scale * B A off the frozen weight, which then has to be kept in fp32."""
+    return init != "default" and _starts()[init][1]
+
+
 def _starts() -> dict[str, tuple[Callable[[AdapterSpec, Source], Factors], bool]]:
     """Name -> (maker, whether scale * B A is taken off the base)."""
     from lora_select.starts import activations, gradients, quantized, weights

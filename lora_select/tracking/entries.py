@@ -178,6 +178,40 @@ def _spectra(record: records.Spectra) -> Entries:
     )
 
 
+def _race(record: records.Race) -> Entries:
+    return Entries(
+        params={"race/budget": str(record.budget), "race/rungs": ",".join(map(str, record.rungs))},
+        metrics={
+            "race/probes": len(record.probes),
+            "race/dropped": len(record.dropped),
+            "race/diverged": sum(not probe.held_out for probe in record.probes),
+            "race/cost_share": record.cost,
+            "race/rows": len(record.labels),
+            names.COST_RACE_MINUTES: record.seconds / 60,
+        },
+    )
+
+
+def _probe(record: records.Probe) -> Entries:
+    """A probe's own run: what it was and what came out, under the keys of a race's runs."""
+    return Entries(
+        params={
+            "candidate": record.key,
+            names.LEARNING_RATE: str(record.learning_rate),
+            "race/steps": str(record.steps),
+        },
+        metrics={
+            "race/held_out_nats": sum(record.held_out),
+            "race/reference_loss": record.reference,
+            "race/last_train_loss": record.train[-1] if record.train else 0.0,
+            "race/tokens": record.tokens,
+            "race/seconds": record.seconds,
+        }
+        if record.held_out
+        else {"race/seconds": record.seconds, "race/diverged": 1.0},
+    )
+
+
 def spec(record: records.AdapterSpec) -> dict[str, str]:
     """The parameters that name an adapter, each apart; the same keys for every variant."""
     return {
@@ -345,6 +379,8 @@ _MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.BaseModel: _base_model,
     records.DatasetProfile: _profile,
     records.Spectra: _spectra,
+    records.Race: _race,
+    records.Probe: _probe,
     records.Decision: _decision,
     records.TrainingPlan: _plan,
     records.Adapter: _adapter,

@@ -34,6 +34,8 @@ LABELS = {
     "BaseModel": "base_model",
     "DatasetProfile": "profile",
     "Spectra": "spectra",
+    "Race": "race",
+    "Probe": "probe",
     "Decision": "decision",
     "TrainingPlan": "plan",
     "Adapter": "adapter",
@@ -76,6 +78,7 @@ TRAIN_STEP = {
 COST_TOKENS_PER_SECOND = "cost/tokens_per_s"
 COST_TRAIN_MINUTES = "cost/train_minutes"
 COST_ANALYZE_MINUTES = "cost/analyze_minutes"
+COST_RACE_MINUTES = "cost/race_minutes"
 COST_PEAK_MEMORY = "cost/peak_memory_gib"
 ADAPTER_PARAMETERS = "adapter/parameters"
 

@@ -62,6 +62,11 @@ def enable(model: Any) -> None:
     model.set_attn_implementation(NAME)
 
 
+def enabled(model: Any) -> bool:
+    """Whether the model attends row by row."""
+    return model.config._attn_implementation == NAME
+
+
 def disable(model: Any) -> None:
     """Back to plain SDPA."""
     model.set_attn_implementation("sdpa")

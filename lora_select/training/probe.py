@@ -4,6 +4,7 @@ The model, the batches, the loss, the optimizer and the schedule are those of th
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,7 +32,8 @@ def adapted(base: Any, spec: AdapterSpec, plan: TrainingPlan, initial_factors: s
     kept = _weights(base, spec) if subtracts(initial_factors) else {}
     seed_start(plan.seed)
     network = model.adapt(base, spec, plan, "", initial_factors).train()
-    packed = plan.packing and packing.refusal(network, smoke.vocabulary(network)) is None
+    if plan.packing:
+        packing.refusal(network, smoke.vocabulary(network))  # turns it on where the model takes it
     labelled = loss.enable(network)
     try:
         yield network
@@ -40,8 +42,7 @@ def adapted(base: Any, spec: AdapterSpec, plan: TrainingPlan, initial_factors: s
         network.unload()
         if labelled:
             loss.disable(head)
-        if packed:
-            packing.disable(base)
+        packing.disable(base)
         _put_back(base, kept)
         base.eval().requires_grad_(False)
 
@@ -52,7 +53,7 @@ def train(
     plan: TrainingPlan,
     rows: Sequence[TokenRow],
     pad_id: int,
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
     """Do the plan's steps; returns the mean loss per label token of each, nats.
 
@@ -62,13 +63,14 @@ def train(
     Args:
         network: from :func:`adapted`.
         spec: names the optimizer.
-        plan: of one process.
+        plan: of one process; rows are packed where the model was found to take it.
         rows: training rows.
         pad_id: of the tokenizer.
         report: called with the steps done.
     """
     import torch
 
+    plan = dataclasses.replace(plan, packing=packing.enabled(network))
     made = optimizer.make_optimizer(network, spec, plan)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     device = str(trained[0].device)
@@ -92,6 +94,16 @@ def train(
         made.zero_grad()
         report(step + 1)
     return losses
+
+
+def trained_tokens(plan: TrainingPlan, rows: Sequence[TokenRow], steps: int) -> int:
+    """Tokens of the first `steps` steps."""
+    numbers = (
+        number
+        for step in range(steps)
+        for number in batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step)
+    )
+    return sum(len(rows[number].input_ids) for number in numbers)
 
 
 def _weights(base: Any, spec: AdapterSpec) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Constants that were fitted and not derived, with the number of settings behind each; `calibration.json` is written by the oracle.
+
+`python -m benchmarks.selection calibrate` fits them to the sweep; `lora-select calibrate` says how past runs came out against them.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from lora_select.records import from_json
+
+FILE = Path(__file__).with_name("calibration.json")
+LONG_STEPS, LONG_RATE = 780.0, 3e-4
+"""The best constant rate of all-linear LoRA over 35 models, Tulu-3, 780 steps: regret 0.30 % of the loss (selection.md 2.2)."""
+COVERAGE = 0.9
+
+
+@final
+@dataclass(frozen=True)
+class Calibration:
+    """Fitted constants.
+
+    `rate` is the geometric mean of LoRA's best rate over the settings, all of `steps` steps, with the standard deviation
+    `rate_log_sd` of its logarithm. `gain_share` is what LoRA takes off the base loss, as a share of it, with the standard deviation
+    between settings. `rung_shift` is the best rate of a full run over that of a race's rung, by candidate the geometric mean.
+    `seed_sd_share` is the standard deviation between seeds over the loss. `settings` counts tasks x models x sizes.
+    """
+
+    source: str
+    settings: int
+    steps: int
+    rate: float
+    rate_log_sd: float
+    gain_share: float
+    gain_share_sd: float
+    rung_shift: float
+    rung_shift_log_sd: float
+    seed_sd_share: float
+
+
+@functools.cache
+def shipped() -> Calibration:
+    """The constants of this version."""
+    return from_json(Calibration, FILE.read_text(encoding="utf-8"), place=FILE.name)
+
+
+def reference_rate(steps: int, constants: Calibration) -> float:
+    """LoRA's rate for a run of so many steps: a line in log steps and log rate through the fitted and the public anchor.
+
+    Outside of them the nearer one is taken.
+
+    Example:
+        >>> known = Calibration("", 4, 24, 3e-3, 0.5, 0.5, 0.1, 1.0, 0.1, 0.01)
+        >>> [reference_rate(steps, known) for steps in (10, 24, 137, 780, 5000)]
+        [0.003, 0.003, 0.00095, 0.0003, 0.0003]
+    """
+    share = math.log(min(max(steps, constants.steps), LONG_STEPS) / constants.steps)
+    share /= math.log(LONG_STEPS / constants.steps)
+    rate = math.exp((1 - share) * math.log(constants.rate) + share * math.log(LONG_RATE))
+    return float(f"{rate:.1e}")

@@ -1,0 +1,226 @@
+"""Who races, how long, and what the probes say: pure functions. The probes themselves are run by `lora_select.training.race`.
+
+References:
+    Successive halving: Jamieson and Talwalkar, 2016, arXiv:1502.07943. Two rungs, and only what is clearly worse is dropped, because
+    short runs find bad configurations and cannot order ties.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lora_select.errors import InputError
+from lora_select.records import AdapterSpec, Probe, Race
+
+FACTORS = (1 / 3, 1.0, 3.0)
+"""Rates of a candidate over its predicted one."""
+MOST_ENTRANTS = 4
+RUNGS = (0.1, 0.25)
+"""Of the planned steps, each with a schedule of its own length."""
+MINIMUM_STEPS = 6
+"""A schedule of fewer steps is warm-up and little else."""
+CLEAR = 2.0
+"""Standard errors."""
+TIE_SHARE = 0.01
+"""Losses within this part of the best one are a tie."""
+
+
+@final
+@dataclass(frozen=True)
+class Entrant:
+    """A candidate that races, and its rates, rising."""
+
+    key: str
+    spec: AdapterSpec
+    rates: tuple[float, ...]
+
+
+@final
+@dataclass(frozen=True)
+class RacePlan:
+    """Who races at which rates over how many steps, and sentences on what had to be left out. `rungs` rise; one or two."""
+
+    entrants: tuple[Entrant, ...]
+    rungs: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def plan_race(
+    specs: Mapping[str, AdapterSpec], planned_steps: int, budget: float, *, fixed_rate: bool = False
+) -> RacePlan:
+    """As many entrants as the budget pays for, in the order given; three rates each, a factor 3 apart.
+
+    Args:
+        specs: key -> adapter at its predicted rate, the reference first.
+        planned_steps: of the full training.
+        budget: the most that all probes together may train on, as a share of the full training.
+        fixed_rate: each candidate races at its one rate.
+
+    Raises:
+        InputError: the budget does not pay for the reference at three rates; says how much would.
+
+    Example:
+        A race of one candidate needs three times six steps:
+
+        >>> plan_race({"lora": None}, 100, 0.05)
+        Traceback (most recent call last):
+        ...
+        lora_select.errors.InputError: a race needs at least 3 probes of 6 steps, 18 % of the 100 planned ones; \
+the budget is 5 %: raise it, or set it to 0 for a decision without a race
+    """
+    rates = 1 if fixed_rate else len(FACTORS)
+    if budget * planned_steps < rates * MINIMUM_STEPS:
+        needed = f"{100 * rates * MINIMUM_STEPS / planned_steps:.0f} % of the {planned_steps} planned ones"
+        raise InputError(
+            f"a race needs at least {rates} probes of {MINIMUM_STEPS} steps, {needed}; the budget is {100 * budget:.3g} %: raise it, "
+            "or set it to 0 for a decision without a race"
+        )
+    wanted = max(MINIMUM_STEPS, round(RUNGS[-1] * planned_steps))
+    keys, notes = list(specs)[:MOST_ENTRANTS], list[str]()
+    while len(keys) > 1 and _rungs(len(keys) * rates, budget * planned_steps, wanted) is None:
+        notes.append(
+            f"{keys.pop()} does not race: {100 * budget:.3g} % of the training does not pay for {MINIMUM_STEPS} steps of it"
+        )
+    rungs = _rungs(len(keys) * rates, budget * planned_steps, wanted) or (MINIMUM_STEPS,)
+    entrants = tuple(
+        Entrant(key, specs[key], (specs[key].learning_rate,) if fixed_rate else _rates(specs[key].learning_rate))
+        for key in keys
+    )
+    return RacePlan(entrants, rungs, tuple(notes))
+
+
+def _rungs(probes: int, steps: float, wanted: int) -> tuple[int, ...] | None:
+    """The rungs that `steps` in all pay for if nothing is dropped on the way; at most `wanted`. None: not even the shortest.
+
+    Example:
+        >>> _rungs(12, 1000.0, 200), _rungs(12, 120.0, 200), _rungs(12, 60.0, 200)
+        ((24, 59), (10,), None)
+    """
+    ratio = RUNGS[0] / RUNGS[-1]
+    last = min(wanted, int(steps / (probes * (1 + ratio))))
+    if last * ratio >= MINIMUM_STEPS:
+        return round(last * ratio), last
+    alone = min(wanted, int(steps / probes))
+    return (alone,) if alone >= MINIMUM_STEPS else None
+
+
+def _rates(middle: float) -> tuple[float, ...]:
+    return tuple(float(f"{middle * factor:.1e}") for factor in FACTORS)
+
+
+@final
+@dataclass(frozen=True)
+class Difference:
+    """Loss of one model less that of another on the same rows, nats per label token, with its standard error."""
+
+    value: float
+    error: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is above zero by more than two standard errors."""
+        return self.value > CLEAR * self.error
+
+
+def difference(a: Sequence[float], b: Sequence[float], labels: Sequence[int]) -> Difference:
+    """The paired difference a - b of per-row losses: a ratio estimate, its error linearised with rows as the unit.
+
+    Args:
+        a: summed loss of each row, nats; b likewise.
+        b: see `a`.
+        labels: label tokens of each row.
+
+    Example:
+        >>> difference([2.0, 4.0], [1.0, 3.0], [1, 1])
+        Difference(value=1.0, error=0.0)
+    """
+    total, rows = sum(labels), len(labels)
+    value = math.fsum(x - y for x, y in zip(a, b, strict=True)) / total
+    residuals = [x - y - value * count for x, y, count in zip(a, b, labels, strict=True)]
+    square = math.fsum(residual**2 for residual in residuals)
+    return Difference(value, math.sqrt(rows / max(1, rows - 1) * square) / total)
+
+
+def mean_loss(losses: Sequence[float], labels: Sequence[int]) -> float:
+    """Nats per label token; infinite for a diverged run."""
+    return math.fsum(losses) / sum(labels) if losses else math.inf
+
+
+def name_of(probe: Probe) -> str:
+    """`<key> <rate>`, the probe's name in `Race.dropped`."""
+    return f"{probe.key} {probe.learning_rate:g}"
+
+
+def dropped(probes: Sequence[Probe], labels: Sequence[int]) -> dict[str, str]:
+    """Probes of one rung that are clearly worse than its best one, by more than 2 standard errors and 1 % of its loss.
+
+    The reference's best rate is never dropped: it is what everything is compared with.
+    """
+    best = min(probes, key=lambda probe: mean_loss(probe.held_out, labels))
+    kept = min((p for p in probes if p.key == probes[0].key), key=lambda probe: mean_loss(probe.held_out, labels))
+    found = {}
+    for probe in probes:
+        if probe is kept or probe is best:
+            continue
+        if not probe.held_out:
+            found[name_of(probe)] = f"diverged within {len(probe.train)} steps"
+            continue
+        gap = difference(probe.held_out, best.held_out, labels)
+        if gap.clear and gap.value > TIE_SHARE * mean_loss(best.held_out, labels):
+            found[name_of(probe)] = (
+                f"{gap.value:.3f} ± {gap.error:.3f} nats/token above {name_of(best)} after {probe.steps} steps"
+            )
+    return found
+
+
+@final
+@dataclass(frozen=True)
+class Standing:
+    """How a candidate came out of a race at its best rate.
+
+    `behind` is its loss less the best one's; `forgetting` the rise of the reference loss, nats per token; `at_edge` says that the
+    best rate is an end of those that were tried, so that a better one may lie outside.
+    """
+
+    key: str
+    learning_rate: float
+    loss: float
+    behind: Difference
+    forgetting: float
+    at_edge: bool
+
+    def ties(self, best: float) -> bool:
+        """Whether it is within 1 % of the best loss or two standard errors of it, whichever is more."""
+        return self.behind.value <= max(TIE_SHARE * best, CLEAR * self.behind.error)
+
+
+def gentlest(probes: Sequence[Probe], labels: Sequence[int]) -> Probe:
+    """The probe of the lowest rate within 1 % of the best loss: a higher rate that buys nothing forgets more."""
+    losses = [mean_loss(probe.held_out, labels) for probe in probes]
+    tied = [probe for probe, loss in zip(probes, losses, strict=True) if loss <= (1 + TIE_SHARE) * min(losses)]
+    return min(tied, key=lambda probe: probe.learning_rate)
+
+
+def standings(race: Race) -> tuple[Standing, ...]:
+    """Every candidate that reached the last rung, the best first."""
+    last = [probe for probe in race.probes if probe.steps == race.rungs[-1] and probe.held_out]
+    if not last:
+        return ()
+    best = min(last, key=lambda probe: mean_loss(probe.held_out, race.labels))
+    found = []
+    for key in dict.fromkeys(probe.key for probe in last):
+        own = [probe for probe in last if probe.key == key]
+        top = gentlest(own, race.labels)
+        tried = sorted(probe.learning_rate for probe in race.probes if probe.key == key)
+        found.append(
+            Standing(
+                key=key,
+                learning_rate=top.learning_rate,
+                loss=mean_loss(top.held_out, race.labels),
+                behind=difference(top.held_out, best.held_out, race.labels),
+                forgetting=top.reference - race.base_reference,
+                at_edge=top.learning_rate in (tried[0], tried[-1]),
+            )
+        )
+    return tuple(sorted(found, key=lambda standing: (standing.loss, standing.key)))

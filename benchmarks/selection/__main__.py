@@ -7,6 +7,7 @@ python -m benchmarks.selection score
 
 import argparse
 import itertools
+import json
 import sys
 import time
 from pathlib import Path
@@ -27,14 +28,19 @@ def main() -> None:
     sweeping.add_argument("--threads", type=int, default=1)
     sweeping.add_argument("--levels", type=int, default=None, help="only the first so many candidates")
     sweeping.add_argument("--work", type=Path, default=Path("runs/oracle"), help="where spectra are kept")
-    commands.add_parser("score")
+    commands.add_parser("score", help="regret of every strategy")
+    commands.add_parser("calibrate", help="fit the selector's constants to the sweep")
+    spectra = commands.add_parser("spectra", help="keep what the scoring needs of the sweep's spectra")
+    spectra.add_argument("--work", type=Path, default=Path("runs/oracle"))
     options = parser.parse_args()
     if options.command == "sweep":
         sweep(options)
+    elif options.command == "spectra":
+        keep_spectra(options.work)
     else:
-        from benchmarks.selection.score import main as score
+        from benchmarks.selection import score
 
-        sys.exit(score())
+        sys.exit(score.main() if options.command == "score" else score.calibrate())
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -63,6 +69,25 @@ def complete(bench, parts, repeats: bool) -> None:
         loss = bench.table.loss(run)
         words = "diverged" if outcome.diverged else f"{loss:.4f} (reference {outcome.reference:.4f})"
         print(f"{bench.setting.name} {run}: {words}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def keep_spectra(work: Path) -> None:
+    """Tangent share and rate factor of every candidate, one small file for all settings."""
+    from benchmarks.selection.candidates import SWEPT, candidate
+    from benchmarks.selection.score import SPECTRA
+    from lora_select.records import Spectra, read, write_text
+    from lora_select.selection.candidates import aggregate_share
+    from lora_select.selection.learning_rate import rate_factor
+
+    found = json.loads(SPECTRA.read_text(encoding="utf-8")) if SPECTRA.is_file() else {}
+    for file in sorted(work.glob("*/spectra.json")):
+        layers = read(Spectra, file).layers
+        made = [candidate(*parts, layers) for parts in SWEPT]
+        found[file.parent.name] = {
+            one.key: {"share": (aggregate_share(one, layers) or (0.0, 1.0))[0], "factor": rate_factor(one)}
+            for one in made
+        }
+    write_text(SPECTRA, json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

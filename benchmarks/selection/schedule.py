@@ -30,7 +30,7 @@ def next_run(table: Table, candidate: str, ratio: float, *, repeats: bool) -> Ru
             unit of every regret.
     """
     done = {rate: loss for rate, loss in table.rates(candidate).items() if rate in GRID}
-    rate = _next_rate(done, nearest(ratio * best_rate(table.rates(REFERENCE), FIRST_RATE)))
+    rate = next_rate(done) if done else nearest(ratio * best_rate(table.rates(REFERENCE), FIRST_RATE))
     wanted = [Run(candidate, rate, 0)] if rate is not None else []
     if rate is None and (repeats or candidate == REFERENCE):
         wanted += [Run(candidate, best_rate(done, FIRST_RATE), seed) for seed in SEEDS]
@@ -40,11 +40,10 @@ def next_run(table: Table, candidate: str, ratio: float, *, repeats: bool) -> Ru
     return next((run for run in wanted if run not in table.outcomes), None)
 
 
-def _next_rate(done: Mapping[float, float], first: float) -> float | None:
-    """The rate to try next: the first one, then the better side of an end; None when the best is inside or at the grid's end."""
-    if not done:
-        return first
-    place = GRID.index(best_rate(done, first))
+def next_rate(done: Mapping[float, float]) -> float | None:
+    """The neighbour of the best rate that is to be tried next; None when the best is inside or at the grid's end."""
+    done = {rate: loss for rate, loss in done.items() if rate in GRID}
+    place = GRID.index(best_rate(done, FIRST_RATE))
     for neighbour in (place + 1, place - 1):
         if 0 <= neighbour < len(GRID) and GRID[neighbour] not in done:
             return GRID[neighbour]

@@ -1,0 +1,104 @@
+"""The oracle's bookkeeping on planted outcomes: it brackets, resumes, drops nothing, and judges by rows that no strategy saw."""
+
+import math
+
+import pytest
+
+from benchmarks.selection.candidates import REFERENCE
+from benchmarks.selection.schedule import GRID, RUNG, next_run
+from benchmarks.selection.score import Regret, fit, loss, regrets, seed_sd
+from benchmarks.selection.strategies import Case
+from benchmarks.selection.table import Base, Outcome, Run, Setting, Table, tables
+
+EVA = "eva-all-linear-r16"
+SETTING = Setting("task", "model", 64, 24, 8)
+ROWS = 8
+
+
+def outcome(run: Run, level: float, *, odd: float | None = None) -> Outcome:
+    """`level` nats per token on the even rows, `odd` on the others."""
+    odd = level if odd is None else odd
+    rows = tuple(2 * (odd if place % 2 else level) for place in range(ROWS)) if math.isfinite(level) else ()
+    return Outcome(run, rows, 3.0 + run.rate, (1.0,), round(24 * run.share), 1000, 1.0, 1.0)
+
+
+@pytest.fixture
+def table(tmp_path) -> Table:
+    made = Table(SETTING, tmp_path)
+    made.start(Base((2,) * ROWS, (6.0,) * ROWS, 3.0, 100, 0, {}, "cpu"))
+    return made
+
+
+def sweep(table: Table, candidate: str, level, *, ratio: float = 1.0, repeats: bool = True) -> list[Run]:
+    """Do what the schedule asks for, `level(rate)` being the loss."""
+    done = []
+    while run := next_run(table, candidate, ratio, repeats=repeats):
+        table.add(outcome(run, level(run.rate) + 0.01 * run.seed))
+        done.append(run)
+        assert len(done) < 50
+    return done
+
+
+def bowl(best: float):
+    return lambda rate: 1.0 + 0.1 * math.log(rate / best) ** 2
+
+
+@pytest.mark.parametrize("best", [1e-4, 1e-3, 1e-2])
+def test_the_optimum_is_bracketed_wherever_it_is(table, best):
+    sweep(table, REFERENCE, bowl(best))
+    rates = [rate for rate in table.rates(REFERENCE) if rate in GRID]
+    place = GRID.index(best)
+    assert {GRID[place - 1], best, GRID[place + 1]} <= set(rates)
+    assert {run.seed for run in table.outcomes if run.rate == best and run.share == 1.0} == {0, 1, 2}
+    assert set(table.rates(REFERENCE, share=RUNG)) == set(rates)
+
+
+def test_a_candidate_starts_where_equal_displacement_predicts(table):
+    sweep(table, REFERENCE, bowl(1e-3))
+    first, *_ = sweep(table, EVA, bowl(1e-4), ratio=0.1)
+    assert first == Run(EVA, 1e-4, 0)
+
+
+def test_a_diverged_run_counts_and_the_search_goes_on_below_it(table):
+    sweep(table, REFERENCE, lambda rate: math.inf if rate > 1e-4 else 1.0 + 1e-5 / rate)
+    assert math.isinf(table.loss(Run(REFERENCE, 1e-3, 0)))
+    assert min(table.rates(REFERENCE).items(), key=lambda item: item[1])[0] == 1e-4
+
+
+def test_a_sweep_that_was_killed_in_a_write_resumes_with_the_run_it_lost(table, tmp_path):
+    done = sweep(table, REFERENCE, bowl(1e-3))
+    whole = table.file.read_bytes()
+    table.file.write_bytes(whole[:-30])
+    again = Table(SETTING, tmp_path)
+    assert next_run(again, REFERENCE, 1.0, repeats=True) == done[-1]
+    again.add(outcome(done[-1], 1.0))
+    [read] = tables(tmp_path)
+    assert set(read.outcomes) == set(done)
+
+
+def test_results_of_another_setting_are_refused(table, tmp_path):
+    with pytest.raises(AssertionError, match="was made with"):
+        Table(Setting("task", "model", 64, 48, 8), tmp_path)
+
+
+def test_regret_is_measured_on_rows_that_no_strategy_saw(table):
+    """The race sees the even rows, on which EVA looks best; on the odd ones it is worse."""
+    sweep(table, REFERENCE, bowl(1e-3))
+    while run := next_run(table, EVA, 1.0, repeats=False):
+        table.add(outcome(run, 0.5 * bowl(1e-3)(run.rate), odd=2.0))
+    case = Case(table, {EVA: 0.9}, {}, fit([table]))
+    found = regrets(case, "race of our shortlist (ours)")
+    assert isinstance(found, Regret)
+    assert found.nats == pytest.approx(1.0, abs=0.05)
+    assert found.sds == pytest.approx(found.nats / seed_sd(table))
+    assert regrets(case, "LoRA, best rate of the sweep").nats == pytest.approx(0.0, abs=1e-9)
+    assert loss(table, Run(EVA, 1e-3, 0)) == 2.0
+
+
+def test_what_was_not_run_is_not_scored(table):
+    sweep(table, REFERENCE, bowl(1e-3), repeats=False)
+    assert regrets(Case(table, {}, {}, fit([])), "LoRA r 8, 1e-4 (trainers' default)") is None
+
+
+def test_constants_of_no_setting_are_the_public_anchor():
+    assert (fit([]).rate, fit([]).settings) == (3e-4, 0)

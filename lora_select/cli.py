@@ -50,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("run_folder", metavar="RUN", help="a run's folder, such as runs/latest")
         command.set_defaults(run=function)
 
+    calibrate = commands.add_parser(
+        "calibrate", help="predictions of past runs beside what came out, and constants refitted"
+    )
+    calibrate.add_argument("folders", metavar="RUNS", nargs="+", help="folders of runs, such as runs")
+    calibrate.add_argument("--out", help="file for the refitted constants (calibration.json)")
+    calibrate.set_defaults(run=_calibrate)
+
     compare = commands.add_parser("compare", help="runs side by side, and a link to MLflow's comparison view")
     compare.add_argument("run_folders", metavar="RUN", nargs="+")
     compare.set_defaults(run=_compare)
@@ -137,8 +144,20 @@ def _register(parsed: argparse.Namespace) -> int:
 def _explain(parsed: argparse.Namespace) -> int:
     from lora_select.history import read_run
     from lora_select.selection.explain import explain
+    from lora_select.selection.outcome import outcome
 
-    print(explain(read_run(parsed.run_folder).decision))
+    run = read_run(parsed.run_folder)
+    print(explain(run.decision))
+    made = outcome(run.decision, run.evaluation) if run.evaluation else None
+    if made:
+        print(f"\nWhat came out: {made}.")
+    return 0
+
+
+def _calibrate(parsed: argparse.Namespace) -> int:
+    from lora_select.calibrate import calibrate
+
+    print(calibrate(parsed.folders, Path(parsed.out) if parsed.out else None))
     return 0
 
 

@@ -9,6 +9,7 @@ from lora_select.selection.calibration import reference_rate, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, published_rate
 from lora_select.selection.limits import rank_floor
+from lora_select.selection.outcome import predicted_gain
 from lora_select.selection.score import Scored
 from lora_select.selection.standing import Raced
 
@@ -71,7 +72,7 @@ def record(item: Scored, verdict: Verdict, profile: DatasetProfile, inputs: Sele
     return CandidateScore(
         key=item.candidate.key,
         spec=spec_of(item.candidate, verdict, inputs),
-        evidence=(*_evidence(item, profile), *_raced_evidence(item, verdict)),
+        evidence=(*_evidence(item, profile), *_raced_evidence(item, verdict), *_prediction(item, verdict, profile)),
         score=item.score,
         score_se=item.error,
         rejected=item.faults or _passed_over(item, verdict),
@@ -88,6 +89,7 @@ def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs:
         _about_shares(verdict),
         _about_rank(verdict.choice.candidate, profile, inputs),
         _about_rate(verdict, inputs),
+        *_about_gain(profile),
     )
 
 
@@ -120,6 +122,22 @@ def _raced_evidence(item: Scored, verdict: Verdict) -> tuple[Evidence, ...]:
             Evidence("race_behind", standing.behind.value, standing.behind.error, "nats/token behind the best", "race"),
             Evidence("race_forgetting", standing.forgetting, None, "nats/token of general text", "race"),
         )
+    )
+
+
+def _prediction(item: Scored, verdict: Verdict, profile: DatasetProfile) -> tuple[Evidence, ...]:
+    """The predicted gain, for the choice alone: no statistic in force tells the candidates apart."""
+    made = predicted_gain(profile, shipped()) if item is verdict.choice else None
+    return (made,) if made else ()
+
+
+def _about_gain(profile: DatasetProfile) -> tuple[str, ...]:
+    made, constants = predicted_gain(profile, shipped()), shipped()
+    if made is None or made.standard_error is None:
+        return ()
+    return (
+        f"Predicted: held-out loss falls by {made.value:.2f} ± {1.96 * made.standard_error:.2f} nats/token (95 %), as plain LoRA did in "
+        f"{constants.settings} settings of {constants.steps} steps ({100 * constants.gain_share:.0f} ± {100 * constants.gain_share_sd:.0f} % of the base loss).",
     )
 
 

@@ -11,6 +11,7 @@ from lora_select import __version__
 from lora_select.evaluation.metrics import exact_match
 from lora_select.fingerprint import library_digest
 from lora_select.records import BaseModel, Evaluation, MetricComparison, Report, file_ref, write_text
+from lora_select.selection.outcome import outcome
 from lora_select.tracking import plots
 
 TEMPLATE = "report.html.j2"
@@ -54,6 +55,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         base=inputs.base,
         link=inputs.link,
         rival_names=RIVALS,
+        outcome=outcome(inputs.records["decision"], inputs.records["evaluation"]),
         metrics=in_order(inputs.records["evaluation"].metrics),
         verdict=verdict(inputs.records["evaluation"]),
         good=change(inputs.records["evaluation"].metrics["loss"]) == "better",

@@ -30,7 +30,7 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, r
     2. Hard filter: serving, merging, quantised or protected base, ZeRO-3, parameters; the capacity floor of the rank.
     3. Score: share of the signal energy in the tangent space at the start, with its standard error.
     4. While the claim that this share predicts short runs is off, the score moves nothing: all candidates are tied, and
-       the rule abstains to all-linear LoRA at 3e-4, r 16. With it on, and at most 100 steps planned, a variant whose
+       the rule abstains to all-linear LoRA, r 16, at the rate of so many steps. With it on, and at most 100 steps planned, a variant whose
        lower bound (-2 SE) is above twice LoRA's upper bound (+2 SE), at the reference targets and rank, is taken; the
        cheapest of those within 2 SE of the best.
     5. A race, where one was run, overrules that: see :func:`lora_select.selection.standing.decide`.

@@ -12,22 +12,24 @@ def candidate(key: str, r=None, **options):
 def test_rate_falls_by_the_displacement():
     pissa = candidate("pissa-all-linear-r16", displacements={"pissa": 10.0})
     assert displacement_ratio(pissa) == pytest.approx(10.0)
-    assert learning_rate(pissa, 60) == 3e-5
+    assert learning_rate(pissa, 780) == 3e-5
 
 
 def test_lora_keeps_the_reference_rate_at_every_rank_and_target():
     for r in (8, 16, 32):
         for targets in ("all-linear", "mlp-only"):
-            assert learning_rate(candidate(f"lora-{targets}-r{r}", displacements={"lora": 0.7}), 60) == 3e-4
+            assert learning_rate(candidate(f"lora-{targets}-r{r}", displacements={"lora": 0.7}), 780) == 3e-4
 
 
 @pytest.mark.parametrize(("displacement", "rate"), [(1e6, 1e-5), (1e-6, 9e-4), (0.0, 3e-4)])
 def test_transfer_is_bounded_and_survives_a_dead_layer(displacement, rate):
-    assert learning_rate(candidate("eva-all-linear-r8", displacements={"eva": displacement}), 60) == pytest.approx(rate)
+    assert learning_rate(candidate("eva-all-linear-r8", displacements={"eva": displacement}), 780) == pytest.approx(
+        rate
+    )
 
 
 def test_an_unmeasured_rank_takes_the_nearest():
-    assert learning_rate(candidate("pissa-all-linear-r24", r=24, displacements={"pissa": 10.0}), 60) == 3e-5
+    assert learning_rate(candidate("pissa-all-linear-r24", r=24, displacements={"pissa": 10.0}), 780) == 3e-5
 
 
 def test_ratio_is_the_geometric_mean_over_layers():

@@ -9,9 +9,11 @@ import pytest
 
 from lora_select.errors import InputError
 from lora_select.records import Decision, from_json, to_json
+from lora_select.selection.calibration import reference_rate, shipped
 from lora_select.selection.select import RULE, RULE_VERSION, select
 from lora_select.variants import CANDIDATES
 
+HOME_RATE = reference_rate(60, shipped())
 CLAIM = {"tangent_share_predicts_short_runs": True}
 
 
@@ -27,7 +29,7 @@ def test_without_a_proven_claim_the_rule_abstains_to_all_linear_lora():
     decision = decide(planted.spectra(shares={"eva": 0.9, "pissa": 0.8}))
     assert decision.abstained
     assert decision.choice_key == "lora-all-linear-r16"
-    assert decision.choice.learning_rate == 3e-4
+    assert decision.choice.learning_rate == HOME_RATE
     assert (decision.choice.lora_alpha, decision.choice.scale) == (32, 2.0)
     assert decision.choice.target_modules == ("down_proj", "q_proj", "up_proj", "v_proj")
     assert any("no benchmark has proven it" in reason for reason in decision.reasons)
@@ -61,7 +63,7 @@ def test_with_the_claim_a_tangent_space_that_holds_the_update_wins():
     assert not decision.abstained
     assert decision.choice_key == "eva-all-linear-r16"
     assert decision.choice.init == "eva"
-    assert decision.choice.learning_rate == 5e-5
+    assert decision.choice.learning_rate == pytest.approx(HOME_RATE / 6, rel=0.05)
     assert any("0.950 ± 0.010 is above 2 times LoRA's" in reason for reason in decision.reasons)
     assert all(c.rejected for c in decision.candidates if c.key != decision.choice_key)
 
@@ -216,6 +218,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import planted
 from lora_select.records import to_json
+from lora_select.selection.calibration import reference_rate, shipped
 from lora_select.selection.select import select
 decision = select(planted.profile(), planted.spectra(shares={"eva": 0.9}), planted.inputs())
 sys.stdout.write(to_json(decision))

@@ -31,7 +31,7 @@ def adapted(base: Any, spec: AdapterSpec, plan: TrainingPlan, initial_factors: s
     """
     kept = _weights(base, spec) if subtracts(initial_factors) else {}
     seed_start(plan.seed)
-    network = model.adapt(base, spec, plan, "", initial_factors).train()
+    network = model.adapt(base, spec, plan, base.name_or_path, initial_factors).train()
     if plan.packing:
         packing.refusal(network, smoke.vocabulary(network))  # turns it on where the model takes it
     labelled = loss.enable(network)

@@ -6,7 +6,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +15,7 @@ from lora_select import models
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, Probe, Race, TrainingPlan, from_json
-from lora_select.selection.race import RacePlan, dropped
+from lora_select.selection.race import Entrant, RacePlan, dropped
 from lora_select.starts import takes_from_base, write_initial_factors
 
 PROBES = "probes.jsonl"
@@ -85,14 +85,17 @@ def run(
     total = sum(len(entrant.rates) for entrant in plan.entrants) * len(plan.rungs)
     for steps in plan.rungs:
         rung: list[Probe] = []
-        for entrant in plan.entrants:
-            for rate in entrant.rates:
-                if f"{entrant.key} {rate:g}" in out:
-                    continue
-                progress(len(finished), total, f"{entrant.key} at {rate:g}, {steps} steps")
+        for entrant, rate in _pairs(plan):
+            if f"{entrant.key} {rate:g}" in out:
+                continue
+            progress(len(finished), total, f"{entrant.key} at {rate:g}, {steps} steps")
+            try:
                 probe = track.probe(entrant.key, dataclasses.replace(entrant.spec, learning_rate=rate), steps)
-                rung.append(probe)
-                finished.append(probe)
+            except InputError as error:  # its start cannot be made here: the others race on
+                out[f"{entrant.key} {rate:g}"] = str(error)
+                continue
+            rung.append(probe)
+            finished.append(probe)
         out |= dropped(rung, track.labels)
     progress(total, total, "done")
     tokens = sum(probe.tokens for probe in finished)
@@ -112,6 +115,13 @@ def run(
         seconds=round(time.monotonic() - began, 2),
         notes=plan.notes,
     )
+
+
+def _pairs(plan: RacePlan) -> Iterator[tuple[Entrant, float]]:
+    """Every entrant at every rate."""
+    for entrant in plan.entrants:
+        for rate in entrant.rates:
+            yield entrant, rate
 
 
 @final

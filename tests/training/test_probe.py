@@ -101,6 +101,22 @@ def test_a_killed_race_goes_on_after_its_last_whole_probe(tmp_path, tiny_model_f
     assert len(file.read_text().splitlines()) == 5
 
 
+def test_an_entrant_whose_start_cannot_be_made_is_named_and_the_others_race(tmp_path, tiny_model_folder):
+    eva = training_jobs.spec(variant="eva", init="eva")
+    home = Entrant("lora-all-linear-r4", training_jobs.spec(), (1e-3,))
+    wanted = RacePlan((home, Entrant("eva-all-linear-r4", eva, (1e-3,))), (4,), ())
+    material = race.Material(str(tiny_model_folder), tmp_path / "none", training_jobs.rows(100), None, 0)
+    (tmp_path / "none").write_bytes(b"")
+    with pytest.raises(Exception, match="header"):
+        race.run(wanted, plan(), material, folder=tmp_path, digests=("p", "s"), budget=2.0)
+    from safetensors.torch import save_file
+
+    save_file({"other": torch.zeros(1)}, tmp_path / "none")
+    made = race.run(wanted, plan(), material, folder=tmp_path, digests=("p", "s"), budget=2.0)
+    assert [p.key for p in made.probes] == ["lora-all-linear-r4"]
+    assert "eva" in made.dropped["eva-all-linear-r4 0.001"]
+
+
 def test_too_few_rows_are_refused(tmp_path, tiny_model_folder):
     with pytest.raises(Exception, match="30 rows are too few"):
         run(tmp_path, tiny_model_folder, training_jobs.rows(30))

@@ -10,6 +10,7 @@ from lora_select import models, records
 from lora_select.data import intake as intake_library
 from lora_select.data import microbatches
 from lora_select.data.tokenize import tokenize
+from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, LayerSpectra, Spectra
 
@@ -32,40 +33,71 @@ class Request:
     seed: int
 
 
+@final
+@dataclass(frozen=True)
+class Size:
+    """How large the pass is: `microbatches` of `rows` rows, sketches of `sketch` columns, and the seed of both."""
+
+    microbatches: int
+    rows: int
+    sketch: int
+    seed: int
+
+
 def run(request: Request, progress: Progress | None = None) -> Spectra:
     """Read, tokenise, measure; writes `spectra.json`, `spectra.safetensors`, `signal-ranks.png` and `spectrum.png`.
 
     Raises:
         InputError: the model or data cannot be used, or holds nothing to measure.
     """
-    from lora_select.data.tokens import label_loss
-    from lora_select.spectral.analyze import analyze
     from lora_select.tracking import plots
-    from lora_select.training.plan import detect_machine
-    from lora_select.variants import CATALOGUE
 
     base = models.resolve(request.model)
-    digest, batches = _batches(request, base)
+    digest, rows = _rows(request, base)
     request.out.mkdir(parents=True, exist_ok=True)
-    spectra = analyze(
-        models.load_model(base.path, dtype="float32", device=detect_machine().device),
-        batches,
-        loss_fn=label_loss,
-        variants=CATALOGUE,
-        sketch_size=request.sketch_size,
-        seed=request.seed,
-        folder=request.out,
-        dataset_digest=digest,
-        model_digest=base.digest,
-        progress=progress,
-    )
+    size = Size(request.microbatches, request.microbatch_size, request.sketch_size, request.seed)
+    spectra = measure(rows, base, dataset_digest=digest, size=size, folder=request.out, progress=progress)
     records.write(request.out / "spectra.json", spectra)
     plots.signal_ranks(spectra, request.out / "signal-ranks.png")
     plots.spectrum(spectra, request.out / "spectrum.png")
     return spectra
 
 
-def _batches(request: Request, base: BaseModel):
+def measure(
+    rows: Sequence[TokenRow],
+    base: BaseModel,
+    *,
+    dataset_digest: str,
+    size: Size,
+    folder: Path,
+    progress: Progress | None = None,
+) -> Spectra:
+    """The spectral pass over microbatches drawn from `rows`, on this machine; writes `spectra.safetensors` into `folder`.
+
+    Raises:
+        InputError: the rows do not fill four microbatches, or there is nothing to measure.
+    """
+    from lora_select.data.tokens import label_loss
+    from lora_select.spectral.analyze import analyze
+    from lora_select.training.plan import detect_machine
+    from lora_select.variants import CATALOGUE
+
+    pad_id = models.pad_id(models.load_tokenizer(base.path))
+    return analyze(
+        models.load_model(base.path, dtype="float32", device=detect_machine().device),
+        microbatches.draw(rows, microbatches=size.microbatches, size=size.rows, seed=size.seed, pad_id=pad_id),
+        loss_fn=label_loss,
+        variants=CATALOGUE,
+        sketch_size=size.sketch,
+        seed=size.seed,
+        folder=folder,
+        dataset_digest=dataset_digest,
+        model_digest=base.digest,
+        progress=progress,
+    )
+
+
+def _rows(request: Request, base: BaseModel) -> tuple[str, list[TokenRow]]:
     with tempfile.TemporaryDirectory() as folder:
         dataset = intake_library.intake(source=request.data, name="analyze", folder=Path(folder), seed=request.seed)
         rows = list(intake_library.read_canonical(Path(folder) / dataset.train_file.path))
@@ -77,14 +109,7 @@ def _batches(request: Request, base: BaseModel):
         raise InputError(
             f"none of the {len(tokenized)} rows has a label within {request.max_length} tokens; raise --max-length"
         )
-    drawn = microbatches.draw(
-        kept,
-        microbatches=request.microbatches,
-        size=request.microbatch_size,
-        seed=request.seed,
-        pad_id=models.pad_id(tokenizer),
-    )
-    return dataset.digest, drawn
+    return dataset.digest, kept
 
 
 def print_table(spectra: Spectra) -> None:

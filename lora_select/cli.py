@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_select import __version__
+from lora_select import __version__, recommend_command
 from lora_select.errors import InputError, WorldError
 
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
@@ -74,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         analyze.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"default: {default}")
     analyze.set_defaults(run=_analyze)
+
+    recommend = commands.add_parser(
+        "recommend", help="what to train, for another trainer: the choice and that trainer's files"
+    )
+    recommend_command.add_options(recommend)
+    recommend.set_defaults(run=recommend_command.run)
 
     number = os.environ.get("SLURM_NODEID") or os.environ.get("JOB_COMPLETION_INDEX")
     node = commands.add_parser("node", help="join the training runs of a flow on another node")

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from lora_select.data.tokens import read_rows
 from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, Proof, Spectra, TrainingPlan
 from lora_select.starts import write_initial_factors
-from lora_select.training import job, launch, measure
+from lora_select.training import job, launch
 from lora_select.training import plan as plan_library
 from lora_select.training import prove as prove_library
 from lora_select.training.job import TrainingJob
 from lora_select.training.plan import Machine
+from lora_select.training.planned import planned
 from tasks.stage import Context, Stage
 from tasks.store import StageRef
 
@@ -28,14 +28,9 @@ def _plan(
     training: Mapping[str, Any],
     machine: Machine,
 ) -> TrainingPlan:
-    """Plan, try the plan on a few real micro-batches, and plan again with what was measured."""
     known = context.load(profile, DatasetProfile)
     tokens = (context.folder_of(profile) / known.train_tokens_file.path).resolve()
-    rows = read_rows(tokens)
-    draft = plan_library.make_plan(known, spec, base, machine, training, rows)
-    told = TrainingJob(spec, draft, base.path, base.source, str(tokens), str(tokens))
-    measured = measure.measure(told, context.folder.resolve() / "measure")
-    return plan_library.make_plan(known, spec, base, machine, training, rows, measured)
+    return planned(known, spec, base, machine, training, tokens, context.folder.resolve() / "measure")
 
 
 def _train(

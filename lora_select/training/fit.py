@@ -75,7 +75,8 @@ def fitted(
             micro_batch_size=size,
             gradient_accumulation_steps=share // size,
         )
-        need = memory.estimate(base, spec, setting(plan, load, wanted.get("quantize")))
+        held = setting(plan, load, wanted.get("quantize"))
+        need = memory.estimate(base, spec, dataclasses.replace(held, whole_logits=bool(wanted.get("whole_logits"))))
         if need.expected <= MARGIN * available:
             reason = (
                 f"ZeRO-{stage}, {size} rows a micro-batch{', activations computed twice' if switch else ''}: {need.expected:.1f} "

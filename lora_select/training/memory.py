@@ -9,7 +9,8 @@ over (padding included), s bytes a number of the base's precision.
                  4 A / N there; 0 where offloaded
     activations  T L e s, with e = 6 d + a + f the numbers that a block keeps for its backward pass (below); with checkpointing
                  T L d s and one block whole [3, section 5]
-    logits       three copies of at most 2^24 numbers (`loss.CHUNK_ELEMENTS`) in float32, or of label tokens x V if those are fewer
+    logits       three copies of at most 2^24 numbers (`loss.CHUNK_ELEMENTS`) in float32, or of label tokens x V if those are fewer;
+                 of T x V for a trainer that forms the logits of every token
 
 What a Llama-like block keeps when only its adapters are trained, in numbers a token: both norms' input and normalised input (4 d),
 the adapters' inputs x of the attention and of the MLP (2 d), the query, key, value and output of attention (2 d + 2 d_kv),
@@ -42,7 +43,8 @@ LOW, HIGH = 0.8, 1.3
 class Setting:
     """What decides a rank's memory besides model and adapter.
 
-    `tokens` and `labels` are those of the heaviest micro-batch; `quantize` is None, `nf4` or `int8`.
+    `tokens` and `labels` are those of the heaviest micro-batch; `quantize` is None, `nf4` or `int8`; `whole_logits` is True for
+    a trainer that forms the logits of every token at once, as other trainers do.
     """
 
     tokens: int
@@ -55,6 +57,7 @@ class Setting:
     quantize: str | None = None
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    whole_logits: bool = False
 
 
 def estimate(base: BaseModel, spec: AdapterSpec, setting: Setting) -> Range:
@@ -70,8 +73,15 @@ def parts(base: BaseModel, spec: AdapterSpec, setting: Setting) -> dict[str, flo
         "weights": _weights(base, setting) / GIB,
         "adapter": _adapter(spec.num_parameters, setting) / GIB,
         "activations": _activations(base, spec, setting) / GIB,
-        "logits": 3 * 4 * min(setting.labels * base.vocab_size, CHUNK_ELEMENTS) / GIB,
+        "logits": 3 * 4 * _logits(base, setting) / GIB,
     }
+
+
+def _logits(base: BaseModel, setting: Setting) -> int:
+    """How many logits are held at once."""
+    if setting.whole_logits:
+        return setting.tokens * base.vocab_size
+    return min(setting.labels * base.vocab_size, CHUNK_ELEMENTS)
 
 
 def weight_bytes(base: BaseModel, precision: str, quantize: str | None) -> float:

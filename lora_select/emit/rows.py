@@ -1,0 +1,97 @@
+"""Rows as every tool can read them: the rendered text in pieces, each with whether it is learnt.
+
+Tools render chat templates in ways of their own, and their labels then differ from what was measured: one learns the newline
+after the end of a turn, one adds a sentence to each system message, one has no way to train on a tokenizer's own template. So
+the template is rendered here, once, and each tool is handed the pieces in a format that it does not change.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from lora_select import models
+from lora_select.data import render
+from lora_select.data.intake import read_canonical
+from lora_select.data.render import Row
+from lora_select.data.tokenize import answer_spans, tokenize
+from lora_select.records import BaseModel, Dataset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Pieces = tuple[tuple[bool, str], ...]
+"""`(learnt, text)`, in turns: not learnt first (it may be empty), learnt last."""
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a dataset, in file order; `other_tokens` counts rows that a tool tokenises otherwise than the measurement did.
+
+    That happens where a token spans the seam between prompt and answer, which no tool can see that tokenises them apart.
+    `longest` is the longest row in tokens.
+    """
+
+    train: tuple[Pieces, ...]
+    eval: tuple[Pieces, ...]
+    other_tokens: int
+    longest: int
+
+
+def read(dataset: Dataset, folder: Path, base: BaseModel) -> Rows:
+    """The rows of both splits.
+
+    Args:
+        dataset: the record of the intake.
+        folder: where its files are.
+        base: its tokenizer renders the chat template.
+    """
+    tokenizer = models.load_tokenizer(base.path)
+    splits, other, longest = [], 0, 0
+    for file in (dataset.train_file, dataset.eval_file):
+        made = []
+        for row_id, row in read_canonical(folder / file.path):
+            made.append(pieces(row, tokenizer))
+            whole = tokenize(row_id, row, tokenizer, max_length=2**31)
+            longest = max(longest, whole.length)
+            if whole.row is not None:
+                ids, mask = _trimmed(whole.row.input_ids, whole.row.label_mask)
+                other += (ids, mask) != tokens(made[-1], tokenizer)
+        splits.append(tuple(made))
+    return Rows(splits[0], splits[1], other, longest)
+
+
+def pieces(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Pieces:
+    """The rendered row in turns of context and answer; what follows the last answer teaches nothing and is left out."""
+    text = render.render(row, tokenizer)
+    if render.is_text(row):
+        return ((False, _opening(tokenizer)), (True, text))
+    made: list[tuple[bool, str]] = []
+    place = 0
+    for low, high in answer_spans(row, tokenizer, text):
+        made += [(False, text[place:low]), (True, text[low:high])]
+        place = high
+    return tuple(made)
+
+
+def tokens(made: Pieces, tokenizer: "PreTrainedTokenizerBase") -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Ids and label mask as a tool makes them that tokenises each piece by itself; the first token is no label."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    for learnt, text in made:
+        found = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        ids += found  # pyright: ignore[reportOperatorIssue]
+        mask += [learnt] * len(found)  # pyright: ignore[reportArgumentType]
+    return tuple(ids), (False, *mask[1:]) if mask else ()
+
+
+def _opening(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the tokenizer puts before plain text, as text."""
+    ids = tokenizer("")["input_ids"]
+    return str(tokenizer.decode(ids)) if ids else ""  # pyright: ignore[reportArgumentType]
+
+
+def _trimmed(ids: Sequence[int], mask: Sequence[bool]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    end = max((i + 1 for i, learnt in enumerate(mask) if learnt), default=0)
+    return tuple(ids[:end]), tuple(mask[:end])

@@ -1,0 +1,121 @@
+"""`lora-select recommend` on a tiny model: what it prints and writes, what it takes up again, and what it refuses when."""
+
+import json
+
+import pytest
+from emit_orders import chats, write_jsonl
+
+from lora_select import records
+from lora_select.cli import main
+from lora_select.errors import InputError
+from lora_select.recommend_command import gib, share
+from lora_select.records import Decision, TrainingPlan
+
+QUICK = ("--microbatches", "4", "--sketch-size", "8", "--batch", "8", "--max-length", "512")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", chats(40))
+
+
+@pytest.fixture(scope="module")
+def answer(tiny_model_folder, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "answer"
+    assert recommend(tiny_model_folder, data, out, "--emit", "trl", "axolotl") == 0
+    return out
+
+
+def recommend(model, data, out, *more):
+    return main(["recommend", "--model", str(model), "--data", str(data), "--out", str(out), *QUICK, *more])
+
+
+def test_the_folder_explains_and_replays_as_a_run_does(answer, capsys):
+    assert main(["replay", str(answer)]) == 0
+    assert main(["explain", str(answer)]) == 0
+    assert "lora-all-linear-r16" in capsys.readouterr().out
+    decision = records.read(Decision, answer / "decision.json")
+    plan = records.read(TrainingPlan, answer / "plan.json")
+    assert plan.learning_rate == decision.choice.learning_rate
+    assert plan.num_processes == 1
+    assert plan.micro_batch_size * plan.gradient_accumulation_steps == 8
+    assert (answer / "trl" / "train.py").is_file()
+    assert (answer / "axolotl" / "train.yaml").is_file()
+
+
+def test_asking_again_takes_the_measurements_up_and_another_constraint_changes_the_answer(
+    tiny_model_folder, data, answer, capsys
+):
+    before = (answer / "spectra.json").stat().st_mtime_ns
+    code = recommend(tiny_model_folder, data, answer, "--variant", "dora", "--emit", "ms-swift")
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "taken up" in printed.out
+    assert (answer / "spectra.json").stat().st_mtime_ns == before
+    assert records.read(Decision, answer / "decision.json").choice.variant == "dora"
+    assert "peft_use_dora" not in (answer / "ms-swift" / "train.yaml").read_text()
+    assert "use_dora: true" in (answer / "ms-swift" / "train.yaml").read_text()
+    assert "swift" in printed.out
+    assert "min (" in printed.out
+    assert main(["replay", str(answer)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--variant", "milora"], "milora takes its start B0 A0 off the base weights"),
+        (["--variant", "vera", "--emit", "axolotl"], "--emit axolotl: Axolotl has no vera"),
+        (["--variant", "lorra"], "did you mean lora"),
+        (["--budget", "5%"], "--budget 5% asks for a race"),
+        (["--memory", "24"], "with a unit"),
+        (["--device", "cuda"], "name its memory"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_measured(
+    tiny_model_folder, data, tmp_path, capsys, more, sentence
+):
+    assert recommend(tiny_model_folder, data, tmp_path / "out", *more) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--memory", "300MiB"], r"needs about 0.4 GiB"),
+        (["--max-length", "20", "--emit", "llamafactory"], "use --max-length"),
+    ],
+)
+def test_what_the_rows_or_the_memory_rule_out_is_refused_before_the_spectral_pass(
+    tiny_model_folder, data, tmp_path, capsys, more, sentence
+):
+    assert recommend(tiny_model_folder, data, tmp_path / "out", *more) == 2
+    assert sentence in capsys.readouterr().err
+    assert (tmp_path / "out" / "profile.json").is_file()
+    assert not (tmp_path / "out" / "spectra.json").exists()
+
+
+def test_memory_of_a_gpu_elsewhere_limits_the_plan_and_its_time_is_called_computed(
+    tiny_model_folder, data, answer, tmp_path, capsys
+):
+    assert recommend(tiny_model_folder, data, answer, "--device", "cuda", "--memory", "24GiB", "--base", "nf4") == 0
+    printed = capsys.readouterr().out
+    assert "computed from sizes alone, not measured" in printed
+    assert "one GPU" in printed
+    plan = records.read(TrainingPlan, answer / "plan.json")
+    assert (plan.device, plan.precision) == ("cuda", "bf16")
+    assert plan.memory_gib.expected < 24
+    values = json.loads((answer / "peft" / "training.json").read_text())
+    assert values["quantized_base"] == "nf4"
+
+
+@pytest.mark.parametrize("text", ["24", "GiB", "0GiB", "-1GiB", "24XB"])
+def test_memory_without_a_unit_or_a_size_is_refused(text):
+    with pytest.raises(InputError, match="such as 24GiB"):
+        gib(text)
+
+
+@pytest.mark.parametrize("text", ["5 percent", "-1%", "101%", "2"])
+def test_a_budget_that_is_no_share_is_refused(text):
+    with pytest.raises(InputError, match="between 0% and 100%"):
+        share(text)

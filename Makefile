@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test test-slow test-faults test-server test-browser test-all lint deploy worker ui lock clean install
+.PHONY: run test test-slow test-faults test-server test-browser test-peers peers test-all lint deploy worker ui lock clean install
 run: $(STAMP)
 	$(BIN)/python -m flows.finetune --config $(CONFIG) $(ARGS)
 
@@ -31,6 +31,19 @@ test-server: $(STAMP)
 
 test-browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser --timeout 600
+
+test-peers: $(STAMP) ## the files of `lora-select recommend`, read and trained by the tools themselves
+	$(BIN)/python -m pytest -m peers --timeout 900 tests/peers
+
+# Torch and what else fits is shared with .venv by a path file; each tool's own pins come first.
+peers: $(STAMP) ## environments of TRL, LLaMA-Factory, Axolotl and ms-swift below .peers, for `make test-peers`
+	for tool in trl llamafactory axolotl ms-swift; do \
+	  test -x .peers/$$tool/bin/python || $(PYTHON) -m venv .peers/$$tool || exit 1; \
+	  .peers/$$tool/bin/pip install -qq --no-deps -r infra/lock/peers-$$tool.txt || exit 1; \
+	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .peers/$$tool/lib/python3.11/site-packages/zz_shared.pth; \
+	done
+	@# LLaMA-Factory imports torchaudio also for text, and the build on PyPI needs CUDA: an empty module stands in.
+	touch .peers/llamafactory/lib/python3.11/site-packages/torchaudio.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

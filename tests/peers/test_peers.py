@@ -1,0 +1,115 @@
+"""The emitted files in the tools' own hands: `make peers` makes an environment for each, `make test-peers` runs this.
+
+Each tool parses its file, tokenises and masks the rows with its own code, and trains three steps by its own command.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from emit_orders import order, write_spectra
+
+from lora_select import models
+from lora_select.data.intake import read_canonical
+from lora_select.data.tokenize import tokenize
+from lora_select.emit import emit
+
+pytestmark = pytest.mark.peers
+ROOT = Path(__file__).parents[2]
+PEERS = Path(os.environ.get("LORA_SELECT_PEERS", ROOT / ".peers"))
+TOOLS = ("trl", "llamafactory", "axolotl", "ms-swift")
+COMMANDS = {
+    "trl": ["train.py"],
+    "llamafactory": [
+        "-c",
+        "import sys; sys.argv = ['cli', 'train', 'train.yaml']; from llamafactory.cli import main; main()",
+    ],
+    "axolotl": ["-m", "axolotl.cli.train", "train.yaml"],
+    "ms-swift": [
+        "-c",
+        "import sys; sys.argv = ['swift', 'sft', 'train.yaml']; from swift.cli.main import cli_main; cli_main()",
+    ],
+}
+"""What the tools' console scripts do, by the environment's python."""
+TEXTS = [{"text": f"number {n} and some more"} for n in range(20)]
+
+
+def python_of(tool: str) -> str:
+    found = PEERS / tool / "bin" / "python"
+    if not found.is_file():
+        pytest.skip(f"{tool} is not installed: make peers (or name its environments' folder in LORA_SELECT_PEERS)")
+    return str(found)
+
+
+def run(tool: str, arguments: list[str], folder: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    quiet = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1", "WANDB_DISABLED": "true"}
+    path = f"{PEERS / tool / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [python_of(tool), *arguments], cwd=folder, env=clean | quiet | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
+
+
+@pytest.mark.parametrize("rows", [None, TEXTS], ids=["chats", "texts"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_tool_reads_the_chosen_numbers_and_sees_the_measured_tokens_and_labels(
+    tiny_model_folder, tmp_path, tool, rows
+):
+    python_of(tool)
+    name = "lora" if tool == "trl" or rows else "loraplus"
+    told = order(tmp_path / "rows", tiny_model_folder, name, rows=rows)
+    emit(told, [tool], tmp_path / "none", tmp_path)
+    run(tool, [str(Path(__file__).with_name("in_env.py")), tool], tmp_path / tool)
+    seen = json.loads((tmp_path / tool / "seen.json").read_text())
+    found, plan = seen["found"], told.plan
+    assert (found["r"], found["alpha"]) == (told.spec.r, told.spec.lora_alpha)
+    assert found["targets"] == sorted(told.spec.target_modules)
+    assert found["rate"] == told.spec.learning_rate
+    assert found["batch"] == plan.effective_batch_size
+    assert (found["warmup"], found["decay"], found["schedule"]) == (plan.warmup_steps, plan.weight_decay, "cosine")
+    assert found["ratio"] == (16.0 if name == "loraplus" else None)
+    assert not found["start"]
+    tokenizer = models.load_tokenizer(str(tiny_model_folder))
+    for split in ("train", "eval"):
+        measured = sorted(_measured(tmp_path / "rows" / f"{split}.parquet", tokenizer))
+        got = sorted((row["input_ids"], _unshifted(row["labels"])) for row in seen[split])
+        assert got == measured
+
+
+def _measured(file: Path, tokenizer) -> list[tuple[list[int], list[int]]]:
+    """Ids and labels up to the last label, as the profile and the spectral pass saw them."""
+    made = []
+    for row_id, row in read_canonical(file):
+        whole = tokenize(row_id, row, tokenizer, 10_000).row
+        end = max(i for i, learnt in enumerate(whole.label_mask) if learnt) + 1
+        ids, mask = whole.input_ids[:end], whole.label_mask[:end]
+        made.append((list(ids), [token if learnt else -100 for token, learnt in zip(ids, mask, strict=True)]))
+    return made
+
+
+def _unshifted(labels: list[int]) -> list[int]:
+    """The first token's label is never used: nothing predicts it."""
+    return [-100, *labels[1:]]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_tool_trains_from_the_start_that_was_chosen(tiny_model_folder, tmp_path, tool):
+    from safetensors.torch import load_file
+
+    python_of(tool)
+    told = order(tmp_path / "rows", tiny_model_folder, "eva")
+    emit(told, [tool], write_spectra(tmp_path / "spectra.safetensors", tiny_model_folder), tmp_path)
+    run(tool, COMMANDS[tool], tmp_path / tool)
+    start = load_file(tmp_path / tool / "start" / "adapter_model.safetensors")
+    saved = [file for file in (tmp_path / tool).rglob("adapter_model.safetensors") if file.parent.name != "start"]
+    assert saved
+    trained = load_file(max(saved, key=lambda file: file.stat().st_mtime))
+    assert set(trained) == set(start)
+    steps, rate = 3, told.spec.learning_rate
+    for name, tensor in trained.items():
+        moved = (tensor - start[name]).abs().max()
+        assert moved <= 1.1 * steps * rate  # three steps of Adam; another start is off by 0.1
+        assert moved > 0 or "lora_A" in name

@@ -1,6 +1,7 @@
 """What a training would take, where it will run: its plan, time and memory, and what does not fit."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ TRAINING: Mapping[str, Any] = {
     "whole_logits": True,
 }
 """What of a run's `training` section a recommendation fixes: one process, rows padded, all logits formed, as other trainers do."""
+
+
+SPEED = "speed"
+"""Where the measurement of speed works."""
 
 
 @final
@@ -111,6 +116,7 @@ def planned(
     plan = _fitting(wish, seed, base, profile, spec, machine, tokens if _is_here(machine) else None)
     held = dataclasses.replace(fit.setting(plan, read_rows(tokens), wish.quantize), whole_logits=True)
     plan = dataclasses.replace(plan, memory_gib=memory.estimate(base, spec, held))
+    shutil.rmtree(out / SPEED, ignore_errors=True)
     return plan, any(reason.startswith("measured here") for reason in plan.reasons)
 
 
@@ -139,7 +145,7 @@ def _fitting(
     try:
         if tokens is None:
             return make_plan(profile, spec, base, machine, training)
-        return trial.planned(profile, spec, base, machine, training, tokens, tokens.parent / "speed")
+        return trial.planned(profile, spec, base, machine, training, tokens, tokens.parent / SPEED)
     except InputError as error:
         raise InputError(
             f"{error}. Here: a smaller --max-length or --batch, --base nf4, or a larger --memory than {machine.memory_gib:.1f}GiB"

@@ -124,7 +124,7 @@ def recommend(
         start=None,
     )
     emitted = emit.emit(order, wish.tools, out / spectra.tensors.path, out)
-    return Recommendation(base, dataset, profile, decision, plan, emitted, _notes(order), here)
+    return Recommendation(base, dataset, profile, decision, plan, emitted, _notes(order, wish.tools, out), here)
 
 
 def _inputs(wish: Wish, steps: int) -> SelectionInputs:
@@ -230,7 +230,7 @@ def _key(measuring: Measuring, base: BaseModel) -> str:
     return key_of({"measuring": told, "library": library_digest()})
 
 
-def _notes(order: Order) -> tuple[str, ...]:
+def _notes(order: Order, tools: tuple[str, ...], out: Path) -> tuple[str, ...]:
     count = len(order.rows.train) + len(order.rows.eval)
     found = []
     if order.rows.other_tokens:
@@ -238,4 +238,11 @@ def _notes(order: Order) -> tuple[str, ...]:
             f"{order.rows.other_tokens} of {count} rows have a token that spans the seam of prompt and answer; tools that tokenise "
             "the two apart see other tokens there than were measured"
         )
+    if order.is_local:
+        found.append(
+            f"the files name the model by its place on this machine, {order.model}; change that line where you train"
+        )
+    older = [name for name in emit.TOOLS if name not in tools and (out / name).is_dir()]
+    if older:
+        found.append(f"{', '.join(older)} in {out} are of an earlier call and may follow another decision")
     return tuple(found)

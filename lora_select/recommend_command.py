@@ -4,6 +4,7 @@ import argparse
 import re
 import textwrap
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,12 +42,23 @@ def add_options(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{option}", help=f"as `selection.{option}` of a run")
     command.add_argument("--r", type=int, help="as `selection.r` of a run")
     command.add_argument("--learning-rate", type=float, help="as `selection.learning_rate` of a run")
-    command.add_argument("--epochs", type=float, default=1.0, help="default: 1")
+    command.add_argument("--epochs", type=_positive(float), default=1.0, help="default: 1")
     numbers = {"batch": 16, "max-length": 1024, "max-eval-rows": 256, "microbatches": 32, "microbatch-size": 2}
     numbers |= {"sketch-size": 32, "base-loss-rows": 64, "seed": 0}
     for option, default in numbers.items():
-        command.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"default: {default}")
-    command.add_argument("--max-train-rows", type=int, metavar="N", help="default: all")
+        kind = _positive(int) if default else int
+        command.add_argument(f"--{option}", type=kind, default=default, metavar="N", help=f"default: {default}")
+    command.add_argument("--max-train-rows", type=_positive(int), metavar="N", help="default: all")
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        return value
+
+    return number
 
 
 def gib(text: str | None) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import final
 
 from lora_select.emit import axolotl, limits, llamafactory, ms_swift, peft, trl
-from lora_select.emit.order import Order, Tool, Written
+from lora_select.emit.order import START, Order, Tool, Written
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec
 from lora_select.variants import named
@@ -79,7 +79,7 @@ def refuse_rows(longest: int, max_length: int, tools: Sequence[str]) -> None:
 
 
 def emit(order: Order, tools: Sequence[str], spectra: Path, out: Path) -> tuple[Emitted, ...]:
-    """Write one folder a tool into `out`, replacing older ones.
+    """Write one folder a tool into `out`; in an older one only the files written here are replaced, never what was trained there.
 
     Args:
         order: what is trained; its `start` is made here where a tool needs one.
@@ -104,6 +104,6 @@ def emit(order: Order, tools: Sequence[str], spectra: Path, out: Path) -> tuple[
 
 def _one(order: Order, name: str, start: Path | None, out: Path) -> Emitted:
     folder = out / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    shutil.rmtree(folder / START, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return Emitted(name, folder, TOOLS[name].write(dataclasses.replace(order, start=start), folder))

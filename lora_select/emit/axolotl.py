@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select.emit import limits
-from lora_select.emit.order import Order, Tool, Written, headline, write_lines, write_yaml
+from lora_select.emit.order import START, Order, Tool, Written, headline, write_lines, write_yaml
 from lora_select.emit.rows import Pieces
 from lora_select.emit.start import named_init
 from lora_select.records import AdapterSpec
@@ -28,7 +28,7 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
 def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
     if order.start is not None:
-        shutil.copytree(order.start, folder / "start", dirs_exist_ok=True)
+        shutil.copytree(order.start, folder / START)
     for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
         write_lines(folder / f"{name}.jsonl", [{"segments": _segments(row)} for row in rows])
     write_yaml(folder / "train.yaml", arguments(order), headline(order, NAME))
@@ -82,7 +82,7 @@ def _adapter(order: Order) -> dict[str, Any]:
     init = named_init(spec).peft_arguments.get("init_lora_weights", True)
     more: dict[str, Any] = {}
     if order.start is not None:
-        more["lora_model_dir"] = "start"
+        more["lora_model_dir"] = START
     elif init is not True:
         more["peft_init_lora_weights"] = init
     if spec.optimizer.get("name") == "lora+":

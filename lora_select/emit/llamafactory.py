@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select.emit import limits
-from lora_select.emit.order import Order, Tool, Written, headline, write_lines, write_yaml
+from lora_select.emit.order import START, Order, Tool, Written, headline, write_lines, write_yaml
 from lora_select.emit.rows import Pieces
 from lora_select.records import AdapterSpec, write_text
 
@@ -35,7 +35,7 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
 def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
     if order.start is not None:
-        shutil.copytree(order.start, folder / "start", dirs_exist_ok=True)
+        shutil.copytree(order.start, folder / START)
     info = {}
     for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
         write_lines(folder / f"{name}.jsonl", [{"conversations": _turns(row)} for row in rows])
@@ -89,7 +89,7 @@ def arguments(order: Order) -> dict[str, Any]:
 
 def _adapter(order: Order) -> dict[str, Any]:
     spec = order.spec
-    more: dict[str, Any] = {"adapter_name_or_path": "start"} if order.start is not None else {}
+    more: dict[str, Any] = {"adapter_name_or_path": START} if order.start is not None else {}
     if spec.optimizer.get("name") == "lora+":
         more["loraplus_lr_ratio"] = spec.optimizer["lora_b_ratio"]
     return {

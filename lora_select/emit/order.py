@@ -9,6 +9,9 @@ from typing import Any, final
 from lora_select.emit.rows import Rows
 from lora_select.records import AdapterSpec, BaseModel, TrainingPlan, write_text
 
+START = "start"
+"""The folder, inside a tool's, that holds the adapter at its start."""
+
 
 @final
 @dataclass(frozen=True)
@@ -29,9 +32,14 @@ class Order:
     start: Path | None
 
     @property
+    def is_local(self) -> bool:
+        """Whether the model is named by its place on this machine."""
+        return not _is_hub_id(self.base)
+
+    @property
     def model(self) -> str:
         """What the tool loads: the hub id as it was given, or the local folder."""
-        return self.base.source if _is_hub_id(self.base) else self.base.path
+        return self.base.path if self.is_local else self.base.source
 
 
 @final

@@ -39,10 +39,10 @@ def write_start(
     Args:
         spec: the adapter.
         plan: seed, and steps for adapters with a schedule.
-        base: its weights are loaded in float32.
+        base: its weights are loaded in float32, or as `quantize` says.
         source: what the config names as the base.
         spectra: `spectra.safetensors`.
-        quantize: how the base is stored in training; LoftQ's start depends on it.
+        quantize: how the base is stored in training; LoftQ's factors and DoRA's norms depend on it.
         folder: a new folder.
     """
     import torch
@@ -53,7 +53,9 @@ def write_start(
     told = named_init(spec)
     factors = write_initial_factors(told, Path(base.path), spectra, folder / FACTORS, quantize)
     torch.manual_seed(plan.seed)
-    model = adapt(models.load_model(base.path), told, plan, source, str(factors) if factors else None)
+    model = adapt(
+        models.load_model(base.path, quantize=quantize), told, plan, source, str(factors) if factors else None
+    )
     model.save_pretrained(str(folder), state_dict=_state(model), safe_serialization=True)
     if start_of(spec) != BY_NAME:
         make_portable(folder, str(factors) if factors else None, spec)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select.emit import limits
-from lora_select.emit.order import Order, Tool, Written, headline, write_lines
+from lora_select.emit.order import START, Order, Tool, Written, headline, write_lines
 from lora_select.emit.rows import Pieces
 from lora_select.emit.start import named_init
 from lora_select.records import AdapterSpec, write_text
@@ -107,7 +107,7 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
 def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
     if order.start is not None:
-        shutil.copytree(order.start, folder / "start", dirs_exist_ok=True)
+        shutil.copytree(order.start, folder / START)
     for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
         write_lines(folder / f"{name}.jsonl", [_pieces(row) for row in rows])
     write_text(folder / "train.py", script(order))
@@ -166,7 +166,7 @@ def arguments(order: Order) -> dict[str, Any]:
 
 def _adapter(order: Order) -> str:
     if order.start is not None:
-        lines = 'return peft.PeftModel.from_pretrained(base_model(), "start", is_trainable=True)'
+        lines = f'return peft.PeftModel.from_pretrained(base_model(), "{START}", is_trainable=True)'
     else:
         told = scheduled(named_init(order.spec).peft_arguments, order.plan)
         values = pprint.pformat(told, indent=4, width=100, sort_dicts=False)

@@ -65,7 +65,7 @@ def test_a_token_over_the_seam_is_counted(tiny_model_folder, tmp_path):
         }
         for n in range(20)
     ]
-    dataset = intake(source=str(write_jsonl(tmp_path / "r.jsonl", rows)), name="t", folder=tmp_path)
+    dataset = intake(source=str(write_jsonl(tmp_path / "r.jsonl", rows)), name="t", folder=tmp_path, eval_fraction=0.4)
     assert read(dataset, tmp_path, models.resolve(str(tmp_path / "model"))).other_tokens == 10
 
 

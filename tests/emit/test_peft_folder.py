@@ -80,7 +80,7 @@ def test_a_start_by_name_is_exact_also_after_training(tiny_model_folder, tmp_pat
 @pytest.mark.parametrize("name", ["milora", "lora_ga", "corda_ipm", "corda_kpm"])
 def test_a_start_that_no_folder_holds_is_refused_with_the_way_out(tiny_model_folder, tmp_path, name):
     told = order(tmp_path / "rows", tiny_model_folder, name)
-    with pytest.raises(InputError, match=rf"{name} takes its start .* `selection\.variant={name}`"):
+    with pytest.raises(InputError, match=rf"{name} takes its start .*`selection\.variant={name}`"):
         emit(told, ["peft"], tmp_path / "none", tmp_path)
     assert not (tmp_path / "peft").exists()
 

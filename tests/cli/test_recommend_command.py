@@ -82,8 +82,8 @@ def test_what_cannot_work_is_refused_before_anything_is_measured(
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--memory", "300MiB"], r"needs about 0.4 GiB"),
-        (["--max-length", "20", "--emit", "llamafactory"], "use --max-length"),
+        (["--memory", "300MiB"], "GiB a rank at ZeRO-0, 0.3 are there"),
+        (["--max-length", "100", "--emit", "llamafactory"], "use --max-length"),
     ],
 )
 def test_what_the_rows_or_the_memory_rule_out_is_refused_before_the_spectral_pass(

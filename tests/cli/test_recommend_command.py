@@ -43,6 +43,7 @@ def test_the_folder_explains_and_replays_as_a_run_does(answer, capsys):
     assert (answer / "axolotl" / "train.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_asking_again_takes_the_measurements_up_and_another_constraint_changes_the_answer(
     tiny_model_folder, data, answer, capsys
 ):
@@ -98,8 +99,12 @@ def test_what_the_rows_or_the_memory_rule_out_is_refused_before_the_spectral_pas
 def test_memory_of_a_gpu_elsewhere_limits_the_plan_and_its_time_is_called_computed(
     tiny_model_folder, data, answer, tmp_path, capsys
 ):
+    before = (answer / "spectra.json").stat().st_mtime_ns
     assert recommend(tiny_model_folder, data, answer, "--device", "cuda", "--memory", "24GiB", "--base", "nf4") == 0
     printed = capsys.readouterr().out
+    assert "taken up" in printed
+    assert (answer / "spectra.json").stat().st_mtime_ns == before
+    assert "trl, axolotl in" in printed  # of the earlier call, perhaps of another decision
     assert "computed from sizes alone, not measured" in printed
     assert "one GPU" in printed
     plan = records.read(TrainingPlan, answer / "plan.json")

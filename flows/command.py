@@ -5,19 +5,23 @@ import os
 import sys
 from collections.abc import Callable
 
+from flows import session
+from flows.config import load
 from lora_select.errors import InputError, WorldError
 
 
 def run_from_command_line(flow: Callable[..., object], description: str, *, may_dry_run: bool) -> int:
-    """Parse, check that Prefect answers, run; return the exit code: 0 done, 1 the world failed, 2 bad input, 130 stopped."""
+    """Parse, check config, data, stores and Prefect in a second, then run; return the exit code: 0 done, 1 the world failed, 2 bad input, 130 stopped."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="a YAML file, such as infra/runs/quickstart.yaml")
     if may_dry_run:
         parser.add_argument("--dry-run", action="store_true", help="stop after the plan")
     known, rest = parser.parse_known_args()
     try:
+        overrides = _overrides(rest)
+        session.check(load(known.config, overrides))
         _prefect_answers(os.environ.get("PREFECT_API_URL"))
-        flow(**vars(known), overrides=_overrides(rest))
+        flow(**vars(known), overrides=overrides)
     except InputError as error:
         return _fail(error, 2)
     except WorldError as error:

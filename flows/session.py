@@ -13,6 +13,7 @@ from flows import console
 from flows.config import RunConfig
 from flows.summaries import summary
 from lora_select import __version__, records
+from lora_select.data.intake import check_source
 from lora_select.fingerprint import key_of, library_digest, source_digest
 from lora_select.records import BaseModel
 from tasks import store, track
@@ -52,11 +53,23 @@ def run_key(config: RunConfig, base: BaseModel) -> str:
     return key_of({"config": config.digested(), "sources": sources, "base": base.digest, "library": library_digest()})
 
 
+def check(config: RunConfig) -> None:
+    """Refuse at once what needs neither the orchestrator nor the model to be seen.
+
+    Raises:
+        InputError: no such data, no place for the runs, or a tracking URI that can hold none.
+    """
+    for source in (config.dataset.source, config.dataset.eval_source):
+        if source:
+            check_source(source)
+    track.check_world(Path(config.runs_dir), config.tracking.uri, NEEDED_DISK_GIB)
+
+
 @contextmanager
 def opened(config: RunConfig) -> Iterator[Run]:
     """Check the world, name the run, open its MLflow parent; close it as FINISHED, FAILED or KILLED."""
+    check(config)
     root = Path(config.runs_dir)
-    track.check_world(root, config.tracking.uri, NEEDED_DISK_GIB)
     base = resolve_model(config.base_model.source, config.base_model.revision)
     key = run_key(config, base)
     folder = root / key

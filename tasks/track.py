@@ -16,9 +16,14 @@ def check_world(root: Path, uri: str, needed_gib: float) -> None:
     """Fail now on what would fail later.
 
     Raises:
-        InputError: the tracking URI cannot hold a run, the runs folder cannot be made, or the disk is nearly full.
+        InputError: the tracking URI cannot hold a run or does not answer, the runs folder cannot be made, or the disk is
+            nearly full.
     """
     tracking_store.check(uri)
+    try:
+        tracking_store.reach(uri)
+    except WorldError as error:
+        raise InputError(str(error)) from error
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -187,6 +187,16 @@ def _open(
     return rows, {names[file]: sha256_file(file) for file in listed}
 
 
+def check_source(source: str) -> None:
+    """Refuse a local source that is not there; a hub id and a sample are looked up only when they are read.
+
+    Raises:
+        InputError: there is no such file or folder, or it holds no data file.
+    """
+    if not source.startswith("sample:") and (Path(source).exists() or _looks_local(source)):
+        files.list_files(Path(source))
+
+
 def _looks_local(source: str) -> bool:
     return source.startswith((".", "/", "~")) or Path(source).suffix.lower() in files.SUFFIXES
 

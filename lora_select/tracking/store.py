@@ -74,13 +74,10 @@ def prepare(uri: str = DEFAULT_URI, experiment: str = EXPERIMENT) -> Store:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     check(uri)
+    reach(uri)
     if uri.startswith("sqlite:"):
         uri = f"sqlite:///{database(uri)}"
         _migrate(database(uri))
-    elif uri.startswith("http"):
-        _ping(uri)
-    else:
-        _knock(uri)
     return Store(uri, experiment, *_connect(uri, experiment))
 
 
@@ -105,6 +102,18 @@ def check(uri: str) -> None:
         raise InputError(
             f"`tracking.uri` {uri!r} names no file; write sqlite:///mlflow.db (three slashes, then the path)"
         )
+
+
+def reach(uri: str) -> None:
+    """See in seconds whether the server behind a checked URI answers; a file needs none.
+
+    Raises:
+        WorldError: it does not.
+    """
+    if uri.startswith("http"):
+        _ping(uri)
+    elif not uri.startswith("sqlite:"):
+        _knock(uri)
 
 
 def database(uri: str) -> Path:

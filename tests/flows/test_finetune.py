@@ -12,6 +12,10 @@ import psutil
 import pytest
 import yaml
 
+from flows.command import run_from_command_line
+from flows.finetune import finetune
+
+FLOW = type(finetune)
 ROOT = Path(__file__).parents[2]
 
 
@@ -71,6 +75,13 @@ def record(place, name):
 NAMES = ("dataset", "profile", "spectra", "decision", "plan", "adapter", "proof", "evaluation", "promotion", "report")
 
 
+def test_bad_input_is_code_2_of_the_process(place):
+    said = run(place, "training.epoch=1", "dataset.max_len=9", code=2)
+    assert "did you mean `epochs`" in said
+    assert "did you mean `max_length`" in said
+    assert "Traceback" not in said
+
+
 def test_every_stage_leaves_its_record(place, first):
     assert all((latest(place) / f"{name}.json").is_file() for name in NAMES)
     assert record(place, "proof")["passed"]
@@ -122,34 +133,41 @@ def test_unchanged_second_run_reuses_every_stage(place, first):
 
 
 def test_dry_run_stops_after_the_plan(place, first):
-    said = run(place, "--dry-run", "seed=5", "training.epochs=1")
+    said = run(place, "--dry-run", "training.epochs=1")
+    assert said.count("(reused)") == len(("dataset", "profile", "spectra", "decision"))
     assert "dry run: nothing was trained" in said
     assert "GiB a rank" in said
     assert len(list((place[0] / "runs" / "stages" / "train").glob("*/record.json"))) == 1
+
+
+def refused(place, monkeypatch, capsys, *overrides, **environment):
+    """What the command says on stderr in this process, with exit code 2: it ends before Prefect starts anything."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", command(place[0], *overrides)[2:])
+    for name, value in (place[1] | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(FLOW, "__call__", lambda *a, **k: pytest.fail("the flow was started"))
+    assert run_from_command_line(finetune, "", may_dry_run=True) == 2
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ("dataset.source=none.jsonl", "none.jsonl does not exist"),
+        ("dataset.eval_source=none.jsonl", "none.jsonl does not exist"),
         ("training.epoch=1", "did you mean `epochs`"),
         ("tracking.uri=file:mlruns", "no longer supports"),
         ("tracking.uri=http://127.0.0.1:9", "MLflow does not answer at http://127.0.0.1:9"),
     ],
 )
-def test_bad_input_is_one_sentence_and_code_2(place, override, words):
-    said = run(place, override, code=2)
-    assert words in said
-    assert "Traceback" not in said
+def test_bad_input_is_one_sentence_and_code_2_before_anything_starts(place, monkeypatch, capsys, override, words):
+    assert words in refused(place, monkeypatch, capsys, override)
 
 
-def test_an_unreachable_prefect_is_one_sentence(place):
-    folder, environment = place
-    environment = environment | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    done = subprocess.run(command(folder), cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "the Prefect server at PREFECT_API_URL=http://127.0.0.1:9/api does not answer" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_unreachable_prefect_is_one_sentence(place, monkeypatch, capsys):
+    said = refused(place, monkeypatch, capsys, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert "the Prefect server at PREFECT_API_URL=http://127.0.0.1:9/api does not answer" in said
 
 
 @pytest.mark.slow

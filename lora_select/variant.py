@@ -147,7 +147,7 @@ class Variant(abc.ABC):
 
 
 class ClosedForm(Variant):
-    """A variant whose share and displacement follow from a layer's numbers, so that the spectral pass measures it."""
+    """A variant whose share follows from a layer's numbers, and mostly its displacement, so that the spectral pass measures it."""
 
     @abc.abstractmethod
     def tangent_share(self, view: LayerView) -> float:
@@ -157,12 +157,13 @@ class ClosedForm(Variant):
     def tangent_share_spread(self, view: LayerView) -> float:
         """An upper bound on the standard deviation of that share over random starts; 0 where the start is fixed."""
 
-    @abc.abstractmethod
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerView) -> float:  # noqa: ARG002
         """rms(dW x) / rms(W x) after one sign step (Adam's first) of unit rate in every parameter; no unit.
 
-        Signs of different coordinates are taken as uncorrelated; what they share is common to the LoRA family.
+        Signs of different coordinates are taken as uncorrelated; what they share is common to the LoRA family. 0 where no
+        closed form is known: it is then not recorded, and the published rate is taken.
         """
+        return 0.0
 
 
 def has_rank(variant: type[Variant]) -> bool:

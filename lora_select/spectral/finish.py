@@ -85,7 +85,7 @@ def finish(name: str, layer: LayerPass, run: Pass) -> tuple[LayerSpectra, dict[s
         structure_se=scores_se,
         tangent_shares=shares,
         tangent_shares_se=errors,
-        displacements={key(v): v.displacement(static) for v in _fitting(run.variants, static)},
+        displacements={key(v): d for v in _fitting(run.variants, static) if (d := v.displacement(static)) > 0},
     )
     return record, _tensors(name, sketches, systems, values, run)
 

@@ -4,14 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.variant import (
-    Context,
-    Cost,
-    Support,
-    Variant,
-    common_violations,
-    divides,
-)
+from lora_select.spectral.view import LayerView
+from lora_select.starts.rules import UNKNOWN, measured
+from lora_select.variant import ClosedForm, Context, Cost, Support, common_violations, divides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +14,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class OFT(Variant):
+class OFT(ClosedForm):
     """W(theta) = W R^T, R block-diagonal, blocks I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4 of skew Q (b, b), from Q = 0.
 
     The blocks are Cayley's (I + Q)(I - Q)^-1 up to order 4, PEFT's default, so rotations only while Q is small. Tangent at the
@@ -72,3 +67,11 @@ class OFT(Variant):
         for name, _, n in context.layers:
             found += divides("oft's block size", self.block, n, name, "inputs")
         return tuple(found)
+
+    def tangent_share(self, view: LayerView) -> float:
+        """`rotation` of its block size, of the gradient's leading directions; of white noise where it was not measured."""
+        return measured(view.rotation, self.block, (self.block - 1) / (2 * view.out_features))
+
+    def tangent_share_spread(self, view: LayerView) -> float:
+        """The start is fixed by W."""
+        return 0.0 if self.block in view.rotation else UNKNOWN

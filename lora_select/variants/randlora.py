@@ -4,13 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.variant import (
-    Context,
-    Cost,
-    Support,
-    Variant,
-    rank_violations,
-)
+from lora_select.spectral.view import LayerView
+from lora_select.variant import ClosedForm, Context, Cost, Support, rank_violations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +13,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class RandLoRA(Variant):
+class RandLoRA(ClosedForm):
     """W(theta) = W + s sum_j B_j diag(l_j) A diag(g_j), s = alpha / r, A and B_j random, frozen and shared, from l = 0.
 
     k = ceil(min(m, n) / r) bases of rank r make the update full-rank. Tangent at the start: only l moves, r k (about min(m, n))
@@ -67,6 +62,17 @@ class RandLoRA(Variant):
     def violations(self, context: Context) -> tuple[str, ...]:
         """None of its own."""
         return rank_violations(self, context)
+
+    def tangent_share(self, view: LayerView) -> float:
+        """`k r / (m n)`, the mean over bases whose entries are symmetric and independent, whatever the gradient."""
+        shape = (view.out_features, view.in_features)
+        return self._bases(shape) * self.r / (shape[0] * shape[1])
+
+    def tangent_share_spread(self, view: LayerView) -> float:
+        """Of r random rows, each with a random subspace of k columns: at most that of a rank-one G."""
+        p, q = sorted((view.out_features, view.in_features))
+        k = self._bases((p, q))
+        return (self.r * 3 / (p * (p + 2)) * k * (k + 2) / (q * (q + 2))) ** 0.5
 
     def _bases(self, shape: tuple[int, int]) -> int:
         return -(-min(shape) // self.r)

@@ -4,13 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.variant import (
-    Context,
-    Cost,
-    Support,
-    Variant,
-    common_violations,
-)
+from lora_select.spectral.view import LayerView
+from lora_select.variant import ClosedForm, Context, Cost, Support, common_violations, random_rows_spread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,11 +13,11 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class VeRA(Variant):
+class VeRA(ClosedForm):
     """W(theta) = W + diag(b) B diag(d) A, A (r, n) and B (m, r) random, frozen and shared by all layers, from b = 0, d = 0.1.
 
-    Tangent at the start: row i moves along row i of B diag(d) A alone, m dimensions, so the mean share is about 1 / n, as for
-    white noise. Only b moves at first. The published form (Kopiczko et al., equation 2). The bank is cut from matrices of the
+    Tangent at the start: row i moves along row i of B diag(d) A alone, m dimensions, so the mean share is 1 / n whatever the
+    gradient: the bank's distribution is the same after any exchange or change of sign of inputs and of outputs. Only b moves at first. The published form (Kopiczko et al., equation 2). The bank is cut from matrices of the
     largest layer's shape, so the size of a step depends on the other layers and no displacement is given.
     """
 
@@ -53,3 +48,11 @@ class VeRA(Variant):
     def violations(self, context: Context) -> tuple[str, ...]:
         """None of its own."""
         return common_violations(self, context)
+
+    def tangent_share(self, view: LayerView) -> float:
+        """`1 / n`."""
+        return 1 / view.in_features
+
+    def tangent_share_spread(self, view: LayerView) -> float:
+        """At most that of a gradient with one row: of a projection on one random direction."""
+        return random_rows_spread(1, view.in_features)

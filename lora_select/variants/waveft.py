@@ -4,13 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.variant import (
-    Context,
-    Cost,
-    Support,
-    Variant,
-    common_violations,
-)
+from lora_select.spectral.view import LayerView
+from lora_select.variant import ClosedForm, Context, Cost, Support, common_violations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +13,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class WaveFT(Variant):
+class WaveFT(ClosedForm):
     """W(theta) = W + s H^-1(E), H^-1 one level of the inverse 2-D Haar transform, E zero but at fixed random places, from 0.
 
     Tangent everywhere: {H^-1(dE)} on the chosen places, `n_frequency` dimensions; Haar's atoms are orthonormal on even sides, so
@@ -73,3 +68,12 @@ class WaveFT(Variant):
         small = [name for name, m, n in context.layers if m * n < self.n_frequency]
         found = [f"waveft's n_frequency {self.n_frequency} is above the entries of {name}" for name in small[:1]]
         return (*found, *common_violations(self, context))
+
+    def tangent_share(self, view: LayerView) -> float:
+        """`n_frequency / (m n)`; a padded odd side has a little less."""
+        return min(1.0, self.n_frequency / (view.out_features * view.in_features))
+
+    def tangent_share_spread(self, view: LayerView) -> float:
+        """At most that of a gradient that is one atom: it is chosen or not."""
+        share = self.tangent_share(view)
+        return (share * (1 - share)) ** 0.5

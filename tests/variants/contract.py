@@ -42,12 +42,12 @@ class Base(nn.Module):
         return self.projection(x)
 
 
-def build(variant: Variant, shape: tuple[int, int] = (M, N), seed: int = 0):
+def build(variant: Variant, shape: tuple[int, int] = (M, N), seed: int = 0, **drawn):
     """PEFT's model for the variant at PEFT's own start, drawn on a float32 base as some starts demand, then in float64."""
     import peft
 
     torch.manual_seed(seed)
-    arguments = scheduled(variant.peft_arguments(), plan()) | {"target_modules": ["projection"]}
+    arguments = scheduled(variant.peft_arguments(), plan()) | {"target_modules": ["projection"]} | drawn
     config = getattr(peft, variant.peft_class)(**arguments)
     model = peft.get_peft_model(Base(shape).float(), config, autocast_adapter_dtype=False).double()
     settled(model, variant)

@@ -14,7 +14,6 @@ import contract
 import torch
 
 from lora_select.variant import ClosedForm
-from lora_select.variants import named
 
 FORMULAS = ("weight_of", "num_parameters", "scale", "lora_alpha", "shared_parameters", "peft_arguments")
 """Methods whose arithmetic the contract checks."""
@@ -121,7 +120,7 @@ def study(stem: str) -> tuple[int, list[str]]:
         if _made(text, kind, lambda made: all(survives(made(**_fields(one)), *rest) for one, *rest in found)):
             alive.append(f"{stem}: {words}")
     if issubclass(kind, ClosedForm) and stem in closed_forms.NAMES:
-        fields = _fields(named(stem, closed_forms.R))
+        fields = _fields(closed_forms.example(stem))
         assert _closed(as_it_is(**fields))
         for words, text in mutants(source, SHARES):
             planted += 1

@@ -4,21 +4,20 @@ import closed_forms
 import pytest
 import reference
 import torch
-from closed_forms import NAMES, M, N, R, normal
+from closed_forms import NAMES, M, N, normal
 from laws import within_standard_errors
 
 from lora_select.operators import bilinear, projected_energy
-from lora_select.variants import named
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_closed_form_is_the_mean_dense_projection_over_starts(name):
-    closed_forms.check_share(named(name, R))
+    closed_forms.check_share(closed_forms.example(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_displacement_is_that_of_a_sign_step(name):
-    closed_forms.check_displacement(named(name, R))
+    closed_forms.check_displacement(closed_forms.example(name))
 
 
 def test_random_row_space_of_gaussian_factors_is_exact_in_the_mean():

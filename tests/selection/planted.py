@@ -1,6 +1,7 @@
 """Planted records: layers whose tangent shares, energies and displacements are what a test says."""
 
 from lora_select.records import DatasetProfile, FileRef, LayerSpectra, Quantiles, SelectionInputs, Spectra, SplitProfile
+from lora_select.variant import ClosedForm
 from lora_select.variants import CATALOGUE
 
 FILE = FileRef("file", "0" * 64, 1)
@@ -10,6 +11,11 @@ KINDS = {
     "mlp.up_proj": (128, 64),
     "mlp.down_proj": (64, 128),
 }
+
+
+def has_displacement(variant: ClosedForm) -> bool:
+    """Whether it has a closed form of its own, which the spectral pass records."""
+    return type(variant).displacement is not ClosedForm.displacement
 
 
 def layer(name: str, shape=(64, 64), *, signal=4.0, shares=None, error=0.01, displacements=None) -> LayerSpectra:
@@ -42,7 +48,7 @@ def layer(name: str, shape=(64, 64), *, signal=4.0, shares=None, error=0.01, dis
         structure_se={"hadamard": 0.1},
         tangent_shares={key: shares.get(v.name, v.r / shape[1]) for key, v in keys},
         tangent_shares_se=dict.fromkeys((key for key, _ in keys), error),
-        displacements={key: displacements.get(v.name, 1.0) for key, v in keys},
+        displacements={key: displacements.get(v.name, 1.0) for key, v in keys if has_displacement(v)},
     )
 
 

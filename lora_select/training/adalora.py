@@ -35,6 +35,13 @@ def attach(optimizer: Any, model: Any) -> Any:
     return optimizer
 
 
+def freeze_constants(model: Any) -> None:
+    """PEFT's `ranknum`, a constant, comes out as trained where the base is in bf16."""
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+
+
 def add_orthogonality(model: Any) -> None:
     """Add the gradient of the mean over factors of ||A A^T - I||_F + ||B^T B - I||_F, times PEFT's weight.
 

@@ -93,6 +93,7 @@ def _riemannian(model: Any, spec: AdapterSpec, plan: TrainingPlan) -> Any:
 
 
 def _adalora(model: Any, spec: AdapterSpec, plan: TrainingPlan) -> Any:
+    adalora.freeze_constants(model)
     return adalora.attach(_adamw(model, spec, plan), model)
 
 
@@ -103,8 +104,8 @@ MAKERS: dict[str, Callable[[Any, AdapterSpec, TrainingPlan], Any]] = {
     "riemannian": _riemannian,
     "adalora": _adalora,
 }
-UNSPLIT_ONLY = ("lora+", "lora-fa", "riemannian", "adalora")
-"""Those that read a layer's factors together, and LoRA+: DeepSpeed lost the state of one of its groups at a checkpoint of stage 2."""
+UNSPLIT_ONLY = ("lora-fa", "riemannian", "adalora")
+"""Those that read a layer's factors together: ZeRO 1 to 3 hand them parts of a flat tensor."""
 
 
 def max_zero_stage(spec: AdapterSpec) -> int:

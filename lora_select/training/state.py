@@ -41,6 +41,8 @@ def gather(engine: Any, stage: int) -> tuple[dict[str, Any], str]:
             for key, value in values.items():
                 found[f"{key}{SEPARATOR}{name}"] = _tensor(value)
         return found, json.dumps(groups)
+    if stage < 3:
+        _link(engine)
     for flat, parameters in _partitions(engine, stage):
         for key, value in engine.optimizer.optimizer.state[flat].items():
             for parameter in parameters:
@@ -80,6 +82,15 @@ def _partitions(engine: Any, stage: int) -> Iterator[tuple[Any, list[Any]]]:
         yield from zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
 
 
+def _link(engine: Any) -> None:
+    """Make the parts of the state known by parameter at ZeRO 1 and 2.
+
+    DeepSpeed does so once, after the first group's first step, and so never for the other groups (LoRA+).
+    """
+    engine.optimizer._hp_optimizer_states_linked = False
+    engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
 def _gathered(parameter: Any, key: str, value: Any, flat: Any) -> Any:
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -103,7 +114,7 @@ def _restore_partition(
         key: _value(value, flat.device) if value.ndim == 0 else torch.zeros_like(flat) for key, value in first.items()
     }
     if stage < 3:
-        engine.optimizer._lazy_init_hp_params_optimizer_state()  # makes the parts known by parameter
+        _link(engine)
     for parameter in parameters:
         for key, value in values[id(parameter)].items():
             if value.ndim == 0:

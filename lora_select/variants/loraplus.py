@@ -15,7 +15,6 @@ from lora_select.variant import (
     random_rows_spread,
     random_start_displacement,
     rank_violations,
-    whole_factors,
 )
 
 if TYPE_CHECKING:
@@ -67,8 +66,8 @@ class LoRAPlus(ClosedForm):
         return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
 
     def violations(self, context: Context) -> tuple[str, ...]:
-        """Its two groups do not survive a checkpoint of split state."""
-        return (*rank_violations(self, context), *whole_factors(self, context))
+        """None of its own."""
+        return rank_violations(self, context)
 
     def tangent_share(self, view: LayerView) -> float:
         """`r / n`."""

@@ -32,6 +32,8 @@ OTHERS = {
     ),
 }
 """Optimizers that keep something of their own: rates by group, state by layer, importances."""
+SPLIT = {f"lora+ at ZeRO-{stage}": stage for stage in (2, 3)}
+"""Its groups have a flat tensor each, which ZeRO splits."""
 
 
 def torchrun(ranks: int, files: list[Path]) -> None:
@@ -73,18 +75,21 @@ def runs(tmp_path_factory, tiny_model_folder):
             shutil.copytree(folders[saved, saved, stage] / CHECKPOINTS, folder / CHECKPOINTS)
         return write_job(folder, made)
 
-    def resumed(name: str, adapter: AdapterSpec) -> Path:
+    def resumed(name: str, adapter: AdapterSpec, stage: int = 0) -> Path:
         """The files of a run that goes on from the checkpoint of a run in peace, which was made before it."""
         folder = folders[name] = root / name
-        made = job(folder, tiny_model_folder, adapter=adapter, total_steps=STEPS, checkpoint_every=EVERY, **ALONE)
+        steps = {"total_steps": STEPS, "checkpoint_every": EVERY, "zero_stage": stage}
+        made = job(folder, tiny_model_folder, adapter=adapter, **steps, **ALONE)
         if name.endswith("again"):
             shutil.copytree(folders[name.removesuffix("-again")] / CHECKPOINTS, folder / CHECKPOINTS)
         return write_job(folder, made)
 
     torchrun(2, [told(2, 2, stage) for stage in STAGES])
     alone = [told(1, 1, stage) for stage in STAGES] + [told(2, 1, stage) for stage in STAGES]
-    torchrun(1, alone + [resumed(name, adapter) for name, adapter in OTHERS.items()])
-    torchrun(1, [resumed(f"{name}-again", adapter) for name, adapter in OTHERS.items()])
+    others = {name: (adapter, 0) for name, adapter in OTHERS.items()}
+    others |= {name: (OTHERS["lora+"], stage) for name, stage in SPLIT.items()}
+    torchrun(1, alone + [resumed(name, *how) for name, how in others.items()])
+    torchrun(1, [resumed(f"{name}-again", *how) for name, how in others.items()])
     torchrun(2, [told(1, 2, stage) for stage in STAGES])
     return folders
 
@@ -127,7 +132,7 @@ def test_checkpoints_of_all_stages_hold_the_same_state(runs):
                     torch.testing.assert_close(found[key], reference[key], rtol=1e-3, atol=1e-7, msg=key)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [*OTHERS, *SPLIT])
 def test_other_optimizers_resume_exactly(runs, name):
     found, wanted = ([step["loss"] for step in show.read_metrics(runs[key])] for key in (f"{name}-again", name))
     assert len(found) == STEPS - EVERY
@@ -135,3 +140,10 @@ def test_other_optimizers_resume_exactly(runs, name):
     one, other = (load_file(runs[key] / "adapter" / "adapter_model.safetensors") for key in (f"{name}-again", name))
     for key in one:
         torch.testing.assert_close(one[key], other[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_two_rates_are_the_same_at_every_stage(runs, name):
+    one, other = (load_file(runs[key] / "adapter" / "adapter_model.safetensors") for key in (name, "lora+"))
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lora_select.records import LayerSpectra, finite
 from lora_select.spectral import signal
+from lora_select.spectral.columns import column_system
 from lora_select.spectral.layer import FOLDS, LayerPass
 from lora_select.spectral.layers import plain_weight
 from lora_select.spectral.numerics import error_of
@@ -49,7 +50,7 @@ def finish(name: str, layer: LayerPass, run: Pass) -> tuple[LayerSpectra, dict[s
     values, vectors = layer.activations.leading(activation_count(run.sizes))
     leading = weight_system(weight, activation_count(run.sizes), run.seed)
     trailing = minor_system(weight, max(ranks(layer), default=1), run.seed, leading.values[:1])
-    systems = Systems(leading, trailing, vectors)
+    systems = Systems(leading, trailing, column_system(weight, leading), vectors)
     static = static_view(layer, systems, values)
     heldout, heldout_se = signal.heldout(layer.heldout[len(layer.folds) // 2 :].double().cpu().numpy() * run.scale)
     parts = None

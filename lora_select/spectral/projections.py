@@ -13,14 +13,18 @@ from lora_select.spectral.structure import HALVES, Key, Pair, Reconstructions, a
 from lora_select.spectral.view import RANKS, LayerView
 from lora_select.spectral.weight import WeightSystem
 
+OF_WEIGHT = ("weight", "weight_minor", "weight_columns")
+"""Names of the shares of the systems of W."""
+
 
 @final
 @dataclass(frozen=True)
 class Systems:
-    """Singular systems of the weight, leading and trailing, and the leading activation directions (n, q)."""
+    """Systems of the weight, leading, trailing and of its first columns, and the leading activation directions (n, q)."""
 
     weight: WeightSystem
     minor: WeightSystem
+    columns: WeightSystem
     activation_vectors: Tensor
 
 
@@ -39,7 +43,7 @@ def project(layer: LayerPass, whole: Tensor, systems: Systems, parts: Reconstruc
     sketches, everything, sizes = layer.sketches(), whole.cpu().numpy(), ranks(layer)
     seen_left, seen_right = gram(sketches.z), gram(sketches.y)
     found = _by_rank("activation_subspace", systems.activation_vectors, sketches.z, sizes, seen_left)
-    for name, system in (("weight", systems.weight), ("weight_minor", systems.minor)):
+    for name, system in zip(OF_WEIGHT, (systems.weight, systems.minor, systems.columns), strict=True):
         found |= _by_rank(f"{name}_left", system.left, sketches.y, sizes, seen_right)
         found |= _by_rank(f"{name}_right", system.right, sketches.z, sizes, seen_left)
         both = {r: _both(parts, system.left[:, :r], system.right[:, :r]) for r in sizes}
@@ -94,7 +98,7 @@ def null_view(static: LayerView) -> LayerView:
     shares: dict[Key, float] = dict(null_scores(m, n))
     for r in _fitting(static):
         shares[("activation_subspace", r)] = r / n
-        for name in ("weight", "weight_minor", "gradient"):
+        for name in (*OF_WEIGHT, "gradient"):
             shares |= {(f"{name}_left", r): r / m, (f"{name}_right", r): r / n, (f"{name}_both", r): r * r / (m * n)}
     return with_shares(static, shares)
 
@@ -153,6 +157,6 @@ def _fitting(view: LayerView) -> list[int]:
 
 
 def _keys(static: LayerView) -> list[Key]:
-    sides = [f"{name}_{side}" for name in ("weight", "weight_minor", "gradient") for side in ("left", "right", "both")]
+    sides = [f"{name}_{side}" for name in (*OF_WEIGHT, "gradient") for side in ("left", "right", "both")]
     sized = [(name, r) for name in ("activation_subspace", *sides) for r in _fitting(static)]
     return [*sized, *null_scores(static.out_features, static.in_features)]

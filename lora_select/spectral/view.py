@@ -47,6 +47,12 @@ class LayerView:
     """As `weight_right`, for the r trailing singular vectors of W."""
     weight_minor_both: Mapping[int, float] = field(default_factory=dict)
     """As `weight_both`, for the r trailing singular vectors of W."""
+    weight_columns_left: Mapping[int, float] = field(default_factory=dict)
+    """As `weight_left`, for the span of the first r columns of W."""
+    weight_columns_right: Mapping[int, float] = field(default_factory=dict)
+    """As `weight_right`, for the span of the first r rows of R of W = Q R."""
+    weight_columns_both: Mapping[int, float] = field(default_factory=dict)
+    """As `weight_both`, for these two."""
     gradient_left: Mapping[int, float] = field(default_factory=dict)
     """Share of U U^T G by rank r, U the r leading left singular vectors of G itself, chosen on other microbatches."""
     gradient_right: Mapping[int, float] = field(default_factory=dict)

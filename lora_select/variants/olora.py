@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.starts.rules import changed_base_violations
-from lora_select.variant import Context, Cost, Support, Variant, lora_arguments
+from lora_select.spectral.view import LayerView
+from lora_select.starts.rules import UNKNOWN, both_sides, changed_base_violations, measured
+from lora_select.variant import ClosedForm, Context, Cost, Support, lora_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class OLoRA(Variant):
+class OLoRA(ClosedForm):
     """W(theta) = (W - s B0 A0) + s B A from B0 = Q_r, A0 = R_r of W = Q R, s = alpha / r = 1: W's part in its first r columns.
 
-    Tangent at the start: {s (dB A + B dA)}, r (m + n - r) dimensions; the spectral pass does not project on the span of W's
-    first r columns, so its share of a gradient is not known. As published (Büyükakyüz, section 3); PEFT's factors of a GPT-2
+    Tangent at the start: Q_r X + Y R_r, r (m + n - r) dimensions, so its share of a gradient is ||Q^T G||^2 + ||G V||^2 -
+    ||Q^T G V||^2 over ||G||^2, V a basis of R_r's rows. As published (Büyükakyüz, section 3); PEFT's factors of a GPT-2
     `Conv1D` are those of the transposed weight and change the function, ours do not. The trained adapter is exported as plain
     LoRA of rank 2 r.
     """
@@ -57,3 +58,16 @@ class OLoRA(Variant):
     def violations(self, context: Context) -> tuple[str, ...]:
         """Those of a start that changes the base."""
         return changed_base_violations(self, context)
+
+    def tangent_share(self, view: LayerView) -> float:
+        """||Q^T G||^2 + ||G V||^2 - ||Q^T G V||^2 over ||G||^2; of white noise where it was not measured."""
+        r, m, n = self.r, view.out_features, view.in_features
+        return both_sides(
+            measured(view.weight_columns_left, r, r / m),
+            measured(view.weight_columns_right, r, r / n),
+            measured(view.weight_columns_both, r, r * r / (m * n)),
+        )
+
+    def tangent_share_spread(self, view: LayerView) -> float:
+        """The start is fixed by W."""
+        return 0.0 if self.r in view.weight_columns_left else UNKNOWN

@@ -31,6 +31,11 @@ def dense_share(name: str, weight, gradient, x) -> float:
         u, s, vt = torch.linalg.svd(weight)
         root = s[:8].sqrt()
         theta = {"lora_A": root[:, None] * vt[:8], "lora_B": u[:, :8] * root}
+    elif name == "olora":
+        q, triangular = torch.linalg.qr(weight)
+        theta = {"lora_A": triangular[:8], "lora_B": q[:, :8]}
+    elif name == "oft":
+        theta = {"oft_R": torch.zeros(N // variant.block, variant.block * (variant.block - 1) // 2).double()}
     else:
         centred = x - x.mean(0)
         vectors = torch.linalg.eigh(centred.T @ centred)[1][:, -8:]
@@ -38,17 +43,24 @@ def dense_share(name: str, weight, gradient, x) -> float:
     return reference.projected_share(variant.tangent(weight, theta).dense(weight), gradient)
 
 
-@pytest.mark.parametrize("name", ["pissa", "eva"])
+def measured(record, name: str) -> tuple[float, float]:
+    """The variant's share in a record, and its error."""
+    key = f"{name}@{named(name, 8).r}"
+    return record.tangent_shares[key], record.tangent_shares_se[key]
+
+
+@pytest.mark.parametrize("name", ["pissa", "eva", "olora", "oft"])
 def test_shares_equal_dense_projections_when_the_sketch_is_complete(name):
     record, _, weight, gradient, x = problem(columns=N)
-    assert record.tangent_shares[f"{name}@8"] == pytest.approx(dense_share(name, weight, gradient, x), abs=1e-4)
-    assert record.tangent_shares_se[f"{name}@8"] < 1e-4
+    share, error = measured(record, name)
+    assert share == pytest.approx(dense_share(name, weight, gradient, x), abs=1e-4)
+    assert error < 1e-4
 
 
-@pytest.mark.parametrize("name", ["pissa", "eva"])
+@pytest.mark.parametrize("name", ["pissa", "eva", "olora", "oft"])
 def test_shares_are_near_with_a_small_sketch(name):
     record, _, weight, gradient, x = problem(columns=12)
-    assert record.tangent_shares[f"{name}@8"] == pytest.approx(dense_share(name, weight, gradient, x), abs=0.15)
+    assert measured(record, name)[0] == pytest.approx(dense_share(name, weight, gradient, x), abs=0.15)
 
 
 def test_row_scaling_share_enters_dora():

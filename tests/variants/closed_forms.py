@@ -20,7 +20,8 @@ NAMES.remove("lora_ga")  # it needs 2 r directions, more than this layer has: se
 BLOCK = 7
 SEEDS = {"vera": "projection_prng_key", "randlora": "projection_prng_key", "waveft": "random_loc_seed"}
 """What PEFT draws the start from where it is not torch's generator."""
-OPTIONAL = [f"{part}_{side}" for part in ("weight_minor", "gradient") for side in ("left", "right", "both")]
+PARTS = ("weight_minor", "weight_columns", "gradient")
+OPTIONAL = [f"{part}_{side}" for part in PARTS for side in ("left", "right", "both")]
 BOUNDED = {"lora_one", "loftq"}
 """Displacements that are stated as upper bounds."""
 
@@ -47,6 +48,8 @@ def view(weight, gradient, x) -> LayerView:
     rows = weight / weight.norm(dim=1, keepdim=True)
     v = vt.T
     minor_u, minor_v = u[:, M - R : M], v[:, M - R : M]
+    columns = torch.linalg.svd(weight[:, :R], full_matrices=False)[0]
+    rows_taken = torch.linalg.svd(columns.T @ weight, full_matrices=False)[2].T
     gradient_u, _, gradient_vt = torch.linalg.svd(gradient, full_matrices=False)
     gradient_u, gradient_v = gradient_u[:, :R], gradient_vt[:R].T
     return LayerView(
@@ -68,6 +71,9 @@ def view(weight, gradient, x) -> LayerView:
         weight_minor_left={R: share(minor_u.T @ gradient)},
         weight_minor_right={R: share(gradient @ minor_v)},
         weight_minor_both={R: share(minor_u.T @ gradient @ minor_v)},
+        weight_columns_left={R: share(columns.T @ gradient)},
+        weight_columns_right={R: share(gradient @ rows_taken)},
+        weight_columns_both={R: share(columns.T @ gradient @ rows_taken)},
         gradient_left={R: share(gradient_u.T @ gradient)},
         gradient_right={R: share(gradient @ gradient_v)},
         gradient_both={R: share(gradient_u.T @ gradient @ gradient_v)},
@@ -97,6 +103,9 @@ def start(variant, gradient, x, seed: int):
         pick = slice(0, R) if variant.init == "pissa" else slice(M - R, M)
         root = s[pick].sqrt()
         theta = {"lora_A": root[:, None] * vt[pick], "lora_B": u[:, pick] * root}
+    if variant.init == "olora":
+        q, triangular = torch.linalg.qr(weight)
+        theta = {"lora_A": triangular[:R], "lora_B": q[:, :R]}
     if variant.init == "lora_one":
         u, s, vt = torch.linalg.svd(gradient, full_matrices=False)
         root = (s[:R] / s[0] / 128).sqrt()
@@ -147,7 +156,7 @@ def check_white(variant) -> None:
     left, right, both = {R: R / M}, {R: R / N}, {R: R * R / (M * N)}
     sides = {
         f"{part}_{side}": value
-        for part in ("weight", "weight_minor", "gradient")
+        for part in ("weight", *PARTS)
         for side, value in (("left", left), ("right", right), ("both", both))
     }
     sides |= {"activation_subspace": right, "rotation": {BLOCK: (BLOCK - 1) / (2 * M)}}

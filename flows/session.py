@@ -13,7 +13,9 @@ from flows import console
 from flows.config import RunConfig
 from flows.summaries import summary
 from lora_select import __version__, records
+from lora_select.capability import known
 from lora_select.data.intake import check_source
+from lora_select.errors import InputError
 from lora_select.fingerprint import key_of, library_digest, source_digest
 from lora_select.records import BaseModel
 from tasks import store, track
@@ -57,12 +59,26 @@ def check(config: RunConfig) -> None:
     """Refuse at once what needs neither the orchestrator nor the model to be seen.
 
     Raises:
-        InputError: no such data, no place for the runs, or a tracking URI that can hold none.
+        InputError: no such data, no place for the runs, a tracking URI that can hold none, or a named variant that was seen
+            to fail in this setting.
     """
     for source in (config.dataset.source, config.dataset.eval_source):
         if source:
             check_source(source)
     track.check_world(Path(config.runs_dir), config.tracking.uri, NEEDED_DISK_GIB)
+    _check_variant(config)
+
+
+def _check_variant(config: RunConfig, base: BaseModel | None = None) -> None:
+    seen = known.faults(
+        config.selection.variant or "",
+        quantized_base=config.base_model.quantize,
+        zero_stage=0 if config.training.zero_stage == "auto" else config.training.zero_stage,
+        must_merge=config.selection.must_merge,
+        architecture=base.architecture if base else None,
+    )
+    if seen:
+        raise InputError(f"`selection.variant` {config.selection.variant} does not work in this setting: {seen[0]}")
 
 
 @contextmanager
@@ -71,6 +87,7 @@ def opened(config: RunConfig) -> Iterator[Run]:
     check(config)
     root = Path(config.runs_dir)
     base = resolve_model(config.base_model.source, config.base_model.revision)
+    _check_variant(config, base)
     key = run_key(config, base)
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)

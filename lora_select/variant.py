@@ -64,7 +64,6 @@ class Support:
     """vLLM loads the adapter as it is saved."""
     nf4: str = ""
     int8: str = ""
-    zero3: str = ""
 
 
 UNMEASURED = Cost(None, None, "not in PEFT's MetaMathQA table")
@@ -189,7 +188,7 @@ def rank_violations(variant: Variant, context: Context) -> tuple[str, ...]:
 
 
 def common_violations(variant: Variant, context: Context) -> tuple[str, ...]:
-    """Serving, merging, quantised base and ZeRO-3, by what `support` says."""
+    """Serving, merging and quantised base, by what `support` says."""
     name, support = variant.name, variant.support
     found = []
     served = variant.r * variant.export_rank_factor
@@ -207,8 +206,6 @@ def common_violations(variant: Variant, context: Context) -> tuple[str, ...]:
     fault = {"nf4": support.nf4, "int8": support.int8}.get(context.quantized_base or "", "")
     if fault:
         found.append(f"PEFT's {name} {fault} on {context.quantized_base} layers; use an unquantised base or LoRA")
-    if context.zero_stage == 3 and support.zero3:
-        found.append(f"PEFT's {name} {support.zero3} under ZeRO-3; use stage 2 or lower")
     return tuple(found)
 
 

@@ -10,8 +10,8 @@ from lora_select.records import write_text
 WORKS, REFUSED, NOT_RUN = "works", "refused: ", "not run: "
 SINGLE = ("llama/fp32", "llama/bf16", "llama/nf4", "llama/int8", "qwen/fp32", "gemma/fp32", "gpt2/fp32", "bert/fp32")
 """Settings of one process: a tiny model and how its base is held."""
-RANKS = ("llama/zero0", "llama/zero2", "llama/zero3")
-"""Settings of two DeepSpeed ranks over gloo, fp32."""
+RANKS = tuple(f"llama/{held}zero{stage}" for held in ("", "nf4-", "int8-") for stage in (0, 2, 3))
+"""Settings of two DeepSpeed ranks over gloo: how the base is held (fp32 where nothing is said) and the ZeRO stage."""
 CHECKS = ("train", "resume", "reload", "merge", "unmerge", "mix", "export")
 """In the order in which they are done; without `train` the others are not run."""
 RANK_CHECKS = ("train", "save")

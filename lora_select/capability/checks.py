@@ -59,7 +59,7 @@ class Trial:
 def examine(variant: Variant, bench: Bench, tensors: Path, folder: Path) -> dict[str, str]:
     """Every check of a variant in a setting: cells by check name."""
     layers = tiny.layers_of(bench.load(plain=True), bench.architecture)
-    ruled_out = variant.violations(_asked(variant, bench, layers))
+    ruled_out = variant.violations(asked(variant, bench, layers))
     if ruled_out:
         return dict.fromkeys(CHECKS, REFUSED + " ".join(ruled_out))
     told = tiny.spec(variant, bench.architecture, layers)
@@ -80,7 +80,7 @@ def examine(variant: Variant, bench: Bench, tensors: Path, folder: Path) -> dict
     return cells
 
 
-def _asked(variant: Variant, bench: Bench, layers: tuple[tuple[str, int, int], ...]) -> Any:
+def asked(variant: Variant, bench: Bench, layers: tuple[tuple[str, int, int], ...]) -> Any:
     """What to ask the variant's own rules: of quantisation only where the start itself depends on it."""
     import dataclasses
 

@@ -41,7 +41,7 @@ def listing(
         must_merge: whether the adapter must merge.
         zero_stage: of DeepSpeed.
     """
-    layers, where = _layers(source)
+    layers, where, architecture = _layers(source)
     name, m, n = min(layers, key=lambda layer: min(layer[1:]))
     context = Context(
         serve=serve,
@@ -54,15 +54,17 @@ def listing(
         directions=DIRECTIONS,
         layers=layers,
     )
-    return tuple(_line(offered(kind, [r])[0], kind in CANDIDATES, context) for kind in VARIANTS), where
+    kinds = [(offered(kind, [r])[0], kind in CANDIDATES) for kind in VARIANTS]
+    return tuple(_line(variant, candidate, context, architecture) for variant, candidate in kinds), where
 
 
-def _line(variant: Variant, candidate: bool, context: Context) -> Line:
+def _line(variant: Variant, candidate: bool, context: Context, architecture: str | None) -> Line:
     seen = known.faults(
         variant.name,
         quantized_base=context.quantized_base,
         zero_stage=context.zero_stage,
         must_merge=context.must_merge,
+        architecture=architecture,
     )
     return Line(
         name=variant.name,
@@ -75,14 +77,14 @@ def _line(variant: Variant, candidate: bool, context: Context) -> Line:
     )
 
 
-def _layers(source: str | None) -> tuple[tuple[tuple[str, int, int], ...], str]:
+def _layers(source: str | None) -> tuple[tuple[tuple[str, int, int], ...], str, str | None]:
     if source is None:
-        return (("a layer", 4096, 4096),), "one layer of 4096 x 4096 (name a model with --model)"
+        return (("a layer", 4096, 4096),), "one layer of 4096 x 4096 (name a model with --model)", None
     base = models.resolve(source)
     shapes = models.linear_shapes(base.path)
     layers = tuple((name, m, n) for name, (m, n) in shapes.items() if name.rpartition(".")[2] not in HEADS)
     total = math.fsum(m * n for _, m, n in layers)
-    return layers, f"{source}: {len(layers)} linear layers, {total / 1e6:.1f} M weights"
+    return layers, f"{source}: {len(layers)} linear layers, {total / 1e6:.1f} M weights", base.architecture
 
 
 def show(lines: tuple[Line, ...], where: str, *, plain: bool) -> str | Any:

@@ -60,12 +60,14 @@ def _known(row: dict[str, str], setting: str) -> bool:
 
 def _examine(kinds: "Sequence[type[Variant]]", setting: str, folder: Path) -> Any:
     architecture, base = setting.split("/")
-    if setting in cells.RANKS:
-        yield from ranks.examine([(k.name, RANK) for k in kinds], int(base.removeprefix("zero")), folder)
-        return
-    if base in {"nf4", "int8"} and cells.versions()["bitsandbytes"] == "none":
+    if not base.startswith(("fp32", "bf16", "zero")) and cells.versions()["bitsandbytes"] == "none":
+        checks_of = cells.RANK_CHECKS if setting in cells.RANKS else cells.CHECKS
         for kind in kinds:
-            yield kind.name, dict.fromkeys(cells.CHECKS, f"{NOT_RUN}bitsandbytes is not installed")
+            yield kind.name, dict.fromkeys(checks_of, f"{NOT_RUN}bitsandbytes is not installed")
+        return
+    if setting in cells.RANKS:
+        held, _, stage = base.rpartition("zero")
+        yield from ranks.examine([(k.name, RANK) for k in kinds], held.rstrip("-") or "fp32", int(stage), folder)
         return
     from lora_select.capability import checks, spectra
 

@@ -9,6 +9,7 @@ from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, BaseModel, TrainingPlan
 from lora_select.training import batches, memory
+from lora_select.training.stages import refusal, to_try
 
 MARGIN = 0.9
 """Share of the memory that the expected need may take."""
@@ -59,12 +60,12 @@ def fitted(
         load: the rows that are trained on, from which the heaviest micro-batch is known exactly; or the longest row's tokens.
 
     Raises:
-        InputError: nothing fits; names the way out.
+        InputError: nothing fits, or not at the stage that was asked for; names the way out.
     """
     ranks, share = draft.num_processes, draft.effective_batch_size // draft.num_processes
     sizes = micro_batches(draft.effective_batch_size, ranks, draft.device, wanted["micro_batch_size"])
     stage, checkpointing = wanted["zero_stage"], wanted["gradient_checkpointing"]
-    stages = [0, 2, 3] if stage == "auto" else [int(stage)]
+    stages = to_try(spec, stage, wanted.get("quantize"))
     switches = [False, True] if checkpointing == "auto" else [bool(checkpointing)]
     tried = []
     for stage, switch, size in itertools.product(stages, switches, sizes):
@@ -85,9 +86,11 @@ def fitted(
             return dataclasses.replace(plan, memory_gib=need, reasons=(*plan.reasons, reason))
         tried.append((need, stage))
     least, stage = min(tried, key=lambda one: one[0].expected)
+    barred = refusal(spec, 3, wanted.get("quantize"))
     raise InputError(
         f"the model needs about {least.expected:.1f} GiB a rank at ZeRO-{stage}, {available:.1f} are there (a tenth is kept free); "
         "lower `training.micro_batch_size` or `dataset.max_length`, use bf16, or take more GPUs"
+        + (f"; ZeRO-3 is no way out: {barred}" if barred else "")
     )
 
 

@@ -18,9 +18,9 @@ from lora_select.records import Adapter
 from lora_select.training import beat, checkpoints, effect, failures, job, ready, recover, remedies, watch
 from lora_select.training.failures import Ending, Failure
 from lora_select.training.job import TrainingJob
-from lora_select.training.optimizer import max_zero_stage
 from lora_select.training.resume import metrics_until
 from lora_select.training.show import Report, show
+from lora_select.training.stages import working
 from lora_select.training.supervise import GRACE_SECONDS
 
 POLL_SECONDS = 0.5
@@ -62,7 +62,9 @@ def train(told: TrainingJob, folder: Path, *, progress: Report | None = None) ->
                 return adapter
             reap(folder)
             failure = failure or Failure(failures.ERROR, 0, "the ranks ended well but left no result that verifies")
-            remedy = recover.propose(failure, current.plan, history, restarts, max_stage=max_zero_stage(told.spec))
+            remedy = recover.propose(
+                failure, current.plan, history, restarts, stages=working(told.spec, told.quantized_base)
+            )
             if remedy is None:
                 raise recover.error(failure, current.plan, str(folder / job.LOG))
             restarts += not remedy.after

@@ -106,8 +106,3 @@ MAKERS: dict[str, Callable[[Any, AdapterSpec, TrainingPlan], Any]] = {
 }
 UNSPLIT_ONLY = ("lora-fa", "riemannian", "adalora")
 """Those that read a layer's factors together: ZeRO 1 to 3 hand them parts of a flat tensor."""
-
-
-def max_zero_stage(spec: AdapterSpec) -> int:
-    """The highest ZeRO stage that the adapter's optimizer works at."""
-    return 0 if spec.optimizer.get("name") in UNSPLIT_ONLY else 3

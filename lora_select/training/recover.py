@@ -12,6 +12,7 @@ from lora_select.errors import InputError, WorldError
 from lora_select.records import Remedy, TrainingPlan
 from lora_select.training import failures
 from lora_select.training.failures import Failure
+from lora_select.training.stages import EVERY
 
 MAX_RESTARTS = 3
 """Restarts without a change of plan that one start of the training may make."""
@@ -19,7 +20,12 @@ RATE_FACTOR = 0.5
 
 
 def propose(
-    failure: Failure, plan: TrainingPlan, history: Sequence[Remedy], restarts: int, *, max_stage: int = 3
+    failure: Failure,
+    plan: TrainingPlan,
+    history: Sequence[Remedy],
+    restarts: int,
+    *,
+    stages: Sequence[int] = EVERY,
 ) -> Remedy | None:
     """The remedy for a failure, or None when there is none (left).
 
@@ -28,10 +34,10 @@ def propose(
         plan: the plan that failed, remedies of earlier failures included.
         history: every remedy so far in this training folder.
         restarts: how many restarts without a change this start of the training has made.
-        max_stage: the highest ZeRO stage that the adapter's optimizer works at.
+        stages: the ZeRO stages that the adapter works at.
     """
     if failure.kind == failures.OUT_OF_MEMORY:
-        return _less_memory(failure, plan, max_stage)
+        return _less_memory(failure, plan, stages)
     if failure.kind == failures.DIVERGED:
         if any(remedy.failure == failures.DIVERGED for remedy in history):
             return None
@@ -77,7 +83,7 @@ def error(failure: Failure, plan: TrainingPlan, log: str) -> Exception:
     return WorldError(f"training did not finish, {failure.kind}: {failure.message}; {again}\n  log: {log}")
 
 
-def _less_memory(failure: Failure, plan: TrainingPlan, max_stage: int) -> Remedy | None:
+def _less_memory(failure: Failure, plan: TrainingPlan, stages: Sequence[int]) -> Remedy | None:
     share = plan.micro_batch_size * plan.gradient_accumulation_steps
     if plan.micro_batch_size > 1:
         micro = max(size for size in range(1, plan.micro_batch_size // 2 + 1) if share % size == 0)
@@ -90,8 +96,8 @@ def _less_memory(failure: Failure, plan: TrainingPlan, max_stage: int) -> Remedy
         )
     if not plan.gradient_checkpointing:
         return _remedy(failure, plan, "compute activations again in the backward pass", gradient_checkpointing=True)
-    if plan.zero_stage < max_stage and plan.num_processes > 1:
-        stage = plan.zero_stage + 1
+    stage = next((stage for stage in stages if stage > plan.zero_stage), None)
+    if stage is not None and plan.num_processes > 1:
         return _remedy(failure, plan, f"ZeRO-{plan.zero_stage} -> ZeRO-{stage}", zero_stage=stage)
     return None
 

@@ -34,9 +34,7 @@ class C3A(Variant):
     peft_class: ClassVar[str] = "C3AConfig"
     trained: ClassVar[tuple[str, ...]] = ("c3a_kernel",)
     cost: ClassVar[Cost] = Cost(1.24, -0.2)
-    support: ClassVar[Support] = Support(
-        nf4="starts at another function", int8="starts at another function and merges garbage"
-    )
+    support: ClassVar[Support] = Support()
     reference_rate: ClassVar[float | None] = 3e-1
 
     @property

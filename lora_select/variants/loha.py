@@ -35,9 +35,7 @@ class LoHa(ClosedForm):
     peft_class: ClassVar[str] = "LoHaConfig"
     trained: ClassVar[tuple[str, ...]] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     cost: ClassVar[Cost] = Cost(1.48, 1.6)
-    support: ClassVar[Support] = Support(
-        nf4="fails in the forward pass", zero3="cannot be built (it reads the shape of a sharded weight)"
-    )
+    support: ClassVar[Support] = Support(nf4="fails in the forward pass")
     reference_rate: ClassVar[float | None] = 1e-4
 
     @property

@@ -40,9 +40,7 @@ class OSF(Variant):
         "_osf_V_high",
     )
     cost: ClassVar[Cost] = Cost(2.8, 16.0)
-    support: ClassVar[Support] = Support(
-        nf4="cannot be initialised", int8="cannot be initialised", zero3="gives the optimizer no parameters"
-    )
+    support: ClassVar[Support] = Support(nf4="cannot be initialised", int8="cannot be initialised")
     reference_rate: ClassVar[float | None] = 5e-5
 
     @property

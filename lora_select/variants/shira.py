@@ -35,7 +35,7 @@ class SHiRA(ClosedForm):
     trained: ClassVar[tuple[str, ...]] = ("shira_weight",)
     frozen: ClassVar[tuple[str, ...]] = ("shira_indices",)
     cost: ClassVar[Cost] = Cost(1.07, -0.6)
-    support: ClassVar[Support] = Support()
+    support: ClassVar[Support] = Support(int8="starts at another function")
 
     def peft_arguments(self) -> dict[str, Any]:
         """The seed makes the mask the same on every rank and after a reload."""

@@ -34,11 +34,7 @@ class TinyLoRA(Variant):
     trained: ClassVar[tuple[str, ...]] = ("tinylora_v.0",)
     frozen: ClassVar[tuple[str, ...]] = ("tinylora_A", "tinylora_B", "tinylora_P")
     cost: ClassVar[Cost] = Cost(1.1, -2.0)
-    support: ClassVar[Support] = Support(
-        nf4="cannot be initialised",
-        int8="cannot be initialised",
-        zero3="cannot be built (it takes an SVD of a sharded weight)",
-    )
+    support: ClassVar[Support] = Support(nf4="cannot be initialised", int8="cannot be initialised")
     reference_rate: ClassVar[float | None] = 1e-4
 
     def peft_arguments(self) -> dict[str, Any]:

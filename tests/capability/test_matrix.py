@@ -1,10 +1,13 @@
 """The matrix covers the catalogue, its cells are what they say, and the selector listens to it."""
 
+import dataclasses
+
 import pytest
 
-from lora_select.capability import cells, known, page, verify
+from lora_select.capability import cells, known, page, tiny, verify
 from lora_select.cli import main
-from lora_select.variants import VARIANTS
+from lora_select.training import stages
+from lora_select.variants import VARIANTS, offered
 
 NAMES = [variant.name for variant in VARIANTS]
 
@@ -49,6 +52,14 @@ def test_a_measured_failure_is_a_sentence_of_the_selector(monkeypatch):
     assert sentence == "measured: x does not train on a nf4 base: TypeError: no"
 
 
+def test_gpt2_s_layers_are_asked_for_by_the_model_s_architecture():
+    asked = {"quantized_base": None, "zero_stage": 0, "must_merge": False}
+    assert known.faults("miss", **asked, architecture="LlamaForCausalLM") == ()
+    (sentence,) = known.faults("miss", **asked, architecture="GPT2LMHeadModel")
+    assert "measured: miss does not train on GPT-2's layers: TypeError: Target module Conv1D" in sentence
+    assert known.faults("lora", **asked, architecture="GPT2LMHeadModel") == ()
+
+
 def test_the_catalogue_is_listed_for_a_model(tiny_model_folder, capsys):
     code = main(["variants", "--model", str(tiny_model_folder), "--r", "8", "--serve", "vllm"])
     out = capsys.readouterr().out
@@ -62,6 +73,52 @@ def test_the_catalogue_is_listed_for_a_model(tiny_model_folder, capsys):
 
 
 SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (128, 64), (128, 64), (64, 128)]
+
+
+@pytest.fixture(scope="module")
+def measured_on(tmp_path_factory):
+    """The setting that the cells of the tiny Llama were measured in, with nothing asked."""
+    folder = tmp_path_factory.mktemp("tiny") / "llama"
+    tiny.make("llama", folder)
+    layers = tiny.layers_of(tiny.Bench("llama", "fp32", folder).load(), "llama")
+    return tiny.context(layers)
+
+
+@pytest.mark.parametrize("kind", VARIANTS, ids=NAMES)
+def test_what_a_variant_says_of_itself_is_what_was_measured(kind, measured_on):
+    """A base, a merge or a ZeRO stage is refused by the variant's own rules exactly where the matrix refuses it."""
+    variant, row = offered(kind, [verify.RANK])[0], cells.read()[kind.name]
+    own = known.HELD[0] if variant.init != "loftq" else "nf4"  # LoftQ has no start on a base that lost nothing
+    held = {"quantized_base": None if own == "fp32" else own}
+    rank = "" if own == "fp32" else f"{own}-"
+    asked = [({"quantized_base": base}, [f"llama/{base}/train", f"llama/{base}/reload"]) for base in ("nf4", "int8")]
+    asked += [({"zero_stage": s} | held, [f"llama/{rank}zero{s}/{c}" for c in ("train", "save")]) for s in (0, 2, 3)]
+    asked += [({"must_merge": True}, ["llama/fp32/merge"])] if own == "fp32" else []
+    for changes, keys in asked:
+        said = variant.violations(dataclasses.replace(measured_on, **changes))
+        seen = [f"{key}: {row[key]}" for key in keys if row[key] != cells.WORKS]
+        assert bool(said) == bool(seen), (
+            f"{kind.name} with {changes} says {said or 'yes'}, the matrix {seen or 'works'}"
+        )
+
+
+@pytest.mark.parametrize("base", [None, "nf4", "int8"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", VARIANTS, ids=NAMES)
+def test_selector_and_plan_refuse_what_failed_and_nothing_else(kind, stage, base, measured_on):
+    """Together, rules and matrix refuse a base at a ZeRO stage exactly where a cell of it does not work."""
+    variant, row = offered(kind, [verify.RANK])[0], cells.read()[kind.name]
+    setting = f"llama/{f'{base}-' if base else ''}zero{2 if stage == 1 else stage}"
+    keys = [f"{setting}/{check}" for check in cells.RANK_CHECKS] + ([f"llama/{base}/reload"] if base else [])
+    asked = dataclasses.replace(measured_on, quantized_base=base, zero_stage=stage)
+    said = (
+        *variant.violations(asked),
+        *known.faults(kind.name, quantized_base=base, zero_stage=stage, must_merge=False),
+    )
+    assert bool(said) == any(row[key] != cells.WORKS for key in keys)
+    if base is None and kind.name != "loftq":
+        told = tiny.spec(variant, "llama", asked.layers)
+        assert (stages.refusal(told, stage, base) is None) == (not said)
 
 
 @pytest.mark.slow

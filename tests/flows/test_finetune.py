@@ -154,6 +154,7 @@ def refused(place, monkeypatch, capsys, *overrides, **environment):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("selection.variant=mica --base_model.quantize=nf4", "measured: mica does not train on a nf4 base"),
         ("dataset.source=none.jsonl", "none.jsonl does not exist"),
         ("dataset.eval_source=none.jsonl", "none.jsonl does not exist"),
         ("training.epoch=1", "did you mean `epochs`"),
@@ -162,7 +163,7 @@ def refused(place, monkeypatch, capsys, *overrides, **environment):
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2_before_anything_starts(place, monkeypatch, capsys, override, words):
-    assert words in refused(place, monkeypatch, capsys, override)
+    assert words in refused(place, monkeypatch, capsys, *override.split())
 
 
 def test_an_unreachable_prefect_is_one_sentence(place, monkeypatch, capsys):

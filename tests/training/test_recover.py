@@ -42,7 +42,7 @@ def test_memory_goes_down_in_order():
 def test_an_optimizer_that_needs_whole_factors_stays_at_zero_0():
     start = plan(micro_batch_size=1, gradient_checkpointing=True, effective_batch_size=2)
     failure = Failure(failures.OUT_OF_MEMORY, 7, "seen")
-    assert recover.propose(failure, start, [], 0, max_stage=0) is None
+    assert recover.propose(failure, start, [], 0, stages=(0,)) is None
     assert dict(recover.propose(failure, start, [], 0).after) == {"zero_stage": 1}
 
 

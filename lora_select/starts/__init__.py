@@ -71,6 +71,11 @@ def takes_from_base(init: str) -> bool:
     return init != "default" and _starts()[init][1]
 
 
+def changes_base(init: str) -> bool:
+    """Whether a start takes its product off the frozen weights."""
+    return init != "default" and _starts()[init][1]
+
+
 def _starts() -> dict[str, tuple[Callable[[AdapterSpec, Source], Factors], bool]]:
     """Name -> (maker, whether scale * B A is taken off the base)."""
     from lora_select.starts import activations, gradients, quantized, weights

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, Range, TrainingPlan
+from lora_select.starts import changes_base
 from lora_select.training import fit, memory
 from lora_select.training.batches import total_steps
 from lora_select.training.measure import Measured
@@ -181,8 +182,8 @@ def _precision(machine: Machine, asked: str, spec: AdapterSpec, reasons: list[st
         asked = "bf16" if machine.fast_bf16 else "fp32"
         where = "has bf16 instructions" if machine.fast_bf16 else "has no bf16 instructions"
         reasons.append(f"{asked}: this {machine.device} {where}")
-    if asked == "bf16" and spec.init == "pissa":
-        reasons.append("the base stays in fp32: PiSSA's residual would be rounded in bf16")
+    if asked == "bf16" and changes_base(spec.init):
+        reasons.append(f"the base stays in fp32: what {spec.variant} leaves of it would be rounded in bf16")
         return "fp32"
     return asked
 

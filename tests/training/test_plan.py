@@ -50,12 +50,14 @@ def test_ranks_micro_batch_and_accumulation_make_the_batch(machine, changes, exp
     assert made.total_steps == -(-800 // made.effective_batch_size)
 
 
-def test_precision_follows_the_machine_and_pissa_keeps_fp32():
+def test_precision_follows_the_machine_and_a_changed_base_stays_in_fp32():
     assert plan().precision == "fp32"
     assert plan(GPUS).precision == "bf16"
-    pissa = plan(GPUS, adapter=spec(init="pissa"))
-    assert pissa.precision == "fp32"
-    assert any("residual" in reason for reason in pissa.reasons)
+    for start in ("pissa", "olora", "milora", "corda_ipm", "lora_ga"):
+        changed = plan(GPUS, adapter=spec(variant=start, init=start))
+        assert changed.precision == "fp32"
+        assert any(f"what {start} leaves of it would be rounded" in reason for reason in changed.reasons)
+    assert plan(GPUS, adapter=spec(init="eva")).precision == "bf16"
 
 
 def test_micro_batch_then_checkpointing_then_stage():

@@ -23,6 +23,14 @@ def changed_base_violations(variant: Variant, context: Context) -> tuple[str, ..
     return tuple(found)
 
 
+def oriented_violations(variant: Variant, context: Context) -> tuple[str, ...]:
+    """CorDA: the base changes, and the inputs' directions must have been measured."""
+    found = list(changed_base_violations(variant, context))
+    if context.directions < 1:
+        found.append(f"{variant.name} needs measured activation directions, and the spectral pass kept none")
+    return tuple(found)
+
+
 def gradient_violations(variant: Variant, context: Context, needed: int) -> tuple[str, ...]:
     """A start that needs singular directions of the gradient: the layer has them, and the spectral pass keeps them."""
     found = []

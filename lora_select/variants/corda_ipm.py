@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.starts.rules import changed_base_violations
+from lora_select.starts.rules import oriented_violations
 from lora_select.variant import Context, Cost, Support, Variant, lora_arguments
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class CorDAInstruction(Variant):
     """W(theta) = (W - s B0 A0) + s B A from s B0 A0 = U_r S_r V_r^T C^-1 of W C = U S V^T, the r largest, s = alpha / r = 1.
 
     C is the inputs' second moment; s B0 A0 = U_r U_r^T W. What the inputs of this task use most is trained.
-    Tangent at the start: {s (dB A + B dA)}; the spectral pass does not project on its subspaces, so its share of a gradient is
+    Tangent at the start: {s (dB A + B dA)}; the spectral pass does not decompose W C as well, so its share of a gradient is
     not known. As published (Yang et al., section 3) with C centred and by its leading eigenpairs, damped as in the authors'
     code. The trained adapter is exported as plain LoRA of rank 2 r.
     """
@@ -58,7 +58,4 @@ class CorDAInstruction(Variant):
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """Those of a start that changes the base, and measured activation directions."""
-        found = list(changed_base_violations(self, context))
-        if context.directions < 1:
-            found.append("CorDA needs measured activation directions, and the spectral pass kept none")
-        return tuple(found)
+        return oriented_violations(self, context)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.starts.rules import changed_base_violations
+from lora_select.starts.rules import oriented_violations
 from lora_select.variant import Context, Cost, Support, Variant, lora_arguments
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class CorDAKnowledge(Variant):
 
     C is the inputs' second moment; s B0 A0 = U_r U_r^T W. What the inputs use least is trained, so that the
     rest is kept; the authors take inputs of the knowledge to keep, these are the task's own.
-    Tangent at the start: {s (dB A + B dA)}; the spectral pass does not project on its subspaces, so its share of a gradient is
+    Tangent at the start: {s (dB A + B dA)}; the spectral pass does not decompose W C as well, so its share of a gradient is
     not known. As published (Yang et al., section 3) with C centred and by its leading eigenpairs, damped as in the authors'
     code. The trained adapter is exported as plain LoRA of rank 2 r.
     """
@@ -59,7 +59,4 @@ class CorDAKnowledge(Variant):
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """Those of a start that changes the base, and measured activation directions."""
-        found = list(changed_base_violations(self, context))
-        if context.directions < 1:
-            found.append("CorDA needs measured activation directions, and the spectral pass kept none")
-        return tuple(found)
+        return oriented_violations(self, context)

@@ -24,7 +24,7 @@ SURVIVORS = {
     "shira": (1, "the seed of the mask is a choice"),
     "tinylora": (1, "with one layer, tying changes nothing"),
     "vera": (1, "the start of d is a choice that PEFT is told as well"),
-    "waveft": (1, "the scale is a choice that PEFT is told as well"),
+    "waveft": (2, "the scale is a choice that PEFT is told as well; the cap at 1"),
 }
 """How many may survive in a variant, and why."""
 

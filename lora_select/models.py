@@ -88,6 +88,17 @@ def load_model(
     return model.eval() if quantize is not None else model.to(device).eval()
 
 
+def with_adapter(model: Any, folder: Path) -> Any:
+    """A saved adapter on a loaded model, in evaluation mode; PEFT's use of a name that transformers gave up is not shown."""
+    import warnings
+
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
 def quantization(kind: str, dtype: str) -> Any:
     """The `BitsAndBytesConfig` of `nf4` (blocks of 64, no double quantisation, QLoRA's type) or `int8` (LLM.int8()).
 

@@ -35,13 +35,14 @@ def reporter(stage: str, key: str) -> Iterator[Reporter]:
 
             yield on_terminal
     else:
-        last = time.monotonic()
+        last, shown = time.monotonic(), ""
 
         def on_lines(done: int, total: int, message: str) -> None:
-            nonlocal last
-            if time.monotonic() - last >= LINE_SECONDS:
-                last = time.monotonic()
-                print(f"  {stage}: {done}/{total} {message}", flush=True)
+            nonlocal last, shown
+            line = f"  {stage}: {done}/{total} {message}"
+            if time.monotonic() - last >= LINE_SECONDS and line != shown:
+                last, shown = time.monotonic(), line
+                print(line, flush=True)
             artifact.update(done, total)
 
         yield on_lines

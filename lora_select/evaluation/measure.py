@@ -84,11 +84,7 @@ def _read(note: Path, key: str) -> Measured | None:
 
 def _load(base: BaseModel, adapter: Path | None, options: EvaluationOptions) -> Any:
     model = models.load_model(base.path, dtype=options.dtype, device=options.device, quantize=options.quantize)
-    if adapter is None:
-        return model
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(adapter)).eval()
+    return model if adapter is None else models.with_adapter(model, adapter)
 
 
 def _answers(

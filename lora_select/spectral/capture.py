@@ -52,14 +52,14 @@ class SharedInput:
         self.weights = torch.ones(len(self.rows), device=x.device)
         if mask is not None and x.shape[:-1] == mask.shape:
             self.weights = mask.counted
-        self._products: dict[int, Tensor] = {}
+        self._product: tuple[Tensor, Tensor] | None = None
         self._moments: Moments | None = None
 
     def times(self, test: Tensor) -> Tensor:
-        """`rows @ test`, computed once per test matrix."""
-        if id(test) not in self._products:
-            self._products[id(test)] = self.rows @ test
-        return self._products[id(test)]
+        """`rows @ test`, computed once for all layers that bring the same test matrix."""
+        if self._product is None or self._product[0] is not test:
+            self._product = test, self.rows @ test
+        return self._product[1]
 
     def moments(self, test: Tensor | None, tokens: int) -> "Moments":
         """Weighted sums over tokens: x x^T test (n, columns) (all of x x^T without `test`), x (n,), ||x||^2 () and weights ().

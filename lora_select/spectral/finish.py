@@ -17,7 +17,7 @@ from lora_select.spectral.projections import Systems, fold_views, null_view, pro
 from lora_select.spectral.sketch import FoldSketches, InnerProducts, Sizes, inner_products
 from lora_select.spectral.structure import null_scores, reconstructions, structure
 from lora_select.spectral.view import RANKS, LayerView, MeasuredVariant
-from lora_select.spectral.weight import minor_system, weight_system
+from lora_select.spectral.weight import minor_system, narrow_gram, weight_system
 
 SUBSETS = (list(range(FOLDS)), *([fold for fold in range(FOLDS) if fold != out] for out in range(FOLDS)))
 """All folds, and all but one, for the jackknife."""
@@ -48,8 +48,9 @@ def finish(name: str, layer: LayerPass, run: Pass) -> tuple[LayerSpectra, dict[s
     inner = inner_products(sketches, run.sizes.directions)
     energy = _energy(layer, run, inner)
     values, vectors = layer.activations.leading(activation_count(run.sizes))
-    leading = weight_system(weight, activation_count(run.sizes), run.seed)
-    trailing = minor_system(weight, max(ranks(layer), default=1), run.seed, leading.values[:1])
+    squared = narrow_gram(weight)
+    leading = weight_system(weight, activation_count(run.sizes), run.seed, squared)
+    trailing = minor_system(weight, max(ranks(layer), default=1), run.seed, leading.values[:1], squared)
     systems = Systems(leading, trailing, column_system(weight, leading), vectors)
     static = static_view(layer, systems, values)
     heldout, heldout_se = signal.heldout(layer.heldout[len(layer.folds) // 2 :].double().cpu().numpy() * run.scale)
@@ -88,7 +89,8 @@ def finish(name: str, layer: LayerPass, run: Pass) -> tuple[LayerSpectra, dict[s
         tangent_shares_se=errors,
         displacements={key(v): d for v in _fitting(run.variants, static) if (d := v.displacement(static)) > 0},
     )
-    return record, _tensors(name, sketches, systems, values, run)
+    tensors = _tensors(sketches, systems, values, run) | {"activation_mean": layer.activations.mean()}
+    return record, {f"{name}.{part}": tensor.float().cpu().contiguous() for part, tensor in tensors.items()}
 
 
 def key(variant: MeasuredVariant) -> str:
@@ -169,7 +171,7 @@ def _fitting(variants: tuple[MeasuredVariant, ...], view: LayerView) -> list[Mea
     return [v for v in variants if v.r in (0, *RANKS) and v.r <= min(view.out_features, view.in_features)]
 
 
-def _tensors(name: str, sketches: FoldSketches, systems: Systems, values: Tensor, run: Pass) -> dict[str, Tensor]:
+def _tensors(sketches: FoldSketches, systems: Systems, values: Tensor, run: Pass) -> dict[str, Tensor]:
     """Singular systems for initialisations; the gradient's is of the mean per label token, with as many directions as columns."""
     left, singular, right = sketches.reconstruct(run.sizes.columns)
     tensors = {
@@ -181,4 +183,4 @@ def _tensors(name: str, sketches: FoldSketches, systems: Systems, values: Tensor
     }
     for part, system in (("weight", systems.weight), ("weight_minor", systems.minor)):
         tensors |= {f"{part}_left": system.left, f"{part}_values": system.values, f"{part}_right": system.right}
-    return {f"{name}.{part}": tensor.float().cpu().contiguous() for part, tensor in tensors.items()}
+    return tensors

@@ -159,8 +159,9 @@ class LayerPass:
         l, v = self.psi.shape[1], self._right_directions  # noqa: E741
         outputs = d @ self._output_tests
         seen = shared.times(self.input_side.omega)
-        right, left = d.T @ seen, shared.rows.T @ outputs[:, :l]
-        heldout = None if v is None else (outputs[:, l:] * (shared.rows @ v)).sum(0)
+        right, back = d.T @ seen, shared.rows.T @ outputs
+        left = back[:, :l]
+        heldout = None if v is None else (back[:, l:] * v).sum(0)
         sample = None
         if index % CALIBRATE_EVERY == 0:
             step = -(-len(d) // CALIBRATION_TOKENS)
@@ -171,7 +172,8 @@ class LayerPass:
 
     def _sketched(self, right: Tensor, left: Tensor) -> Tensor:
         """||G||^2 through both sketches."""
-        return (right.square().sum(dtype=torch.float64) + left.square().sum(dtype=torch.float64)) / 2
+        sizes = torch.stack([torch.linalg.vector_norm(right), torch.linalg.vector_norm(left)])
+        return sizes.double().square().sum() / 2
 
     def _joined(self, one: Part, other: Part) -> Part:
         """Two parts of a microbatch."""

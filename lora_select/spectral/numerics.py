@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -88,14 +89,17 @@ def jackknife(replicates: Sequence[float]) -> float:
 
 
 def error_of(replicates: Sequence[float]) -> float:
-    """Jackknife standard error, widened so that two of them hold the truth in 95 % of cases also for few replicates.
+    """Jackknife standard error, widened so that two of them hold the truth in 95 % of cases also for few replicates."""
+    return _widening(len(replicates)) * jackknife(replicates)
 
-    The factor is the 97.5 % quantile of Student's t with K - 1 degrees of freedom over 1.96, by its expansion in 1 / (K - 1).
+
+@cache
+def _widening(count: int) -> float:
+    """The 97.5 % quantile of Student's t with K - 1 degrees of freedom over 1.96, by its expansion in 1 / (K - 1).
 
     References:
         Abramowitz, Stegun (1964), *Handbook of Mathematical Functions*, 26.7.5.
     """
-    freedom, z = len(replicates) - 1, 1.959964
+    freedom, z = count - 1, 1.959964
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    quantile = z + math.fsum(term / freedom ** (power + 1) for power, term in enumerate(terms))
-    return quantile / z * jackknife(replicates)
+    return 1 + math.fsum(term / freedom ** (power + 1) for power, term in enumerate(terms)) / z

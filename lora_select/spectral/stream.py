@@ -142,7 +142,7 @@ class _Rows:
         """An output."""
         weights = mask.counted if mask is not None and y.shape[:-1] == mask.shape else None
         seen = self._sums[name].watched(select(y, mask), weights)
-        self._outputs[name] = self._outputs.get(name, torch.zeros_like(seen)) + seen
+        self._outputs[name] = self._outputs[name] + seen if name in self._outputs else seen
 
     def forget(self) -> None:
         """The rows did not go through."""

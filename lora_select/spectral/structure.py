@@ -26,8 +26,10 @@ SPARSE_RANK = 8
 """The sparse budget is that of a LoRA of this rank, 8 (m + n) entries: SHiRA's."""
 CHUNK = 2**20
 """Entries of one row block."""
-ROW_STEP = 4
-SAMPLE = 2**16
+ENTRIES = 2**16
+"""Of a larger layer about so many entries are looked at, in evenly spread rows: sums over entries need no more."""
+LEAST_ROWS = 32
+SAMPLE = 2**14
 """Entries that the size of the largest ones is estimated from."""
 KRONECKER_STEPS = 4
 HALVES = ((0, 1), (2, 3))
@@ -149,10 +151,10 @@ def _rotation(weight: Tensor, seen: Tensor, coefficients: Tensor, b: int) -> np.
 def _entrywise(weight: Tensor, norms: Tensor, parts: Reconstructions) -> tuple[np.ndarray, np.ndarray]:
     """Inner products of sqrt(n) G * W / ||w_i||, and of the largest entries chosen on the other half.
 
-    Of a large layer every STEP-th row is looked at, and counts for all: these are sums over rows.
+    Of a large layer evenly spread rows are looked at, and count for all: these are sums over rows.
     """
     m, n = weight.shape
-    step = ROW_STEP if m * n > CHUNK // 4 else 1
+    step = max(1, min(m * n // ENTRIES, m // LEAST_ROWS))
     parts = Reconstructions(parts.bases[:, ::step], parts.coefficients)
     scaled = weight[::step] * (n**0.5 / norms[::step, None])
     folds, rows = parts.bases.shape[:2]

@@ -89,8 +89,9 @@ def test_the_reconstruction_tells_its_own_error():
 
 
 def test_directions_follow_from_the_wanted_error():
-    assert [Sizes(columns).directions for columns in (8, 16, 32, 64)] == [4, 8, 18, 37]
-    assert error_factor(18, 32, 48) <= 4 < error_factor(19, 32, 48)
+    assert [Sizes(columns).directions for columns in (4, 8, 16, 32, 64)] == [1, 4, 8, 16, 32]
+    assert error_factor(1, 4, 6) <= 4 < error_factor(2, 4, 6)
+    assert error_factor(32, 64, 96) <= error_factor(18, 32, 48) <= 4 < error_factor(19, 32, 48)
     assert error_factor(8, 8, 12) == float("inf")
 
 

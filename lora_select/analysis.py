@@ -1,18 +1,21 @@
 """`lora-select analyze`: the spectral pass by itself, on any model and data, with a table and figures."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
-from lora_select import models, records
+from lora_select import adapter_costs, models, records
 from lora_select.data import intake as intake_library
 from lora_select.data import microbatches
 from lora_select.data.tokenize import tokenize
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
-from lora_select.records import BaseModel, LayerSpectra, Spectra
+from lora_select.records import AdapterCosts, BaseModel, LayerSpectra, QuantisationError, Spectra
+
+if TYPE_CHECKING:
+    from lora_select.spectral.quantise import Kind
 
 Progress = Callable[[int, int, str], None]
 CLEAR = 2.0
@@ -21,7 +24,10 @@ CLEAR = 2.0
 @final
 @dataclass(frozen=True)
 class Request:
-    """What to analyze: sources as in a run's config, the size of the pass, and the folder that gets record and figures."""
+    """What to analyze: sources as in a run's config, the size of the pass, and the folder that gets record and figures.
+
+    `curvature` and `quantize` ask for more than the pass: see :mod:`lora_select.adapter_costs`.
+    """
 
     model: str
     data: str
@@ -31,6 +37,8 @@ class Request:
     sketch_size: int
     max_length: int
     seed: int
+    curvature: bool = False
+    quantize: "Kind | None" = None
 
 
 @final
@@ -55,8 +63,7 @@ def run(request: Request, progress: Progress | None = None) -> Spectra:
     base = models.resolve(request.model)
     digest, rows = _rows(request, base)
     request.out.mkdir(parents=True, exist_ok=True)
-    size = Size(request.microbatches, request.microbatch_size, request.sketch_size, request.seed)
-    spectra = measure(rows, base, dataset_digest=digest, size=size, folder=request.out, progress=progress)
+    spectra = measure(rows, base, dataset_digest=digest, size=_size(request), folder=request.out, progress=progress)
     records.write(request.out / "spectra.json", spectra)
     plots.signal_ranks(spectra, request.out / "signal-ranks.png")
     plots.spectrum(spectra, request.out / "spectrum.png")
@@ -82,10 +89,9 @@ def measure(
     from lora_select.training.plan import detect_machine
     from lora_select.variants import CATALOGUE
 
-    pad_id = models.pad_id(models.load_tokenizer(base.path))
     return analyze(
         models.load_model(base.path, dtype="float32", device=detect_machine().device),
-        microbatches.draw(rows, microbatches=size.microbatches, size=size.rows, seed=size.seed, pad_id=pad_id),
+        _drawn(rows, base, size),
         loss_fn=label_loss,
         variants=CATALOGUE,
         sketch_size=size.sketch,
@@ -95,6 +101,34 @@ def measure(
         model_digest=base.digest,
         progress=progress,
     )
+
+
+def costs(request: Request, spectra: Spectra, progress: Progress | None = None) -> AdapterCosts | None:
+    """What was asked for beyond the pass, None where nothing was; writes `costs.json`."""
+    if not request.curvature and request.quantize is None:
+        return None
+    base = models.resolve(request.model)
+    _, rows = _rows(request, base)
+    found = adapter_costs.measure(
+        spectra,
+        request.out,
+        Path(base.path),
+        _drawn(rows, base, _size(request))[0],
+        curvature=request.curvature,
+        quantize=request.quantize,
+        progress=progress,
+    )
+    records.write(request.out / "costs.json", found)
+    return found
+
+
+def _size(request: Request) -> Size:
+    return Size(request.microbatches, request.microbatch_size, request.sketch_size, request.seed)
+
+
+def _drawn(rows: Sequence[TokenRow], base: BaseModel, size: Size):
+    pad_id = models.pad_id(models.load_tokenizer(base.path))
+    return microbatches.draw(rows, microbatches=size.microbatches, size=size.rows, seed=size.seed, pad_id=pad_id)
 
 
 def _rows(request: Request, base: BaseModel) -> tuple[str, list[TokenRow]]:
@@ -112,13 +146,15 @@ def _rows(request: Request, base: BaseModel) -> tuple[str, list[TokenRow]]:
     return dataset.digest, kept
 
 
-def print_table(spectra: Spectra) -> None:
+def print_table(spectra: Spectra, measured: AdapterCosts | None = None) -> None:
     """One line a layer, most signal first within its block, and what the columns mean."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("layer", no_wrap=True)
+    quantised = {} if measured is None else measured.quantisation
+    more = (f"{next(iter(quantised.values())).kind} error", "in 16") if quantised else ()
     for name in (
         "shape",
         "signal ± SE",
@@ -127,14 +163,15 @@ def print_table(spectra: Spectra) -> None:
         "stable rank of W",
         "input var. in 8",
         "|G| where |W|",
+        *more,
     ):
         table.add_column(name, justify="right", no_wrap=True)
     label_tokens = spectra.label_tokens / spectra.microbatches
     for layer in spectra.layers:
-        table.add_row(*_row(layer, label_tokens))
+        table.add_row(*_row(layer, label_tokens), *_quantised(layer, quantised))
     console = Console(width=None if Console().is_terminal else 160, highlight=False)
     console.print(table)
-    for line in summary(spectra):
+    for line in [*summary(spectra), *([] if measured is None else adapter_costs.sentences(measured))]:
         console.print(line, soft_wrap=True)
 
 
@@ -153,6 +190,13 @@ def _row(layer: LayerSpectra, label_tokens: float) -> Sequence[str]:
         f"{100 * min(1.0, explained):.0f} %",
         f"{layer.structure['hadamard']:.2f}" if layer.structure else "-",
     )
+
+
+def _quantised(layer: LayerSpectra, quantised: Mapping[str, QuantisationError]) -> Sequence[str]:
+    if not quantised:
+        return ()
+    found = quantised.get(layer.name)
+    return ("-", "-") if found is None else (f"{100 * found.relative_error:.2g} %", f"{100 * found.shares[16]:.0f} %")
 
 
 def summary(spectra: Spectra) -> list[str]:

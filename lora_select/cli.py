@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
         ("seed", 0),
     ):
         analyze.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"default: {default}")
+    analyze.add_argument(
+        "--curvature", action="store_true", help="also of the default candidate's adapter at its start"
+    )
+    analyze.add_argument("--quantize", choices=("nf4", "int8"), help="also every layer's error in this storage")
     analyze.set_defaults(run=_analyze)
 
     recommend = commands.add_parser(
@@ -247,16 +251,21 @@ def _analyze(parsed: argparse.Namespace) -> int:
         sketch_size=parsed.sketch_size,
         max_length=parsed.max_length,
         seed=parsed.seed,
+        curvature=parsed.curvature,
+        quantize=parsed.quantize,
     )
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
         task = bar.add_task("reading", total=None)
-        spectra = analysis.run(
-            request,
-            lambda done, total, message: bar.update(task, completed=done, total=total, description=message[:32]),
-        )
-    analysis.print_table(spectra)
-    print(f"written: {request.out}/spectra.json, spectra.safetensors, signal-ranks.png, spectrum.png")
+
+        def progress(done: int, total: int, message: str) -> None:
+            bar.update(task, completed=done, total=total, description=message[:32])
+
+        spectra = analysis.run(request, progress)
+        costs = analysis.costs(request, spectra, progress)
+    analysis.print_table(spectra, costs)
+    more = "" if costs is None else ", costs.json"
+    print(f"written: {request.out}/spectra.json, spectra.safetensors, signal-ranks.png, spectrum.png{more}")
     return 0
 
 

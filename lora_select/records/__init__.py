@@ -6,6 +6,7 @@ audit a stage, and `select` can be replayed from records alone.
 """
 
 from lora_select.records.choice import (
+    AdapterCosts,
     AdapterSpec,
     CandidateScore,
     Curvature,
@@ -33,6 +34,7 @@ from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetr
 
 __all__ = [
     "Adapter",
+    "AdapterCosts",
     "AdapterSpec",
     "BaseModel",
     "CandidateScore",

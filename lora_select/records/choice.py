@@ -114,6 +114,16 @@ class QuantisationError:
 
 
 @dataclass(frozen=True)
+class AdapterCosts:
+    """What `lora-select analyze` measures on request: curvature of one candidate's adapter, quantisation error by layer."""
+
+    candidate: str
+    """Key of the candidate whose curvature it is."""
+    curvature: Curvature | None
+    quantisation: Mapping[str, QuantisationError]
+
+
+@dataclass(frozen=True)
 class AdapterSpec:
     """Everything that names an adapter: what the worker builds and what MLflow records.
 

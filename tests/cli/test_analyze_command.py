@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lora_select.cli import main
-from lora_select.records import Spectra, read
+from lora_select.records import AdapterCosts, Spectra, read
 
 
 @pytest.fixture
@@ -47,3 +47,25 @@ def test_too_few_rows_and_a_label_beyond_the_length_are_refused(tiny_model_folde
 def test_a_small_sketch_is_refused(tiny_model_folder, data, tmp_path, capsys):
     assert analyze(tiny_model_folder, data, tmp_path / "out", "--sketch-size", "2") == 2
     assert "`analysis.sketch_size` must be at least 4, got 2" in capsys.readouterr().err
+
+
+def test_curvature_and_quantisation_errors_are_measured_on_request(tiny_model_folder, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert analyze(tiny_model_folder, data, out, "--sketch-size", "16", "--curvature", "--quantize", "nf4") == 0
+    printed = capsys.readouterr().out
+    costs, spectra = read(AdapterCosts, out / "costs.json"), read(Spectra, out / "spectra.json")
+    assert "nf4 error" in printed
+    assert f"curvature of lora-all-linear-r16 at its start: {costs.curvature.value:.3g}" in printed
+    assert costs.curvature.value > 100 * costs.curvature.error
+    assert set(costs.quantisation) == {layer.name for layer in spectra.layers}
+    for name, error in costs.quantisation.items():
+        row = next(line for line in printed.splitlines() if line.startswith(name)).split()
+        assert row[-4:] == [f"{100 * error.relative_error:.2g}", "%", f"{100 * error.shares[16]:.0f}", "%"]
+        assert 0.02 < error.relative_error < 0.2
+        assert error.shares[8] < error.shares[16] < error.shares[32] <= 1
+
+
+def test_nothing_more_is_measured_without_the_flags(tiny_model_folder, data, tmp_path, capsys):
+    assert analyze(tiny_model_folder, data, tmp_path / "out", "--sketch-size", "16") == 0
+    assert not (tmp_path / "out" / "costs.json").exists()
+    assert "curvature" not in capsys.readouterr().out

@@ -144,7 +144,12 @@ def loraga(model: Any, batches: Batches, parts: dict[str, Tensor]) -> dict[str, 
     from peft.tuners.lora.config import LoraGAConfig
     from peft.tuners.lora.loraga import preprocess_loraga
 
-    config = LoraConfig(r=RANK, target_modules=list(KINDS), init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
+    config = LoraConfig(
+        r=RANK,
+        target_modules=list(KINDS),
+        init_lora_weights="lora_ga",  # pyright: ignore[reportArgumentType]
+        lora_ga_config=LoraGAConfig(),
+    )
 
     def train_step() -> None:
         for batch in batches:

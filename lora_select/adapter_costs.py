@@ -74,7 +74,8 @@ def quantisation_errors(
     found = {}
     for name, weight in target_weights(adapter, base):
         if name in inputs:
-            vectors, values, remainder = uncentred(*inputs[name], variances[name])
+            directions, energies, mean = inputs[name]
+            vectors, values, remainder = uncentred(directions, energies, mean, variances[name])
             found[name] = quantisation_error(weight, vectors, values, remainder, kind, RANKS, spectra.seed)
             if progress is not None:
                 progress(len(found), len(inputs), f"quantised {name}")

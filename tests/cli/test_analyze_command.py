@@ -55,6 +55,7 @@ def test_curvature_and_quantisation_errors_are_measured_on_request(tiny_model_fo
     printed = capsys.readouterr().out
     costs, spectra = read(AdapterCosts, out / "costs.json"), read(Spectra, out / "spectra.json")
     assert "nf4 error" in printed
+    assert costs.curvature is not None
     assert f"curvature of lora-all-linear-r16 at its start: {costs.curvature.value:.3g}" in printed
     assert costs.curvature.value > 100 * costs.curvature.error
     assert set(costs.quantisation) == {layer.name for layer in spectra.layers}

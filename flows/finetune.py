@@ -40,7 +40,7 @@ def pipeline(run: Run, *, dry_run: bool) -> str:
     planning = {"profile": profile.ref, "base": base, **settings.plan(config, machine)}
     constraints = settings.constraints(config, profile.record.train.rows)
     evidence = {"profile": profile.ref, "spectra": spectra.ref, "constraints": constraints}
-    racing = {**evidence, "base": base, **settings.plan(config, machine), **settings.train(config)}
+    racing = {**evidence, "base": base, **settings.plan(config, machine)}
     race = run.do(choose.race, "race", **racing) if config.selection.race_budget else None
     decision = run.do(choose.select, "decision", **evidence, race=race.ref if race else None)
     training = {"profile": profile.ref, "spectra": spectra.ref, "base": base, **settings.train(config)}

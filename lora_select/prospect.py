@@ -43,7 +43,7 @@ class Wish:
     """What the user wants of the answer: constraints on the choice, how it will be trained, and for which tools.
 
     `memory_gib` is that of one device (None: this machine's); `device` where training will run, `auto` being this machine;
-    `race` the share of the training's cost that probe trainings may take, in [0, 1].
+    `race` what probe trainings may cost, as a share of the training, at least 0.
     """
 
     serve: str | None
@@ -86,6 +86,12 @@ def here(machine: Machine) -> str:
 
 def _is_here(machine: Machine) -> bool:
     return machine.device == "cpu" or _has_gpu()
+
+
+def training_of(wish: Wish, seed: int) -> dict[str, Any]:
+    """The wish as a run's `training` section."""
+    told = {"effective_batch_size": wish.batch, "epochs": wish.epochs, "seed": seed, "quantize": wish.quantize}
+    return {**TRAINING, **told}
 
 
 def refuse_early(wish: Wish, base: BaseModel, profile: DatasetProfile, machine: Machine) -> None:
@@ -132,12 +138,7 @@ def _fitting(
     from lora_select.training import planned as trial
     from lora_select.training.plan import make_plan
 
-    training = {
-        **TRAINING,
-        "effective_batch_size": wish.batch,
-        "epochs": wish.epochs,
-        "seed": seed,
-        "quantize": wish.quantize,
+    training = training_of(wish, seed) | {
         "precision": "fp32"
         if spec.init in limits.PEFT_MAKES
         else "auto",  # in bf16 the base less B0 A0 would be rounded

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lora_select import analysis, emit, models, prospect, records
+from lora_select import analysis, emit, models, prospect, racing, records
 from lora_select.analysis import Progress
 from lora_select.data import intake as intake_library
 from lora_select.data import tokens as token_rows
@@ -15,7 +15,6 @@ from lora_select.data.profile import profile as profile_library
 from lora_select.emit import Emitted
 from lora_select.emit.order import Order
 from lora_select.emit.rows import read as read_rows
-from lora_select.errors import InputError
 from lora_select.fingerprint import key_of, library_digest, source_digest
 from lora_select.prospect import Wish
 from lora_select.records import (
@@ -23,13 +22,14 @@ from lora_select.records import (
     Dataset,
     DatasetProfile,
     Decision,
+    Race,
     SelectionInputs,
     Spectra,
     TrainingPlan,
 )
 from lora_select.selection.limits import check_names
 from lora_select.selection.select import select
-from lora_select.training.plan import Machine
+from lora_select.training.plan import Machine, detect_machine
 
 MEASURED = "measured.json"
 """Names what dataset, profile and spectra of a folder were measured from; written last."""
@@ -67,20 +67,6 @@ class Recommendation:
     measured_here: bool
 
 
-def race_budget(share: float) -> float:
-    """The one place where a budget for probe trainings enters.
-
-    Raises:
-        InputError: it is not 0: there is no race to spend it on.
-    """
-    if share:
-        raise InputError(
-            f"--budget {100 * share:g}% asks for a race of probe trainings, which this command cannot run yet; leave it out, and "
-            "the choice rests on the measured records alone"
-        )
-    return share
-
-
 def recommend(
     measuring: Measuring, wish: Wish, out: Path, say: Callable[[str], None], progress: Progress | None = None
 ) -> Recommendation:
@@ -96,7 +82,6 @@ def recommend(
     Raises:
         InputError: an unusable input, an adapter or rows that a tool cannot express, or a model that does not fit.
     """
-    race_budget(wish.race)
     machine = prospect.machine_of(wish)
     base = models.resolve(measuring.model)
     check_names(_inputs(wish, 1))
@@ -108,7 +93,9 @@ def recommend(
     spectra = _spectra(measuring, base, profile, out, say, progress)
     records.write_text(out / MEASURED, _key(measuring, base) + "\n")
     rows = profile.train.rows - profile.train.rows_without_labels
-    decision = select(profile, spectra, _inputs(wish, math.ceil(rows * wish.epochs / wish.batch)))
+    inputs = _inputs(wish, math.ceil(rows * wish.epochs / wish.batch))
+    race = _raced(measuring, wish, base, profile, spectra, inputs, out, machine, say, progress)
+    decision = select(profile, spectra, inputs, race)
     records.write(out / "decision.json", decision)
     emit.refuse(decision.choice, wish.tools, wish.serve)
     plan, here = prospect.planned(wish, measuring.seed, base, profile, decision.choice, machine, out)
@@ -141,7 +128,46 @@ def _inputs(wish: Wish, steps: int) -> SelectionInputs:
         planned_steps=steps,
         max_parameters=None,
         claims={},
+        race_budget=wish.race,
     )
+
+
+def _raced(
+    measuring: Measuring,
+    wish: Wish,
+    base: BaseModel,
+    profile: DatasetProfile,
+    spectra: Spectra,
+    inputs: SelectionInputs,
+    out: Path,
+    machine: Machine,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> Race | None:
+    """The race that the budget pays for, on this machine; its probes are kept by what they depend on."""
+    (out / "race.json").unlink(missing_ok=True)
+    if not wish.race:
+        return None
+    told = {
+        "measured": _key(measuring, base),
+        "inputs": dataclasses.asdict(inputs),
+        "batch": wish.batch,
+        "epochs": wish.epochs,
+    }
+    folder = out / "race" / key_of(told)
+    folder.mkdir(parents=True, exist_ok=True)
+    race = racing.race(
+        racing.Evidence(profile, spectra, out, out),
+        base,
+        inputs,
+        prospect.training_of(wish, measuring.seed),
+        detect_machine(prospect.here(machine)),
+        folder=folder,
+        progress=progress or (lambda *_: None),
+    )
+    records.write(out / "race.json", race)
+    say(f"race       {len(race.probes)} probes of {' and '.join(map(str, race.rungs))} steps  ({race.seconds:.0f} s)")
+    return race
 
 
 def _profiled(

@@ -81,19 +81,19 @@ def gib(text: str | None) -> float | None:
 
 
 def share(text: str) -> float:
-    """A share of a training's cost, in [0, 1].
+    """A share of a training's cost, at least 0; short trainings need races that cost more than they do.
 
     Raises:
         InputError: neither `5%` nor `0.05`.
 
     Example:
-        >>> share("5%"), share("0.05"), share("0")
-        (0.05, 0.05, 0.0)
+        >>> share("5%"), share("0.05"), share("300%")
+        (0.05, 0.05, 3.0)
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
-    if not 0 <= value <= 1:
-        raise InputError(f"--budget {text!r} must be a share of the training's cost between 0% and 100%, such as 5%")
+    if value < 0:
+        raise InputError(f"--budget {text!r} must be a share of the training's cost, at least 0%, such as 5%")
     return value
 
 

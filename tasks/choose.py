@@ -6,13 +6,12 @@ from typing import Any
 from lora_select import models
 from lora_select.data import tokens
 from lora_select.data.microbatches import draw
+from lora_select.racing import Evidence
+from lora_select.racing import race as race_library
 from lora_select.records import BaseModel, DatasetProfile, Decision, Race, SelectionInputs, Spectra
-from lora_select.selection.select import prepare_race
 from lora_select.selection.select import select as select_library
 from lora_select.spectral.analyze import analyze as analyze_library
-from lora_select.training import race as race_library
-from lora_select.training.plan import Machine, make_plan
-from lora_select.training.race import Material
+from lora_select.training.plan import Machine
 from lora_select.variants import CATALOGUE
 from tasks.stage import Context, Stage
 from tasks.store import StageRef
@@ -61,24 +60,15 @@ def _race(
     constraints: SelectionInputs,
     training: Mapping[str, Any],
     machine: Machine,
-    quantized_base: str | None,
 ) -> Race:
     """Short trainings of the shortlist in this process; each probe is a run of its own in MLflow."""
-    measured, seen = context.load(profile, DatasetProfile), context.load(spectra, Spectra)
-    shortlist = prepare_race(measured, seen, constraints)
-    rows = tokens.read_rows(context.folder_of(profile) / measured.train_tokens_file.path)
-    alone = {**training, "num_processes": 1, "nodes": 1, "zero_stage": 0}
-    made = race_library.run(
-        shortlist,
-        make_plan(measured, shortlist.entrants[0].spec, base, machine, alone, rows),
-        Material(
-            base.path, context.folder_of(spectra) / seen.tensors.path, rows, quantized_base, int(training["seed"])
-        ),
-        folder=context.folder,
-        digests=(profile.digest, spectra.digest),
-        budget=constraints.race_budget,
-        progress=context.report,
+    evidence = Evidence(
+        context.load(profile, DatasetProfile),
+        context.load(spectra, Spectra),
+        context.folder_of(profile),
+        context.folder_of(spectra),
     )
+    made = race_library(evidence, base, constraints, training, machine, folder=context.folder, progress=context.report)
     for probe in made.probes:
         label = f"probe-{probe.key}-{probe.learning_rate:g}-{probe.steps}"
         context.place.tracker.begin(label)

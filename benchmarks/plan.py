@@ -1,47 +1,75 @@
-"""The memory model against what ranks really take: peak resident memory (VmHWM of rank 0) of short real trainings on a CPU.
+"""The plan against what ranks really take on a CPU: memory and time of short real trainings.
 
-    python -m benchmarks.plan            all settings, each in ranks of its own; results beside this file
+    python -m benchmarks.plan                 all settings, each in ranks of its own; results beside this file
+    python -m benchmarks.plan --only 0 1 2    some of them; the others' results stay
 
-The estimate is made before the run, from the model's sizes and the rows alone. Nothing is fitted to these runs but
+Each setting is planned as a user's is: first from the model's sizes and the rows alone (the memory model), then with what a few
+real micro-batches took (what the plan stage shows). Then six steps are trained. Memory is the peak resident memory of rank 0;
+time is that of the steps and, apart, of what comes before and after them. Nothing is fitted to these runs but
 `memory.PROCESS_GIB["cpu"]`, which is a rank of a model of half a megabyte.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import random
 import statistics
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.training import MODULES, cpu
 from lora_select import models
 from lora_select.data.tokens import TokenRow, write_rows
-from lora_select.records import AdapterSpec, Range, TrainingPlan
-from lora_select.training import fit, launch, memory
-from lora_select.training.job import METRICS, TrainingJob
+from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, FileRef, Quantiles, SplitProfile
+from lora_select.training import launch, measure
+from lora_select.training import plan as plans
+from lora_select.training.job import TrainingJob
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 LLAMAS = {"llama-30M": (256, 8, 32_000), "llama-85M": (512, 12, 32_000), "llama-110M": (768, 8, 32_000)}
 """Name: hidden size, layers, vocabulary; MLP 4 d, no grouped queries, tied embedding, random weights."""
-SETTINGS = [
-    # model, micro-batch, ranks, stage, packing, checkpointing, precision, DoRA
-    ("smollm2", 1, 1, 0, True, False, "fp32", False),
-    ("smollm2", 4, 1, 0, True, False, "fp32", False),
-    ("smollm2", 8, 1, 0, True, False, "fp32", False),
-    ("smollm2", 8, 1, 0, False, False, "fp32", False),
-    ("smollm2", 8, 1, 0, True, True, "fp32", False),
-    ("smollm2", 4, 1, 0, True, False, "bf16", False),
-    ("smollm2", 4, 1, 0, True, False, "fp32", True),
-    ("smollm2", 2, 2, 1, True, False, "fp32", False),
-    ("smollm2", 2, 2, 2, True, False, "fp32", False),
-    ("smollm2", 2, 2, 3, True, False, "fp32", False),
-    ("llama-30M", 8, 1, 0, True, False, "fp32", False),
-    ("llama-30M", 8, 2, 2, False, False, "fp32", False),
-    ("llama-85M", 8, 1, 0, True, False, "fp32", False),
-    ("llama-85M", 8, 1, 0, True, True, "bf16", False),
-    ("llama-110M", 4, 2, 0, True, False, "fp32", False),
-    ("llama-110M", 8, 1, 0, True, False, "fp32", True),
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting. `micro` rows a micro-batch and one micro-batch a step."""
+
+    model: str
+    micro: int
+    ranks: int = 1
+    stage: int = 0
+    packing: bool = True
+    checkpointing: bool = False
+    precision: str = "fp32"
+    dora: bool = False
+    quantize: str | None = None
+
+
+CASES = [
+    Case("smollm2", 1),
+    Case("smollm2", 4),
+    Case("smollm2", 8),
+    Case("smollm2", 8, packing=False),
+    Case("smollm2", 8, checkpointing=True),
+    Case("smollm2", 4, precision="bf16"),
+    Case("smollm2", 4, dora=True),
+    Case("smollm2", 2, ranks=2, stage=1),
+    Case("smollm2", 2, ranks=2, stage=2),
+    Case("smollm2", 2, ranks=2, stage=3),
+    Case("llama-30M", 8),
+    Case("llama-30M", 8, ranks=2, stage=2, packing=False),
+    Case("llama-85M", 8),
+    Case("llama-85M", 8, checkpointing=True, precision="bf16"),
+    Case("llama-110M", 4, ranks=2),
+    Case("llama-110M", 8, dora=True),
+    Case("smollm2", 4, quantize="nf4"),
+    Case("smollm2", 4, precision="bf16", quantize="nf4"),
+    Case("smollm2", 4, precision="bf16", quantize="int8"),
+    Case("llama-110M", 8, quantize="nf4", checkpointing=True),
 ]
 
 
@@ -49,50 +77,88 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of settings")
     options = parser.parse_args()
-    found = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, setting in enumerate(SETTINGS):
-            if options.only and number not in options.only:
+        for number, case in enumerate(CASES):
+            if options.only is not None and number not in options.only:
                 continue
-            try:
-                found.append(one(Path(folder) / str(number), *setting))
-            except Exception as error:
-                found.append({"setting": setting, "failed": str(error)[:300]})
-            print(json.dumps(found[-1]), flush=True)
-    write(found, whole=not options.only)
+            found = one(Path(folder) / str(number), case)
+            print(json.dumps(found), flush=True)
+            write(number, found)
 
 
-def one(folder: Path, name, micro, ranks, stage, packing, checkpointing, precision, dora) -> dict:
-    """Estimate, then train two steps."""
+def one(folder: Path, case: Case) -> dict:
+    """Plan, try, plan again, train."""
     folder.mkdir(parents=True)
-    base = models.resolve(source(name, folder.parent))
-    shapes = {"r": 16, "lora_alpha": 32, "target_modules": list(MODULES), "lora_dropout": 0.0, "bias": "none"}
-    spec = AdapterSpec(
-        variant="dora" if dora else "lora", targets="all-linear", target_modules=MODULES, r=16, lora_alpha=32, scale=2.0,
-        init="default", learning_rate=1e-4, peft_class="LoraConfig", optimizer={}, num_parameters=adapter_parameters(base, shapes),
-        peft_arguments=shapes | {"task_type": "CAUSAL_LM"} | ({"use_dora": True} if dora else {}),
-    )  # fmt: skip
-    rows = make_rows(2 * micro * ranks, min(base.vocab_size, 30_000))
-    plan = TrainingPlan(
-        device="cpu", num_processes=ranks, zero_stage=stage, precision=precision, micro_batch_size=micro,
-        gradient_accumulation_steps=1, effective_batch_size=micro * ranks, epochs=1.0, total_steps=2, warmup_steps=0,
-        learning_rate=1e-4, lr_schedule="constant", weight_decay=0.0, max_grad_norm=1.0, checkpoint_every=1000, keep_checkpoints=1,
-        gradient_checkpointing=checkpointing, seed=0, threads_per_process=1, memory_gib=Range(1, 1, 1), minutes=Range(1, 1, 1),
-        disk_gib=0.1, reasons=(), packing=packing,
-    )  # fmt: skip
-    told = fit.setting(plan, rows)
-    expected = memory.estimate(base, spec, told)
+    base = models.resolve(source(case.model, folder.parent))
+    rows = make_rows(STEPS * case.micro * case.ranks, min(base.vocab_size, 30_000))
     write_rows(folder / "rows.parquet", rows)
-    launch.train(TrainingJob(spec, plan, base.path, name, *[str(folder / "rows.parquet")] * 2), folder)
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    peak = max(line["memory_gib"] for line in lines)
+    spec, file = adapter(base, case), str(folder / "rows.parquet")
+
+    def planned(measured: measure.Measured | str | None = None):
+        machine = plans.detect_machine("cpu")
+        return plans.make_plan(profiled(rows), spec, base, machine, wanted(case), rows, measured)
+
+    computed = planned()
+    told = TrainingJob(spec, computed, base.path, case.model, file, file, quantized_base=case.quantize)
+    measured = measure.measure(told, folder / "measure")
+    if isinstance(measured, str):
+        raise SystemExit(measured)
+    plan = planned(measured)
+    began = time.monotonic()
+    result = launch.train(dataclasses.replace(told, plan=plan), folder)
+    wall, peak = time.monotonic() - began, result.peak_memory_gib
+    start = plans.RANK_START_SECONDS
     return {
-        "model": name, "micro_batch": micro, "ranks": ranks, "zero_stage": stage, "packing": packing,
-        "checkpointing": checkpointing, "precision": precision, "dora": dora, "tokens": told.tokens,
-        "low": expected.low, "expected": expected.expected, "high": expected.high, "measured": round(peak, 3),
-        "error": round(expected.expected / peak - 1, 3),
-        "parts": {part: round(value, 3) for part, value in memory.parts(base, spec, told).items()},
+        "setting": dataclasses.asdict(case),
+        "heaviest_tokens": measured.heaviest_tokens,
+        "peak_gib": round(peak, 3),
+        "computed_gib": dataclasses.asdict(computed.memory_gib),
+        "computed_error": round(computed.memory_gib.expected / peak - 1, 3),
+        "planned_gib": dataclasses.asdict(plan.memory_gib),
+        "planned_error": round(plan.memory_gib.expected / peak - 1, 3),
+        "seconds_of_steps": round(result.seconds, 1),
+        "planned_seconds_of_steps": {
+            name: round(60 * value - start, 1) for name, value in dataclasses.asdict(plan.minutes).items()
+        },
+        "time_error": round((60 * plan.minutes.expected - start) / result.seconds - 1, 3),
+        "seconds_beside_the_steps": round(wall - result.seconds, 1),
+    }
+
+
+def adapter(base: BaseModel, case: Case) -> AdapterSpec:
+    shapes = {"r": 16, "lora_alpha": 32, "target_modules": list(MODULES), "lora_dropout": 0.0, "bias": "none"}
+    shapes |= {"use_dora": True} if case.dora else {}
+    return AdapterSpec(
+        variant="dora" if case.dora else "lora", targets="all-linear", target_modules=MODULES, r=16, lora_alpha=32, scale=2.0,
+        init="default", learning_rate=1e-4, peft_class="LoraConfig", optimizer={}, num_parameters=adapter_parameters(base, shapes),
+        peft_arguments=shapes | {"task_type": "CAUSAL_LM"},
+    )  # fmt: skip
+
+
+def wanted(case: Case) -> dict:
+    """The config's `training` section of the setting."""
+    return {
+        "num_processes": case.ranks, "precision": case.precision, "zero_stage": case.stage, "micro_batch_size": case.micro,
+        "effective_batch_size": case.micro * case.ranks, "packing": case.packing, "gradient_checkpointing": case.checkpointing,
+        "epochs": 1.0, "max_steps": None, "warmup_fraction": 0.0, "lr_schedule": "constant", "weight_decay": 0.0,
+        "max_grad_norm": 1.0, "checkpoint_every": 1000, "keep_checkpoints": 1, "seed": 0, "quantize": case.quantize,
     }  # fmt: skip
+
+
+def profiled(rows: list[TokenRow]) -> DatasetProfile:
+    """What the plan reads of a profile; the rest is empty."""
+    lengths = sorted(len(row.input_ids) for row in rows)
+    labels = [sum(row.label_mask) for row in rows]
+
+    def spread(counts: list[int]) -> Quantiles:
+        return Quantiles(min(counts), 0, 0, 0, max(counts), sum(counts) / len(counts))
+
+    total = sum(lengths)
+    split = SplitProfile(
+        len(rows), total, total - sum(labels), sum(labels), spread(lengths), spread(labels), 0, 0, 0, 0
+    )
+    nothing = FileRef("x", "0", 0)
+    return DatasetProfile("d", "m", lengths[-1], split, split, 0, 0.0, 0.0, 0, 0.0, 0.0, (), nothing, nothing)
 
 
 def source(name: str, folder: Path) -> str:
@@ -137,26 +203,38 @@ def make_rows(count: int, vocabulary: int) -> list[TokenRow]:
     return rows
 
 
-def write(found: list[dict], *, whole: bool) -> None:
+def write(number: int, found: dict) -> None:
+    """Add one setting's result and count again what all of them say."""
     import deepspeed
     import peft
     import torch
     import transformers
 
-    errors = [abs(one["error"]) for one in found if "error" in one]
-    inside = [one["low"] <= one["measured"] <= one["high"] for one in found if "error" in one]
-    summary = {
-        "settings": found,
-        "median_absolute_error": round(statistics.median(errors), 3),
-        "largest_absolute_error": max(errors),
-        "inside_low_to_high": f"{sum(inside)} of {len(inside)}",
-        "quantity": "VmHWM of rank 0, GiB",
+    before = json.loads(RESULTS.read_text())["settings"] if RESULTS.exists() else {}
+    settings = before | {str(number): found}
+    answer = {
+        "settings": dict(sorted(settings.items(), key=lambda pair: int(pair[0]))),
+        "memory, from sizes and rows alone": errors(settings, "computed_error", "computed_gib", "peak_gib"),
+        "memory, after the trial": errors(settings, "planned_error", "planned_gib", "peak_gib"),
+        "time of the steps": errors(settings, "time_error", "planned_seconds_of_steps", "seconds_of_steps"),
         "machine": f"{cpu()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {one.__name__: one.__version__ for one in (torch, transformers, peft, deepspeed)},
     }
-    print(json.dumps({name: value for name, value in summary.items() if name != "settings"}))
-    if whole:
-        RESULTS.write_text(json.dumps(summary, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(answer, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in answer.items() if name.startswith(("memory", "time"))}))
+
+
+def errors(settings: dict, error: str, told: str, really: str) -> dict:
+    """Median and largest absolute relative error, and how many lay inside low to high."""
+    values = list(settings.values())
+    inside = sum(one[told]["low"] <= one[really] <= one[told]["high"] for one in values)
+    sizes = [abs(one[error]) for one in values]
+    return {
+        "settings": len(values),
+        "median_absolute_error": round(statistics.median(sizes), 3),
+        "largest_absolute_error": max(sizes),
+        "inside_low_to_high": inside,
+    }
 
 
 if __name__ == "__main__":

@@ -2,11 +2,17 @@
 
 Same model (SmolLM2-135M), rows, order of rows, effective batch, fp32, LoRA r 16 on all linear layers, threads and ranks; one
 after the other, several times; what counts is the median of the ratios of a repetition. A token is a real one, never padding.
+Every contender gets the same rows in the same steps, so that the losses show that all do the same work.
 
     python -m benchmarks.training --data short --trl-site FOLDER --llama-factory PYTHON
 
-TRL and LLaMA-Factory live in places of their own: `pip install --no-deps --target FOLDER trl==1.16.0`, and an environment with
-`llamafactory==0.9.5`, which wants transformers 5.6, peft 0.18 and trl 0.24.
+`--sampling grouped` is the peers' best case: each step holds rows of nearly one length, better than their own
+`group_by_length` sampler sorts them; `shuffled` is their default. Repetitions add to results/training.json.
+
+TRL and LLaMA-Factory live in places of their own. TRL: `pip install --no-deps --target FOLDER trl==1.16.0`. LLaMA-Factory: an
+environment with `pip install torch==2.13.0 llamafactory==0.9.5 transformers==5.6.0 peft==0.18.1 trl==0.24.0`. Where that torch is a CPU
+build, pip's torchvision and torchaudio do not load beside it: `pip uninstall torchvision torchaudio`; its import of torchaudio, which
+text does not need, is then answered by an empty module (peers/llama_factory.py).
 """
 
 import argparse
@@ -34,12 +40,14 @@ MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 BATCH, WARMUP, TIMED = 8, 1, 2
 LENGTHS = {"short": ((50, 250), (1, 20)), "long": ((8, 24), (60, 240))}
 """Tokens of prompt and completion, drawn evenly between the two."""
+STRATUM = 16
+"""Batches drawn and sorted by length for each one that is used, when lengths are grouped."""
 
 
 def main() -> None:
     options = parse()
     model = models.resolve("sample:smollm2-135m-instruct").path
-    rows = make_rows(model, options.data)
+    rows = make_rows(model, options.data, options.sampling)
     contenders = everyone(options)
     for repetition in range(options.repetitions):
         runs: dict[str, list[dict]] = {}
@@ -62,7 +70,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", choices=list(LENGTHS), default="short")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--sampling", choices=["sequential", "group_by_length"], default="sequential")
+    parser.add_argument("--sampling", choices=["shuffled", "grouped"], default="grouped")
+    parser.add_argument("--padded", action="store_true", help="ours without packing too")
     parser.add_argument("--only", nargs="*", help="names of contenders")
     parser.add_argument("--trl-site", help="folder with trl in it")
     parser.add_argument("--llama-factory", help="python of an environment with llamafactory")
@@ -71,7 +80,9 @@ def parse() -> argparse.Namespace:
 
 def everyone(options: argparse.Namespace) -> dict:
     """Name -> how to run it; ours first."""
-    found = {"lora-select": ours, "lora-select padded": padded}
+    found = {"lora-select": ours}
+    if options.padded:
+        found["lora-select padded"] = padded
     if options.ranks == 1:
         found["without DeepSpeed"] = without_engine
     found["Trainer + PEFT"] = peer("hf_trainer.py")
@@ -82,18 +93,26 @@ def everyone(options: argparse.Namespace) -> dict:
     return {name: start for name, start in found.items() if not options.only or name in options.only}
 
 
-def make_rows(model: str, data: str) -> list[TokenRow]:
-    """Real English text cut into prompts and completions of random lengths, in the order in which our steps take them."""
+def make_rows(model: str, data: str, sampling: str) -> list[TokenRow]:
+    """Real English text cut into prompts and completions of random lengths, in the order in which all take them."""
     ids = models.load_tokenizer(model)(reference_text()[:400_000])["input_ids"]
     drawn, place, rows = random.Random(0), 0, []
-    for number in range(BATCH * (WARMUP + TIMED)):
-        prompt, answer = (drawn.randint(*bounds) for bounds in LENGTHS[data])
+    for number, (prompt, answer) in enumerate(sizes(drawn, data, sampling)):
         mask = (False,) * prompt + (True,) * answer
         rows.append(TokenRow(f"{number:03}", tuple(ids[place : place + prompt + answer]), mask))
         place += prompt + answer
-    steps = WARMUP + TIMED
-    order = [n for step in range(steps) for n in batches.rows_of_step(len(rows), 1.0, BATCH, 0, step)]
-    return [rows[number] for number in order]
+    return rows
+
+
+def sizes(drawn: random.Random, data: str, sampling: str) -> list[tuple[int, int]]:
+    """Tokens of prompt and completion of each row; grouped: the middle batch of each stratum of many, sorted by length."""
+    steps, factor = WARMUP + TIMED, STRATUM if sampling == "grouped" else 1
+    many = [tuple(drawn.randint(*bounds) for bounds in LENGTHS[data]) for _ in range(BATCH * steps * factor)]
+    if sampling == "shuffled":
+        return many
+    many.sort(key=sum)
+    starts = [BATCH * (STRATUM * step + STRATUM // 2) for step in range(steps)]
+    return [one for start in starts for one in many[start : start + BATCH]]
 
 
 def ours(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace, packing: bool = True) -> dict:
@@ -129,7 +148,7 @@ def run(folder, model, rows, options, script, python, site) -> dict:
     task = {
         "model": model, "batch": BATCH, "steps": steps, "warmup_steps": WARMUP, "threads": threads(options), "out": str(folder / "out.json"),
         "rows": [{"input_ids": row.input_ids, "label_mask": row.label_mask} for row in rows], "learning_rate": 1e-4,
-        "lora": {"r": 16, "lora_alpha": 32, "target_modules": list(MODULES)}, "sampling": options.sampling, "job": str(folder / JOB),
+        "lora": {"r": 16, "lora_alpha": 32, "target_modules": list(MODULES)}, "job": str(folder / JOB),
     }  # fmt: skip
     (folder / "task.json").write_text(json.dumps(task))
     ranks = (
@@ -208,7 +227,7 @@ def write(options: argparse.Namespace, rows: list[TokenRow], runs: dict[str, lis
         "label_tokens": sum(sum(row.label_mask) for row in rows),
         "longest": max(lengths),
         "ranks": options.ranks,
-        "sampling_of_peers": options.sampling,
+        "sampling": options.sampling,
         "machine": f"{cpu()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
         "contenders": found,

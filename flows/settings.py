@@ -71,8 +71,10 @@ def constraints(config: RunConfig, train_rows: int) -> SelectionInputs:
 
 
 def plan(config: RunConfig, machine: Machine) -> dict[str, Any]:
-    """What the user said about training, and the machine."""
-    return {"training": config.training.model_dump(exclude={"device"}) | {"seed": config.seed}, "machine": machine}
+    """What the user said about training and the base's quantisation, and the machine."""
+    training = config.training.model_dump(exclude={"device"})
+    told = training | {"seed": config.seed, "quantize": config.base_model.quantize}
+    return {"training": told, "machine": machine}
 
 
 def train(config: RunConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ def main():
 
     tokenizer = AutoTokenizer.from_pretrained(task["model"])
     clock = told.Clock(task)
-    options = told.arguments(task) | {"train_sampling_strategy": task["sampling"]}
+    options = told.arguments(task) | {"train_sampling_strategy": "sequential"}
     trainer = Trainer(
         model=get_peft_model(told.model(task), told.lora(task)),
         args=TrainingArguments(**options),

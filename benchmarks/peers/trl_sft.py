@@ -9,7 +9,7 @@ def main():
     from trl import SFTConfig, SFTTrainer
 
     clock = told.Clock(task)
-    options = told.arguments(task) | {"train_sampling_strategy": task["sampling"]}
+    options = told.arguments(task) | {"train_sampling_strategy": "sequential"}
     trainer = SFTTrainer(
         model=told.model(task),
         args=SFTConfig(**options, gradient_checkpointing=False, max_length=None),

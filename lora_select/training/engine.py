@@ -5,7 +5,7 @@ from typing import Any
 from lora_select.data.tokens import TokenRow
 from lora_select.records import TrainingPlan
 from lora_select.training import checkpoints, job, model, optimizer, smoke
-from lora_select.training.rank import Rank
+from lora_select.training.rank import Rank, limit_collectives
 
 BUCKET_ELEMENTS = 2 * 10**7
 
@@ -27,6 +27,7 @@ def build(rank: Rank, step: int, rows: list[TokenRow] | None = None) -> Any:
     if step:
         checkpoints.load_parameters(network, folder, step)
     engine, *_ = deepspeed.initialize(model=network, optimizer=made, config=deepspeed_config(plan))
+    limit_collectives(rank.job)
     if step:
         checkpoints.load_optimizer(engine, plan.zero_stage, folder, step)
     return engine

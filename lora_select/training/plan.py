@@ -81,7 +81,7 @@ def make_plan(
         spec: the adapter; its rate is the plan's.
         base: the base model.
         machine: from :func:`detect_machine`.
-        wanted: the config's `training` section as a mapping, and `seed`.
+        wanted: the config's `training` section as a mapping, `seed`, and `quantize`: `nf4`, `int8` or None.
         rows: the rows that will be trained on; without them every micro-batch is taken to hold rows of the largest length.
         measured: what a rank did here with the plan that this function made without it, or why there is nothing.
 

@@ -4,12 +4,16 @@ import hashlib
 import os
 import random
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, final
 
 from lora_select.records import TrainingPlan
 from lora_select.training.beat import Heart
 from lora_select.training.job import TrainingJob
+
+COLLECTIVE_SHARE = 1.25
+"""Longest collective over the watchdog's patience."""
 
 
 @final
@@ -42,8 +46,6 @@ class Rank:
 
 def join(told: TrainingJob, folder: Path, heart: Heart) -> Rank:
     """Join the process group: gloo on CPU, NCCL on GPUs."""
-    from datetime import timedelta
-
     import torch
 
     on_gpu = told.plan.device == "cuda"
@@ -59,10 +61,23 @@ def join(told: TrainingJob, folder: Path, heart: Heart) -> Rank:
     local = int(os.environ["LOCAL_RANK"])
     if on_gpu:
         torch.cuda.set_device(local)
-    timeout = timedelta(seconds=told.patience_seconds)
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False, timeout=timeout)
+    backend = "nccl" if on_gpu else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=_longest_collective(told))
     device = f"cuda:{local}" if on_gpu else "cpu"
     return Rank(told, folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, heart)
+
+
+def limit_collectives(told: TrainingJob) -> None:
+    """Give every process group the run's own limit; DeepSpeed makes its groups with PyTorch's, half an hour."""
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(_longest_collective(told), group)
+
+
+def _longest_collective(told: TrainingJob) -> timedelta:
+    """The watchdog, which shows the stacks of all ranks, comes first; this ends ranks whose watchdog sees one of them move."""
+    return timedelta(seconds=COLLECTIVE_SHARE * told.patience_seconds)
 
 
 def seed_start(seed: int) -> None:

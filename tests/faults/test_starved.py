@@ -45,6 +45,31 @@ def test_a_rank_that_sleeps(reference, harmed, tmp_path, outcome):
     outcome(f"SIGSTOP of rank 1 after step {before}", "watchdog: stacks dumped, ranks ended, restarted", again)
 
 
+def test_a_collective_that_never_ends(reference, harmed, tmp_path, outcome):
+    """SIGSTOP of a rank whose heartbeat goes on (written here in its stead): the watchdog is blind, the other rank's reduction times out."""
+    run = harmed(patience=32)
+    run.until_step(12)
+    before = last_step(tmp_path)
+    stopped = run.ranks[1]
+    os.kill(stopped, signal.SIGSTOP)
+    heartbeat = tmp_path / beat.FOLDER / "rank-1.json"
+
+    def still_moving() -> None:
+        if heartbeat.is_file() and psutil.pid_exists(stopped) and run.ranks[1] == stopped:
+            os.utime(heartbeat)
+
+    run.watched = still_moving
+    assert run.wait(300) == 0, tail(tmp_path)
+    run.no_process_is_left()
+    assert_equal(tmp_path, reference)
+    (remedy,) = remedies.read(tmp_path)
+    assert remedy.failure == "no progress"
+    assert "40000ms" in remedy.message, remedy.message  # 1.25 times the patience, in gloo's own words
+    again = before - result(tmp_path).resumed_from[-1]
+    text = "the other rank's collective timed out, ranks ended, restarted"
+    outcome(f"a collective that waits for rank 1, stopped after step {before}", text, again)
+
+
 def test_a_poisoned_batch(reference, tiny_model_folder, tmp_path, outcome):
     """The loss is NaN at one row's step: lower rate once, then a sentence that names the rows; the checkpoints are good."""
     folder = tmp_path / "run"

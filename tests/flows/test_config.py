@@ -6,6 +6,7 @@ import pytest
 
 from flows import config, settings
 from lora_select.errors import InputError
+from lora_select.training.plan import Machine
 
 MINIMAL = "name: mine\nbase_model: {source: m}\ndataset: {source: d}\n"
 EXAMPLES = sorted((Path(__file__).parents[2] / "infra" / "runs").glob("*.yaml"))
@@ -67,9 +68,10 @@ def test_folders_and_addresses_do_not_change_a_run(file):
     assert config.load(str(file), ["seed=1"]).digested() != plain
 
 
-def test_a_quantised_base_reaches_selection_training_and_evaluation(file):
+def test_a_quantised_base_reaches_selection_plan_training_and_evaluation(file):
     loaded = config.load(str(file), ["base_model.quantize=nf4"])
     assert settings.constraints(loaded, 100).quantized_base == "nf4"
+    assert settings.plan(loaded, Machine("cpu", 1, 2, 24.0, False))["training"]["quantize"] == "nf4"
     assert settings.train(loaded) == {"quantized_base": "nf4"}
     assert settings.evaluate(loaded, "cpu")["options"]["quantize"] == "nf4"
     with pytest.raises(InputError, match=r"`base_model.quantize`: .*'nf4' or 'int8'.*got 'fp4'"):

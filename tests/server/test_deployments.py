@@ -5,105 +5,31 @@ does nothing and says so.
 """
 
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import httpx
 import pytest
-import yaml
+from prefect_harness import PREFECT, flow_runs, served, wait_for, worker
 
 pytestmark = pytest.mark.server
-ROOT = Path(__file__).parents[2]
-PREFECT = [sys.executable, "-m", "prefect"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory, tiny_model_folder):
     """A server, a worker and the deployments; everything they write is below one temporary folder."""
     folder = tmp_path_factory.mktemp("server")
-    config = folder / "tiny.yaml"
-    config.write_text(yaml.safe_dump(tiny_config(folder, tiny_model_folder)))
-    port = free_port()
-    environment = os.environ | {
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "true",
-        "LORA_SELECT_HOME": str(ROOT),
-        "LORA_SELECT_CONFIG": str(config),
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-    }
-    log = (folder / "server.log").open("w")
-    start = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(start, env=environment, stdout=log, stderr=log)
-    worker = None
-    try:
-        wait_for(lambda: httpx.get(f"{environment['PREFECT_API_URL']}/health").is_success, 120, "server")
-        for command in (
-            ["work-pool", "create", "--type", "process", "lora-select"],
-            ["--no-prompt", "deploy", "--all"],
-        ):
-            subprocess.run([*PREFECT, *command], env=environment, cwd=ROOT, check=True, stdout=log, stderr=log)
-        worker_log = (folder / "worker.log").open("w")
-        start = [*PREFECT, "worker", "start", "--pool", "lora-select"]
-        worker = subprocess.Popen(start, env=environment, cwd=ROOT, stdout=worker_log, stderr=worker_log)
-        yield environment, folder
-    finally:
-        for process in (worker, server):
-            if process is not None:
-                process.terminate()
-                process.wait(60)
-
-
-def tiny_config(folder: Path, model: Path) -> dict:
-    return {
-        "name": "tiny",
-        "runs_dir": str(folder / "runs"),
-        "base_model": {"source": str(model)},
-        "dataset": {"source": str(folder / "none.jsonl"), "max_length": 64, "max_eval_rows": 8},
-        "analysis": {"microbatches": 4, "microbatch_size": 2, "sketch_size": 4, "base_loss_rows": 8},
-        "training": {"effective_batch_size": 8, "max_steps": 2},
-        "evaluation": {
-            "exact_match_rows": 2,
-            "max_new_tokens": 4,
-            "bootstrap_samples": 200,
-            "reference_tokens": 512,
-            "compare_plain_lora": False,
-        },
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
-    }
-
-
-def wait_for(condition, seconds: float, what: str):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    with served(folder, tiny_model_folder) as environment:
+        process = worker(environment, folder)
         try:
-            found = condition()
-        except httpx.HTTPError:
-            found = None
-        if found:
-            return found
-        time.sleep(1)
-    raise AssertionError(f"{what} did not come within {seconds} s")
-
-
-def flow_runs(environment, states) -> list[dict]:
-    answer = httpx.post(f"{environment['PREFECT_API_URL']}/flow_runs/filter", json={"sort": "START_TIME_ASC"})
-    return [run for run in answer.json() if run["state_type"] in states and run["deployment_id"]]
+            yield environment, folder
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 def finished(environment, count: int) -> list[dict]:
-    ended = flow_runs(environment, {"COMPLETED", "FAILED", "CRASHED"})
+    ended = flow_runs(environment, "COMPLETED", "FAILED", "CRASHED")
     return ended if len(ended) >= count else []
 
 
@@ -142,6 +68,6 @@ def test_weekly_says_that_nothing_changed(environment):
         ],
         env=env, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
-    runs = [run for run in flow_runs(env, {"COMPLETED"}) if run["state"]["name"] == "Unchanged"]
+    runs = [run for run in flow_runs(env, "COMPLETED") if run["state"]["name"] == "Unchanged"]
     assert runs, answer.stdout + answer.stderr
     assert "nothing to do" in runs[0]["state"]["message"]

@@ -23,7 +23,7 @@ BASE = BaseModel("b", None, "b", "0", "Llama", 134_500_000, 30, 576, 49152, True
 WANTED = {
     "num_processes": "auto", "precision": "auto", "zero_stage": "auto", "effective_batch_size": 16,
     "micro_batch_size": None, "packing": "auto", "gradient_checkpointing": "auto", "epochs": 1.0, "max_steps": None, "warmup_fraction": 0.1, "lr_schedule": "cosine",
-    "weight_decay": 0.0, "max_grad_norm": 1.0, "checkpoint_every": 20, "keep_checkpoints": 2, "seed": 0,
+    "weight_decay": 0.0, "max_grad_norm": 1.0, "checkpoint_every": 20, "keep_checkpoints": 2, "seed": 0, "quantize": None,
 }  # fmt: skip
 
 
@@ -75,6 +75,17 @@ def test_micro_batch_then_checkpointing_then_stage():
     assert any(checkpointing for stage, checkpointing, _ in seen if stage == 0)
     with pytest.raises(InputError, match=r"needs about .* GiB a rank at ZeRO-3, 12.0 are there"):
         plan(base=dataclasses.replace(BASE, num_parameters=70_000_000_000, hidden_size=8192, num_hidden_layers=80))
+
+
+def test_a_quantised_base_fits_where_a_plain_one_does_not():
+    """7e9 parameters in bf16 are 13 GiB of weights, in nf4 4: on a GPU of 12 GiB the plan needs no ZeRO-3."""
+    small = dataclasses.replace(GPUS, memory_gib=12.0)
+    model = dataclasses.replace(BASE, num_parameters=7 * 10**9, hidden_size=4096, num_hidden_layers=32)
+    changes = {"effective_batch_size": 8, "precision": "bf16"}
+    assert plan(small, base=model, **changes).zero_stage == 3
+    made = plan(small, base=model, quantize="nf4", **changes)
+    assert made.zero_stage == 0
+    assert made.memory_gib.expected < plan(small, base=model, quantize="int8", **changes).memory_gib.expected
 
 
 def test_the_heaviest_micro_batch_decides_and_packing_needs_less():

@@ -1,0 +1,104 @@
+"""SIGKILL of a real Prefect worker while its flow trains: no rank is left, and the next run goes on from the checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from fault_harness import last_step, result
+from prefect_harness import PREFECT, ROOT, flow_runs, served, wait_for, worker
+
+from lora_select.training import show, watch
+
+pytestmark = pytest.mark.fault
+STEPS = 300
+TRAINING = {"effective_batch_size": 8, "epochs": 100, "max_steps": STEPS, "checkpoint_every": 10, "num_processes": 2}
+
+
+@pytest.fixture
+def place(tmp_path, tiny_model_folder):
+    """`(environment, folder)` of a server whose deployments train 300 steps."""
+    rows = [{"prompt": f"say {n}", "completion": f"number {n}"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = {"source": str(tmp_path / "rows.jsonl"), "max_length": 64, "max_eval_rows": 8}
+    with served(tmp_path, tiny_model_folder, dataset=dataset, training=TRAINING) as environment:
+        yield environment, tmp_path
+
+
+def begin(environment) -> None:
+    """`prefect deployment run finetune/manual`, as a person types it."""
+    line = [*PREFECT, "deployment", "run", "finetune/manual"]
+    subprocess.run(line, env=environment, cwd=ROOT, check=True, capture_output=True)
+
+
+def training(folder: Path) -> Path | None:
+    """The folder in which ranks train."""
+    found = list((folder / "runs" / "stages" / "train").glob("*/ranks"))
+    return found[0].parent if found else None
+
+
+def until_step(folder: Path, step: int) -> Path:
+    wait_for(lambda: (at := training(folder)) and last_step(at) >= step, 240, f"step {step}")
+    found = training(folder)
+    assert found
+    return found
+
+
+def below(process: "subprocess.Popen[bytes]") -> list[watch.Identity]:
+    return watch.descendants((process.pid, psutil.Process(process.pid).create_time()))
+
+
+def nothing_left(known: list[watch.Identity]) -> bool:
+    return not any(watch.alive(who) for who in known)
+
+
+def ended_well(environment, at: Path) -> list[dict]:
+    """Completed runs, once the training has its result and every step once."""
+    return flow_runs(environment, "COMPLETED") if (at / "result.json").is_file() else []
+
+
+def test_the_worker_alone(place, outcome):
+    """Its flow is a process of its own: it goes on, ends, and tells the server so."""
+    environment, folder = place
+    process = worker(environment, folder)
+    begin(environment)
+    at = until_step(folder, 15)
+    before, known = last_step(at), below(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+    wait_for(lambda: ended_well(environment, at), 240, "the end of the flow")
+    assert [step["step"] for step in show.read_metrics(at)] == list(range(1, STEPS + 1))
+    assert result(at).remedies == result(at).resumed_from == ()
+    wait_for(lambda: nothing_left(known), 60, "the end of its processes")
+    text = "its flow went on to its end and told the server"
+    outcome(f"SIGKILL of a Prefect worker after step {before}", text, 0)
+
+
+def test_the_worker_and_its_flow(place, outcome):
+    """All that a service manager would kill: no rank is left; a new worker and a new run finish the work."""
+    environment, folder = place
+    process = worker(environment, folder)
+    begin(environment)
+    at = until_step(folder, 25)
+    before, known = last_step(at), below(process)
+    for victim in [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]:
+        os.kill(victim, signal.SIGKILL)
+    process.wait(10)
+    wait_for(lambda: nothing_left(known), 60, "the end of the ranks")
+    kept = last_step(at)
+    assert kept < STEPS
+    again = worker(environment, folder)
+    try:
+        begin(environment)
+        wait_for(lambda: ended_well(environment, at), 400, "the end of the second run")
+    finally:
+        again.terminate()
+        again.wait(60)
+    assert [step["step"] for step in show.read_metrics(at)] == list(range(1, STEPS + 1))
+    (resumed,) = result(at).resumed_from
+    assert 0 < resumed <= kept
+    text = "the supervisor ended the ranks; a new worker's run resumed"
+    outcome(f"SIGKILL of a Prefect worker and its flow after step {before}", text, max(0, before - resumed))

@@ -44,7 +44,8 @@ class Setting:
     """What decides a rank's memory besides model and adapter.
 
     `tokens` and `labels` are those of the heaviest micro-batch; `quantize` is None, `nf4` or `int8`; `whole_logits` is True for
-    a trainer that forms the logits of every token at once, as other trainers do.
+    a trainer that forms the logits of every token at once, as other trainers do. The offloads are ZeRO-Offload's to the host:
+    formulas alone, no setting turns them on.
     """
 
     tokens: int

@@ -4,11 +4,21 @@ Starting ranks costs far more than training a tiny model; the code of a job is t
 """
 
 import gc
+import subprocess
 import sys
 from pathlib import Path
 
 from lora_select.training import worker
 from lora_select.training.beat import Heart
+
+
+def torchrun(ranks: int, files: list[Path]) -> None:
+    """Train the jobs in so many ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *launcher, __file__, *map(str, files)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+
 
 if __name__ == "__main__":
     import os

@@ -106,8 +106,13 @@ def _weights(base: BaseModel, setting: Setting) -> float:
 def _adapter(parameters: int, setting: Setting) -> float:
     stage, ranks = setting.zero_stage, setting.ranks
     gradients = 4 * parameters / (ranks if stage >= 2 else 1)
-    moments = 8 * parameters / (ranks if stage >= 1 else 1) + (4 * parameters / ranks if stage >= 1 else 0)
-    return 4 * parameters + gradients + (0 if setting.offload_optimizer else moments)
+    kept = 0 if setting.offload_optimizer else optimizer_bytes(parameters, stage, ranks)
+    return 4 * parameters + gradients + kept
+
+
+def optimizer_bytes(parameters: int, stage: int, ranks: int) -> float:
+    """Bytes of the moments, and from ZeRO-1 on of the master copy, that a rank keeps."""
+    return 8 * parameters if stage == 0 else (8 + 4) * parameters / ranks
 
 
 def _activations(base: BaseModel, spec: AdapterSpec, setting: Setting) -> float:

@@ -8,6 +8,7 @@ References:
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,15 +166,18 @@ def largest_difference(model: Any, vocab_size: int, lengths: Sequence[int] = CHE
     was_training = model.training
     model.eval()
     try:
-        alone = [_loss_and_gradient(model, collate_packed([row]), trained) for row in rows]
+        singles = _loss_and_gradient(model, collate_packed(rows[:1]), trained)
+        for row in rows[1:]:
+            for total, part in zip(singles, _loss_and_gradient(model, collate_packed([row]), trained), strict=True):
+                total += part
         together = _loss_and_gradient(model, collate_packed(rows), trained)
     finally:
         model.train(was_training)
-    singles = [sum(parts) for parts in zip(*alone, strict=True)]
-    return max(_relative(a, b) for a, b in zip(together, singles, strict=True))
+    return max(_relative(together[:1], singles[:1]), _relative(together[1:], singles[1:]))
 
 
 def _loss_and_gradient(model: Any, batch: dict[str, Any], trained: list[Any]) -> list[Tensor]:
+    """The summed loss and its gradient for each trained parameter; as they are, for a copy in double can be gigabytes."""
     device = trained[0].device
     moved = to_device(batch, device)
     if len(batch["cu_seq_lens_q"]) == 2:  # a single row is run as any other batch, not by the code under test
@@ -182,7 +186,7 @@ def _loss_and_gradient(model: Any, batch: dict[str, Any], trained: list[Any]) ->
     loss = label_loss(model, moved)[0].sum()
     gradients = torch.autograd.grad(loss, trained, allow_unused=True)
     found = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, trained, strict=True)]
-    return [loss.detach()[None], torch.cat([g.flatten().double() for g in found])]
+    return [loss.detach(), *found]
 
 
 def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
@@ -190,9 +194,11 @@ def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def _relative(a: Tensor, b: Any) -> float:
-    scale = float(torch.as_tensor(b).double().norm())
-    return float((a.double() - b).norm()) / scale if scale else float(a.double().norm())
+def _relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Norm of the difference over the norm, of all tensors together."""
+    difference = math.hypot(*(float((a - b).norm()) for a, b in zip(found, wanted, strict=True)))
+    scale = math.hypot(*(float(b.norm()) for b in wanted))
+    return difference / scale if scale else difference
 
 
 def _short(error: Exception) -> str:

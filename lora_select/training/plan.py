@@ -26,8 +26,8 @@ RANK_START_SECONDS = 20.0
 MEASURED_SPREAD = (0.85, 1.0, 1.6)
 """Low, expected and high time around a measured speed: ranks on one machine share its memory's bandwidth."""
 COMPUTED_SPREAD = (0.6, 1.0, 2.0)
-DEEPSPEED_GIB = 0.1
-"""What DeepSpeed and gloo add to a rank on a CPU."""
+DEEPSPEED_GIB = 0.12
+"""What DeepSpeed adds to a rank on a CPU once it is imported (measured)."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _with_measured(plan: TrainingPlan, spec: AdapterSpec, measured: Measured | s
         f"measured here: {speed:,.0f} tokens/s a rank over {measured.tokens} tokens, peak {measured.peak_gib:.2f} GiB at the heaviest "
         f"micro-batch of {measured.heaviest_tokens} tokens"
     )
-    state = 12 * spec.num_parameters / GIB  # gradients and moments, which the measurement does not keep
+    state = memory.optimizer_bytes(spec.num_parameters, plan.zero_stage, plan.num_processes) / GIB  # the trial has none
     extra = DEEPSPEED_GIB if plan.device == "cpu" else memory.PROCESS_GIB["cuda"]
     need = measured.peak_gib + state + extra
     known = (

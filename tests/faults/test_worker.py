@@ -12,15 +12,16 @@ from fault_harness import last_step, result
 from prefect_harness import PREFECT, ROOT, flow_runs, served, wait_for, worker
 
 from lora_select.training import show, watch
+from lora_select.training.job import LAUNCH
 
 pytestmark = pytest.mark.fault
-STEPS = 300
+STEPS = 200
 TRAINING = {"effective_batch_size": 8, "epochs": 100, "max_steps": STEPS, "checkpoint_every": 10, "num_processes": 2}
 
 
 @pytest.fixture
 def place(tmp_path, tiny_model_folder):
-    """`(environment, folder)` of a server whose deployments train 300 steps."""
+    """`(environment, folder)` of a server whose deployments train 200 steps."""
     rows = [{"prompt": f"say {n}", "completion": f"number {n}"} for n in range(60)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = {"source": str(tmp_path / "rows.jsonl"), "max_length": 64, "max_eval_rows": 8}
@@ -51,6 +52,13 @@ def below(process: "subprocess.Popen[bytes]") -> list[watch.Identity]:
     return watch.descendants((process.pid, psutil.Process(process.pid).create_time()))
 
 
+def from_flow_to(process: "subprocess.Popen[bytes]", at: Path) -> list[int]:
+    """The process that trains in this folder and its parents up to the worker; Prefect puts some between them."""
+    supervisor = json.loads((at / LAUNCH).read_text())["supervisor"][0]
+    parents = [parent.pid for parent in psutil.Process(supervisor).parents()]
+    return parents[: parents.index(process.pid) + 1]
+
+
 def nothing_left(known: list[watch.Identity]) -> bool:
     return not any(watch.alive(who) for who in known)
 
@@ -60,34 +68,18 @@ def ended_well(environment, at: Path) -> list[dict]:
     return flow_runs(environment, "COMPLETED") if (at / "result.json").is_file() else []
 
 
-def test_the_worker_alone(place, outcome):
-    """Its flow is a process of its own: it goes on, ends, and tells the server so."""
+@pytest.mark.parametrize("victims", ["a Prefect worker", "a Prefect worker and its flow"])
+def test_the_next_run_goes_on(place, outcome, victims):
+    """Prefect ends the flow of a worker that is gone; where the flow is killed too, its supervisor sees that."""
     environment, folder = place
     process = worker(environment, folder)
     begin(environment)
     at = until_step(folder, 15)
     before, known = last_step(at), below(process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(10)
-    wait_for(lambda: ended_well(environment, at), 240, "the end of the flow")
-    assert [step["step"] for step in show.read_metrics(at)] == list(range(1, STEPS + 1))
-    assert result(at).remedies == result(at).resumed_from == ()
-    wait_for(lambda: nothing_left(known), 60, "the end of its processes")
-    text = "its flow went on to its end and told the server"
-    outcome(f"SIGKILL of a Prefect worker after step {before}", text, 0)
-
-
-def test_the_worker_and_its_flow(place, outcome):
-    """All that a service manager would kill: no rank is left; a new worker and a new run finish the work."""
-    environment, folder = place
-    process = worker(environment, folder)
-    begin(environment)
-    at = until_step(folder, 25)
-    before, known = last_step(at), below(process)
-    for victim in [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]:
+    for victim in from_flow_to(process, at) if victims.endswith("flow") else [process.pid]:
         os.kill(victim, signal.SIGKILL)
     process.wait(10)
-    wait_for(lambda: nothing_left(known), 60, "the end of the ranks")
+    wait_for(lambda: nothing_left(known), 60, "the end of every process below the worker")
     kept = last_step(at)
     assert kept < STEPS
     again = worker(environment, folder)
@@ -100,5 +92,5 @@ def test_the_worker_and_its_flow(place, outcome):
     assert [step["step"] for step in show.read_metrics(at)] == list(range(1, STEPS + 1))
     (resumed,) = result(at).resumed_from
     assert 0 < resumed <= kept
-    text = "the supervisor ended the ranks; a new worker's run resumed"
-    outcome(f"SIGKILL of a Prefect worker and its flow after step {before}", text, max(0, before - resumed))
+    text = "all ranks ended; a new worker's run resumed"
+    outcome(f"SIGKILL of {victims} after step {before}", text, max(0, before - resumed))

@@ -2,6 +2,8 @@
 
 Same model (SmolLM2-135M), rows, order of rows, effective batch, fp32, LoRA r 16 on all linear layers, threads and ranks; one
 after the other, several times; what counts is the median of the ratios of a repetition. A token is a real one, never padding.
+Time is processor time of rank 0 in the timed steps, at one thread a rank: other work on the machine moves it little, while it
+can move wall-clock time by any factor; that is written down too.
 Every contender gets the same rows in the same steps, so that the losses show that all do the same work.
 
     python -m benchmarks.training --data short --trl-site FOLDER --llama-factory PYTHON
@@ -25,23 +27,30 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
+
+import psutil
 
 from lora_select import models
 from lora_select.data.samples import reference_text
 from lora_select.data.tokens import TokenRow, write_rows
 from lora_select.records import AdapterSpec, Range, TrainingPlan
-from lora_select.training import batches, launch
+from lora_select.training import batches, beat, launch, show
 from lora_select.training.job import JOB, METRICS, TrainingJob
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 PEERS = Path(__file__).parent / "peers"
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-BATCH, WARMUP, TIMED = 8, 1, 2
+BATCH, WARMUP, TIMED = 4, 1, 2
 LENGTHS = {"short": ((50, 250), (1, 20)), "long": ((8, 24), (60, 240))}
 """Tokens of prompt and completion, drawn evenly between the two."""
 STRATUM = 16
 """Batches drawn and sorted by length for each one that is used, when lengths are grouped."""
+
+
+class PeerError(RuntimeError):
+    """A contender ended without an answer."""
 
 
 def main() -> None:
@@ -50,16 +59,21 @@ def main() -> None:
     rows = make_rows(model, options.data, options.sampling)
     contenders = everyone(options)
     for repetition in range(options.repetitions):
-        runs: dict[str, list[dict]] = {}
+        runs: dict[str, dict] = {}
         for name, start in contenders.items():
-            with tempfile.TemporaryDirectory() as folder:
-                answer = start(Path(folder), model, rows, options)
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    answer = start(Path(folder), model, rows, options)
+            except PeerError as error:  # the others' numbers count all the same
+                print(error, flush=True)
+                continue
             steps = range(WARMUP, WARMUP + TIMED)
             tokens = sum(len(row.input_ids) for step in steps for row in rows[step * BATCH : (step + 1) * BATCH])
-            answer["tokens_per_second"] = tokens / sum(answer["seconds"])
-            runs[name] = [answer]
+            answer["tokens_per_second"] = round(tokens / sum(answer["cpu_seconds"]), 1)
+            answer["by_the_clock"] = round(tokens / sum(answer["seconds"]), 1)
+            runs[name] = answer
             print(
-                f"{repetition} {name:20} {answer['tokens_per_second']:8.1f} tokens/s  losses {answer['losses']}",
+                f"{repetition} {name:20} {answer['tokens_per_second']:8} tokens/CPU-s  losses {answer['losses']}",
                 flush=True,
             )
         write(options, rows, runs)
@@ -117,14 +131,32 @@ def sizes(drawn: random.Random, data: str, sampling: str) -> list[tuple[int, int
 
 def ours(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace, packing: bool = True) -> dict:
     """The product's own path: supervisor, torchrun, DeepSpeed ranks."""
-    launch.train(job(folder, model, rows, options, packing), folder)
+    watched: list[float] = []
+    done = threading.Event()
+    watcher = threading.Thread(target=watch_rank, args=(folder, watched, done))
+    watcher.start()
+    try:
+        launch.train(job(folder, model, rows, options, packing), folder)
+    finally:
+        done.set()
+        watcher.join()
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     ends = [line["timestamp_ms"] / 1000 for line in lines][WARMUP - 1 :]
     return {
         "seconds": [b - a for a, b in itertools.pairwise(ends)],
+        "cpu_seconds": [b - a for a, b in itertools.pairwise(watched[WARMUP - 1 :])],
         "losses": [line["loss"] for line in lines],
         "peak_gib": lines[-1]["memory_gib"],
     }
+
+
+def watch_rank(folder: Path, ends: list[float], done: threading.Event) -> None:
+    """Note the processor seconds of rank 0 whenever it has written a step; seen from outside, so that it does nothing for it."""
+    while not done.wait(0.02) and len(ends) < WARMUP + TIMED:
+        steps = len(show.read_metrics(folder))
+        if steps > len(ends):
+            spent = psutil.Process(beat.read(folder)[0]["pid"]).cpu_times()
+            ends += [spent.user + spent.system] * (steps - len(ends))
 
 
 def padded(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace) -> dict:
@@ -146,7 +178,7 @@ def run(folder, model, rows, options, script, python, site) -> dict:
     """One contender in processes of its own."""
     steps = WARMUP + TIMED
     task = {
-        "model": model, "batch": BATCH, "steps": steps, "warmup_steps": WARMUP, "threads": threads(options), "out": str(folder / "out.json"),
+        "model": model, "batch": BATCH, "steps": steps, "warmup_steps": WARMUP, "threads": 1, "out": str(folder / "out.json"),
         "rows": [{"input_ids": row.input_ids, "label_mask": row.label_mask} for row in rows], "learning_rate": 1e-4,
         "lora": {"r": 16, "lora_alpha": 32, "target_modules": list(MODULES)}, "job": str(folder / JOB),
     }  # fmt: skip
@@ -158,13 +190,13 @@ def run(folder, model, rows, options, script, python, site) -> dict:
     )
     command = [python, *ranks, str(PEERS / script), str(folder / "task.json")]
     environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads(options)),
+        "OMP_NUM_THREADS": "1",
         "DISABLE_VERSION_CHECK": "1",
         "PYTHONPATH": ":".join(filter(None, [site, str(PEERS)])),
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
     if not (folder / "out.json").exists():
-        raise SystemExit(f"{script} ended with code {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}")
+        raise PeerError(f"{script} ended with code {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}")
     return json.loads((folder / "out.json").read_text())
 
 
@@ -189,51 +221,49 @@ def job(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namesp
         device="cpu", num_processes=options.ranks, zero_stage=0, precision="fp32", micro_batch_size=BATCH // options.ranks,
         gradient_accumulation_steps=1, effective_batch_size=BATCH, epochs=1.0, total_steps=WARMUP + TIMED, warmup_steps=0,
         learning_rate=1e-4, lr_schedule="constant", weight_decay=0.0, max_grad_norm=1.0, checkpoint_every=1000, keep_checkpoints=1,
-        gradient_checkpointing=False, seed=0, threads_per_process=threads(options), memory_gib=Range(1, 1, 1), minutes=Range(1, 1, 1),
+        gradient_checkpointing=False, seed=0, threads_per_process=1, memory_gib=Range(1, 1, 1), minutes=Range(1, 1, 1),
         disk_gib=0.1, reasons=(), packing=packing,
     )  # fmt: skip
     return TrainingJob(spec, plan, model, "smollm2", str(folder / "rows.parquet"), str(folder / "rows.parquet"))
 
 
-def threads(options: argparse.Namespace) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // options.ranks)
-
-
-def write(options: argparse.Namespace, rows: list[TokenRow], runs: dict[str, list[dict]]) -> None:
+def write(options: argparse.Namespace, rows: list[TokenRow], runs: dict[str, dict]) -> None:
+    """Add a repetition to the results and count again what all of them say."""
     import peft
     import torch
     import transformers
 
     key = f"{options.data}, {options.ranks} rank{'s' * (options.ranks > 1)}, {options.sampling}"
     before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    earlier = before.get(key, {}).get("contenders", {})
-    found = {name: dict(earlier.get(name, {})) for name in runs | earlier}
-    for name, answers in runs.items():
-        one = found[name]
-        one["tokens_per_second"] = one.get("tokens_per_second", []) + [
-            round(a["tokens_per_second"], 1) for a in answers
-        ]
-        one["peak_gib_of_rank_0"] = round(max([one.get("peak_gib_of_rank_0", 0), *(a["peak_gib"] for a in answers)]), 2)
-        one["losses"] = answers[-1]["losses"]
-    ours_first = found.get("lora-select", {}).get("tokens_per_second", [])
-    for one in found.values():
-        pairs = zip(ours_first, one["tokens_per_second"], strict=False)  # one pair a repetition
-        one["lora_select_over_this"] = [round(a / b, 3) for a, b in pairs]
-        one["median_ratio"] = round(statistics.median(one["lora_select_over_this"]), 3) if ours_first else None
+    repetitions = [
+        *before.get(key, {}).get("tokens_per_processor_second", []),
+        {n: a["tokens_per_second"] for n, a in runs.items()},
+    ]
+    ours_over = {}
+    for name in runs:
+        ratios = [one["lora-select"] / one[name] for one in repetitions if {"lora-select", name} <= one.keys()]
+        ours_over[name] = {
+            "median": round(statistics.median(ratios), 3),
+            "range": [round(min(ratios), 3), round(max(ratios), 3)],
+        }
     lengths = [len(row.input_ids) for row in rows]
     entry = {
         "rows": len(rows),
         "tokens": sum(lengths),
         "label_tokens": sum(sum(row.label_mask) for row in rows),
-        "longest": max(lengths),
+        "lengths": [min(lengths), max(lengths)],
         "ranks": options.ranks,
-        "sampling": options.sampling,
+        "threads_per_rank": 1,
         "machine": f"{cpu()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
-        "contenders": found,
+        "tokens_per_processor_second": repetitions,
+        "lora_select_over": ours_over,
+        "by_the_clock": [*before.get(key, {}).get("by_the_clock", []), {n: a["by_the_clock"] for n, a in runs.items()}],
+        "losses": {name: answer["losses"] for name, answer in runs.items()},
+        "peak_gib_of_rank_0": {name: round(answer["peak_gib"], 2) for name, answer in runs.items()},
     }
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(before | {key: entry}, indent=1, sort_keys=True) + "\n")
+    RESULTS.write_text(json.dumps(before | {key: entry}, indent=1) + "\n")
 
 
 def cpu() -> str:

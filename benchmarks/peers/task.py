@@ -1,7 +1,7 @@
 """What every contender is told and what it answers; imports nothing but the standard library, so that any environment can.
 
 `task.json`: model, rows (each `input_ids` and `label_mask`, in the order of the steps), batch, steps, warmup_steps, threads,
-lora, learning_rate, out. The answer in `out`: seconds and real (not padding) tokens of each timed step, and the losses.
+lora, learning_rate, out. The answer in `out`: seconds by the clock and of processor time of each timed step, and the losses.
 """
 
 import json
@@ -36,19 +36,23 @@ class Clock:
     """Times steps; the Trainer's callbacks call it."""
 
     def __init__(self, task):
-        self.task, self.ends, self.losses = task, [], []
+        self.task, self.ends, self.spent, self.losses = task, [], [], []
 
     def tick(self):
         self.ends.append(time.perf_counter())
+        self.spent.append(time.process_time())
 
     def answer(self):
         """Write what was measured, from the end of the last warm-up step on."""
         if int(os.environ.get("RANK", "0")):
             return
         task, first = self.task, self.task["warmup_steps"]
-        seconds = [b - a for a, b in zip(self.ends[first - 1 : -1], self.ends[first:], strict=True)]
+        timed = {
+            name: [b - a for a, b in zip(ends[first - 1 : -1], ends[first:], strict=True)]
+            for name, ends in (("seconds", self.ends), ("cpu_seconds", self.spent))
+        }
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        Path(task["out"]).write_text(json.dumps({"seconds": seconds, "losses": self.losses, "peak_gib": peak}))
+        Path(task["out"]).write_text(json.dumps(timed | {"losses": self.losses, "peak_gib": peak}))
 
 
 def callback(clock):

@@ -50,6 +50,12 @@ def test_checkpointing_keeps_one_block_and_the_boundaries():
     assert again < whole / 8
 
 
+def test_a_cpu_s_heap_holds_what_was_freed_with_checkpointing_too():
+    plain, again = parts(device="cpu"), parts(device="cpu", gradient_checkpointing=True)
+    assert plain["heap"] == again["heap"] == pytest.approx(0.6 * plain["activations"], rel=0.05)
+    assert parts()["heap"] == 0
+
+
 def test_activations_follow_tokens_precision_and_variant():
     assert parts(tokens=2000)["activations"] == pytest.approx(2 * parts()["activations"])
     assert 0.5 < parts(precision="bf16")["activations"] / parts()["activations"] < 1

@@ -217,7 +217,7 @@ def _with_measured(plan: TrainingPlan, spec: AdapterSpec, measured: Measured | s
     extra = DEEPSPEED_GIB if plan.device == "cpu" else memory.PROCESS_GIB["cuda"]
     need = measured.peak_gib + state + extra
     known = (
-        plan.memory_gib if plan.zero_stage == 3 else Range(*(round(need * factor, 2) for factor in (0.95, 1.0, 1.15)))
+        plan.memory_gib if plan.zero_stage == 3 else Range(*(round(need * factor, 2) for factor in (0.9, 1.0, 1.15)))
     )
     return dataclasses.replace(plan, memory_gib=known, reasons=(*plan.reasons, reason))
 

@@ -19,14 +19,9 @@ def test_a_real_model_is_measured_and_its_packing_proven(tiny_model_folder, tmp_
     assert found.heaviest_tokens >= found.tokens / 3
 
 
-def test_the_base_is_measured_as_it_is_held(tiny_model_folder, tmp_path):
+def test_a_failed_attempt_is_a_sentence_and_the_base_is_held_as_told(tiny_model_folder, tmp_path):
     told = job(tmp_path / "job", tiny_model_folder, count=9, total_steps=1)
     found = measure.measure(dataclasses.replace(told, quantized_base="fp4"), tmp_path / "measured")
-    assert "`base_model.quantize` 'fp4' is unknown" in str(found)
-
-
-def test_a_failed_attempt_is_a_sentence(tmp_path, tiny_model_folder):
-    told = dataclasses.replace(job(tmp_path / "job", tiny_model_folder, count=9), base_path=str(tmp_path / "nowhere"))
-    found = measure.measure(told, tmp_path / "measured")
     assert isinstance(found, str)
     assert found.startswith("speed was not measured: the attempt ended with")
+    assert "`base_model.quantize` 'fp4' is unknown" in found

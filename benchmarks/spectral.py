@@ -42,7 +42,7 @@ from lora_select.spectral.stream import Measured, Settings, stream
 from lora_select.variants import CATALOGUE
 
 RESULTS = Path(__file__).parent / "results" / "spectral.json"
-SKETCH = 32
+SKETCH, DEFAULT = 32, 32
 PARTS = ("pass", "memory", "exact", "peft", "tokens", "null")
 LENGTHS = (128, 256, 512, 1024)
 """Of rows, two a microbatch, for the growth with tokens."""
@@ -219,18 +219,33 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def growth(found: dict[str, Any]) -> dict[str, float]:
-    """Exponents against the parameters of the measured layers, over the models whose pass was measured."""
-    rows = [parts for parts in found.values() if "pass" in parts and "memory" in parts]
-    if len(rows) < len(MODELS):
+    """Exponents against the parameters of the measured layers, of what was measured for every model."""
+    rows = list(found.values())
+    if len(rows) < len(MODELS) or not all("pass" in row for row in rows):
         return {}
     sizes = [row["pass"]["linear_parameters"] for row in rows]
     values = {
-        "stream_seconds_per_token": [row["pass"]["stream_seconds"] / row["pass"]["tokens"] for row in rows],
         "plain_seconds_per_token": [row["pass"]["plain_seconds"] / row["pass"]["tokens"] for row in rows],
+        "stream_seconds_per_token": [row["pass"]["stream_seconds"] / row["pass"]["tokens"] for row in rows],
         "finish_seconds": [row["pass"]["finish_seconds"] for row in rows],
-        "pass_gib": [row["memory"]["pass_gib"] for row in rows],
     }
+    if all("memory" in row for row in rows):
+        values["pass_gib"] = [row["memory"]["pass_gib"] for row in rows]
     return {name: exponent(sizes, column) for name, column in values.items()}
+
+
+def default_length(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Ratio and finish share of a pass of 32 such microbatches, the default of `lora-select analyze`, from what fewer of them took.
+
+    The finish does not depend on their number.
+    """
+    rows = {name: parts["pass"] for name, parts in found.items() if "pass" in parts}
+    result = {}
+    for name, row in rows.items():
+        finish = row["finish_seconds"] / (DEFAULT * row["plain_seconds"] / row["microbatches"])
+        whole = row["stream_ratio"] + finish
+        result[name] = {"ratio": whole, "finish_share": finish / whole}
+    return result
 
 
 def part(what: str, name: str, path: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -285,7 +300,12 @@ def merge(name: str, what: str, found: dict[str, Any]) -> None:
         every = json.loads(RESULTS.read_text(encoding="utf-8"))["models"] if RESULTS.is_file() else {}
         every.setdefault(name, {})[what] = found | {"machine": machine}
         ordered = {key: every[key] for key in MODELS if key in every}
-        result = {"sketch_size": SKETCH, "models": ordered, "exponents_in_parameters": growth(ordered)}
+        result = {
+            "sketch_size": SKETCH,
+            "at_32_microbatches": default_length(ordered),
+            "exponents_in_parameters": growth(ordered),
+            "models": ordered,
+        }
         write_text(RESULTS, json.dumps(result, indent=1) + "\n")
 
 

@@ -95,7 +95,13 @@ def diagnose(folder: Path, log: Path, ending: Ending) -> Failure:
     """The failure of an attempt. Accounts of ranks come before signs, and a rank's own trouble before a lost peer's."""
     accounts = _accounts(folder)
     step = max([int(b["step"]) for b in beat.read(folder)] + [a["step"] for a in accounts], default=0)
-    for kind in (OUT_OF_MEMORY, DISK_FULL, DIVERGED, NO_EFFECT):
+    for kind in (
+        OUT_OF_MEMORY,
+        DISK_FULL,
+        DIVERGED,
+        NO_EFFECT,
+        STUCK,
+    ):  # torchrun kills the rank that others waited for
         for account in accounts:
             if account["kind"] == kind:
                 return Failure(kind, account["step"], f"rank {account['rank']}: {account['message']}")

@@ -132,6 +132,16 @@ def test_a_ranks_own_trouble_comes_before_a_lost_peer(tmp_path):
     assert "rank 1" in found.message
 
 
+def test_a_collective_that_timed_out_comes_before_the_kill_of_the_rank_that_hung(tmp_path):
+    (tmp_path / "train.log").write_text("  exitcode  : -9 (pid: 7)")
+    heart = beat.Heart(tmp_path, 0)
+    heart("step", 13)
+    failures.report(tmp_path, 0, heart, RuntimeError("Timed out waiting 40000ms for recv operation to complete"))
+    found = failures.diagnose(tmp_path, tmp_path / "train.log", Ending(1))
+    assert (found.kind, found.step) == (failures.STUCK, 13)
+    assert "40000ms" in found.message
+
+
 @pytest.mark.parametrize(
     ("log", "ending", "kind"),
     [

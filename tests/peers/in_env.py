@@ -37,7 +37,11 @@ def axolotl():
     found = {"r": cfg.lora_r, "alpha": cfg.lora_alpha, "start": cfg.lora_model_dir, "dora": bool(cfg.peft_use_dora)}
     found |= {"ratio": cfg.loraplus_lr_ratio, "targets": sorted(cfg.lora_target_modules)}
     found |= {"rate": cfg.learning_rate, "batch": cfg.micro_batch_size * cfg.gradient_accumulation_steps}
-    found |= {"warmup": cfg.warmup_steps, "decay": cfg.weight_decay, "schedule": str(cfg.lr_scheduler.value)}
+    found |= {
+        "warmup": cfg.warmup_steps,
+        "decay": cfg.weight_decay,
+        "schedule": str(getattr(cfg.lr_scheduler, "value", cfg.lr_scheduler)),
+    }
     return list(data.train_dataset), list(data.eval_dataset), found
 
 

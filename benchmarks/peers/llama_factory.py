@@ -38,6 +38,7 @@ def main():
         "lora_target": ",".join(task["lora"]["target_modules"]),
         "lora_dropout": 0.0,
         "template": "chatml",
+        "dataset": "tokenised",  # must be named and is not read: the folder below holds the rows
         "tokenized_path": str(folder),
         "flash_attn": "sdpa",
         "disable_gradient_checkpointing": True,

@@ -132,6 +132,7 @@ def test_unchanged_second_run_reuses_every_stage(place, first):
     assert stamps == {path: path.stat().st_mtime_ns for path in (place[0] / "runs" / "stages").glob("*/*/record.json")}
 
 
+@pytest.mark.slow
 def test_dry_run_stops_after_the_plan(place, first):
     said = run(place, "--dry-run", "training.epochs=1")
     assert said.count("(reused)") == len(("dataset", "profile", "spectra"))  # the decision knows the steps

@@ -18,6 +18,9 @@ def test_a_race_decides_the_rate_and_every_probe_is_a_run_in_mlflow(place):  # n
     [made] = (path.parent for path in (folder / "runs").glob("*/race.json"))
     race, decision = (json.loads((made / f"{name}.json").read_text()) for name in ("race", "decision"))
     assert f"{len(race['probes'])} probes of" in said
+    assert "dry run: nothing was trained" in said
+    assert (made / "plan.json").is_file()
+    assert not (made / "adapter.json").exists()
     assert race["cost"] <= 1.5
     raced = {probe["learning_rate"] for probe in race["probes"] if probe["key"] == decision["choice_key"]}
     assert len(raced) == 3

@@ -21,7 +21,6 @@ import psutil
 from lora_select.records import write_text
 from lora_select.training import beat, job, watch
 from lora_select.training.failures import LAUNCHER_CODE, ORPHANED_CODE, STUCK_CODE
-from lora_select.training.worker import SUPERVISOR
 
 GRACE_SECONDS = 15.0
 
@@ -103,7 +102,7 @@ def _environment(me: watch.Identity, told: job.TrainingJob) -> dict[str, str]:
         os.environ
         | meeting
         | {
-            SUPERVISOR: f"{me[0]}:{me[1]}",
+            watch.SUPERVISOR: f"{me[0]}:{me[1]}",
             "OMP_NUM_THREADS": str(told.plan.threads_per_process),
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",

@@ -12,6 +12,8 @@ import psutil
 Identity = tuple[int, float]
 """Process id and creation time: an id alone may have been given to another process since."""
 POLL_SECONDS = 1.0
+SUPERVISOR = "LORA_SELECT_SUPERVISOR"
+"""The variable that tells a rank who its supervisor is: `pid:creation time`."""
 
 
 def identity(pid: int | None = None) -> Identity:

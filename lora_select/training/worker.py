@@ -14,14 +14,12 @@ from lora_select.training.beat import Heart
 from lora_select.training.finish import finish
 from lora_select.training.rank import join, seed_start
 
-SUPERVISOR = "LORA_SELECT_SUPERVISOR"
-
 
 def main(job_file: Path) -> None:
     """Train as the job says; `result.json` is written last, by rank 0, and only then is the run a success."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    if SUPERVISOR in os.environ:
-        pid, created = os.environ[SUPERVISOR].split(":")
+    if watch.SUPERVISOR in os.environ:
+        pid, created = os.environ[watch.SUPERVISOR].split(":")
         watch.die_with((int(pid), float(created)))
     number = int(os.environ["RANK"])
     heart = Heart(job_file.parent, number)

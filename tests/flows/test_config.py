@@ -1,5 +1,7 @@
 """Config is checked once, at the edge, and every fault is named with its place and the way out."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from lora_select.errors import InputError
 from lora_select.training.plan import Machine
 
 MINIMAL = "name: mine\nbase_model: {source: m}\ndataset: {source: d}\n"
-EXAMPLES = sorted((Path(__file__).parents[2] / "infra" / "runs").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "infra" / "runs").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -76,3 +79,12 @@ def test_a_quantised_base_reaches_selection_plan_training_and_evaluation(file):
     assert settings.evaluate(loaded, "cpu")["options"]["quantize"] == "nf4"
     with pytest.raises(InputError, match=r"`base_model.quantize`: .*'nf4' or 'int8'.*got 'fp4'"):
         config.load(str(file), ["base_model.quantize=fp4"])
+
+
+def test_a_flow_whose_stages_are_all_finished_imports_no_torch():
+    """It would cost seconds of every start; stages import what they need when they run."""
+    code = (
+        "import sys, flows.finetune; print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")

@@ -238,9 +238,7 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _analyze(parsed: argparse.Namespace) -> int:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from lora_select import analysis
+    from lora_select import analysis, progress_bar
 
     request = analysis.Request(
         model=parsed.model,
@@ -254,13 +252,7 @@ def _analyze(parsed: argparse.Namespace) -> int:
         curvature=parsed.curvature,
         quantize=parsed.quantize,
     )
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def progress(done: int, total: int, message: str) -> None:
-            bar.update(task, completed=done, total=total, description=message[:32])
-
+    with progress_bar.shown() as (progress, _console):
         spectra = analysis.run(request, progress)
         costs = analysis.costs(request, spectra, progress)
     analysis.print_table(spectra, costs)

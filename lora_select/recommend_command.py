@@ -99,9 +99,7 @@ def share(text: str) -> float:
 
 def run(parsed: argparse.Namespace) -> int:
     """Recommend and print."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from lora_select import recommend
+    from lora_select import progress_bar, recommend
     from lora_select.prospect import Wish
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names that PEFT still uses
@@ -132,15 +130,13 @@ def run(parsed: argparse.Namespace) -> int:
         base_loss_rows=parsed.base_loss_rows,
         seed=parsed.seed,
     )
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("reading", total=None)
+    with progress_bar.shown() as (progress, console):
         made = recommend.recommend(
             measuring,
             wish,
             Path(parsed.out),
-            lambda line: bar.console.print(line, soft_wrap=True, highlight=False, markup=False),
-            lambda done, total, what: bar.update(task, completed=done, total=total, description=what[:32]),
+            lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+            progress,
         )
     print(page(made, Path(parsed.out)))
     return 0

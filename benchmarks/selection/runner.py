@@ -1,6 +1,7 @@
 """Running: one base model in memory, every candidate on it in turn, by the product's own training code."""
 
 import contextlib
+import math
 import platform
 import time
 from importlib import metadata
@@ -60,12 +61,12 @@ class Bench:
         with probe.adapted(self.model, spec, plan, str(start) if start else None) as network:
             losses = probe.train(network, spec, plan, self.rows.train, self.pad_id)
             seconds, peak = time.perf_counter() - began, _peak_gib()
-            held_out, reference = self._measure(network.eval()) if len(losses) == plan.total_steps else ((), 0.0)
+            held_out, reference = self._measure(network.eval()) if len(losses) == plan.total_steps else ((), None)
         outcome = Outcome(
             run=run,
             held_out=held_out,
             reference=reference,
-            train=tuple(round(loss, 5) for loss in losses),
+            train=tuple(round(loss, 5) for loss in losses if math.isfinite(loss)),
             steps=plan.total_steps,
             parameters=made.num_parameters,
             seconds=round(seconds, 2),
@@ -106,18 +107,19 @@ class Bench:
             packing=True,
         )
 
-    def _measure(self, network: Any) -> tuple[tuple[float, ...], float]:
+    def _measure(self, network: Any) -> tuple[tuple[float, ...], float | None]:
         """Held-out losses by row and the reference loss per token; nothing when a loss is not finite."""
         try:
             held_out = row_losses(network, self.rows.held_out, self.pad_id, EVAL_BATCH, "cpu")
             reference = row_losses(network, self.reference, self.pad_id, EVAL_BATCH, "cpu")
         except RuntimeError:
-            return (), 0.0
+            return (), None
         labels = sum(sum(row.label_mask) for row in self.reference)
         return tuple(round(loss, 5) for loss in held_out), round(sum(reference) / labels, 6)
 
     def _base(self) -> Base:
         held_out, reference = self._measure(self.model)
+        assert reference is not None, "the base model's own loss is not finite"
         return Base(
             labels=tuple(sum(row.label_mask) for row in self.rows.held_out),
             held_out=held_out,

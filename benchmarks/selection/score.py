@@ -5,7 +5,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import final
 
 from benchmarks.selection.candidates import REFERENCE
@@ -19,7 +18,7 @@ from lora_select.selection.calibration import Calibration
 
 SPECTRA = RESULTS / "spectra.json"
 SCORE = RESULTS / "score.json"
-FIGURE = Path(__file__).parents[2] / "docs" / "images" / "regret.png"
+FIGURE = RESULTS / "regret.png"
 
 
 @final
@@ -27,14 +26,14 @@ FIGURE = Path(__file__).parents[2] / "docs" / "images" / "regret.png"
 class Regret:
     """What a strategy lost on a setting: nats per label token above the best run, in seed SDs and as a share of the gain.
 
-    `forgetting` is the rise of the reference loss; `cost` its probes as a share of the sweep's runs.
+    `sds` is None below three seeds. `forgetting` is the rise of the reference loss, None where every choice diverged; `cost` its probes as a share of the sweep's runs.
     """
 
     setting: str
     nats: float
-    sds: float
+    sds: float | None
     share_of_gain: float
-    forgetting: float
+    forgetting: float | None
     cost: float
 
 
@@ -128,9 +127,10 @@ def regrets(case: Case, name: str) -> Regret | None:
     best = min(loss(table, run) for run in finished)
     sweep = sum(run.share for run in table.outcomes)
     lost = statistics.mean(loss(table, choice.run) - best for choice in choices)
-    forgets = statistics.mean(table.outcomes[choice.run].reference - table.base.reference for choice in choices)
+    levels = [level for choice in choices if (level := table.outcomes[choice.run].reference) is not None]
+    forgets = statistics.mean(levels) - table.base.reference if levels else None
     cost = statistics.mean(choice.probes for choice in choices) / sweep
-    return Regret(table.setting.name, lost, lost / sd if sd else math.nan, lost / (_base(table) - best), forgets, cost)
+    return Regret(table.setting.name, lost, lost / sd if sd else None, lost / (_base(table) - best), forgets, cost)
 
 
 def calibrate() -> int:
@@ -154,7 +154,7 @@ def main() -> int:
     for name, items in found.items():
         print(f"{name:{width}}  " + (_line(items) if items else "not run"))
     print(
-        f"\n{len(settings)} settings: {', '.join(f'{c.table.setting.name} ({len(c.candidates)} candidates)' for c in everything)}"
+        f"\nSDs over those with three seeds. {len(settings)} settings: {', '.join(f'{c.table.setting.name} ({len(c.candidates)} candidates)' for c in everything)}"
     )
     content = {name: [asdict(item) for item in items] for name, items in found.items()}
     write_text(SCORE, json.dumps(content, indent=1) + "\n")
@@ -163,11 +163,12 @@ def main() -> int:
 
 
 def _line(items: Sequence[Regret]) -> str:
-    sds = [item.sds for item in items if not math.isnan(item.sds)] or [math.nan]
+    sds = [item.sds for item in items if item.sds is not None] or [math.nan]
+    rises = [item.forgetting for item in items if item.forgetting is not None] or [math.nan]
     shares = [item.share_of_gain for item in items]
     return (
         f"{len(items):8}  {statistics.median(sds):9.2f}  {max(sds):8.2f}  {statistics.median(shares):20.1%}  {max(shares):5.1%}  "
-        f"{statistics.median(item.forgetting for item in items):10.3f}  {statistics.median(item.cost for item in items):13.1%}"
+        f"{statistics.median(rises):10.3f}  {statistics.median(item.cost for item in items):13.1%}"
     )
 
 

@@ -87,6 +87,8 @@ def tuned(case: Case) -> list[Choice]:
 
 def any_variant(case: Case) -> list[Choice]:
     """A random variant at its predicted rate."""
+    if len(case.candidates) < 2:
+        return []
     return _known(case, [Choice(Run(key, case.rate(key), 0)) for key in case.candidates])
 
 
@@ -95,13 +97,12 @@ def raced(case: Case) -> list[Choice]:
     others = sorted(
         (key for key in case.candidates if key not in (REFERENCE, MLP)), key=lambda k: -case.shares.get(k, 0.0)
     )
-    shortlist = [key for key in (MLP, *others) if key in case.candidates][:SHORTLIST]
-    return _race(case, shortlist)
+    return _race_of(case, [key for key in (MLP, *others) if key in case.candidates])
 
 
 def plain_race(case: Case) -> list[Choice]:
     """The same race without the spectral stage: the first variants of the list."""
-    return _race(case, [key for key in case.candidates if key != REFERENCE][:SHORTLIST])
+    return _race_of(case, [key for key in case.candidates if key != REFERENCE])
 
 
 def rate_race(case: Case) -> list[Choice]:
@@ -113,8 +114,8 @@ def random_race(case: Case) -> list[Choice]:
     """A random shortlist and the same race."""
     others = [key for key in case.candidates if key != REFERENCE]
     drawn = random.Random(0)
-    draws = [drawn.sample(others, min(SHORTLIST, len(others))) for _ in range(RANDOM_DRAWS)]
-    return list(itertools.chain.from_iterable(_race(case, draw) for draw in draws))
+    draws = [drawn.sample(others, len(others)) for _ in range(RANDOM_DRAWS)]
+    return list(itertools.chain.from_iterable(_race_of(case, draw) for draw in draws))
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -133,6 +134,11 @@ STRATEGIES: dict[str, Strategy] = {
 
 def _known(case: Case, choices: Sequence[Choice]) -> list[Choice]:
     return [choice for choice in choices if choice.run in case.table.outcomes]
+
+
+def _race_of(case: Case, others: Sequence[str]) -> list[Choice]:
+    """A race of the reference and the first of `others`; none where the sweep has too few for a full shortlist."""
+    return _race(case, others[:SHORTLIST]) if len(others) >= SHORTLIST else []
 
 
 def _race(case: Case, others: Sequence[str]) -> list[Choice]:

@@ -1,11 +1,11 @@
 """The results: one JSON Lines file a setting, one line a finished run, appended and synced at once. Nothing is ever dropped."""
 
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
+
+from lora_select.records import append_line, whole_lines
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,12 +43,12 @@ class Run:
 class Outcome:
     """What came out. Losses are nats: `held_out` summed over each row's labels, `reference` per token of general text.
 
-    `held_out` is empty when the run diverged; `train` then ends where it did.
+    `held_out` is empty and `reference` None when the run diverged; `train` then ends where it did.
     """
 
     run: Run
     held_out: tuple[float, ...]
-    reference: float
+    reference: float | None
     train: tuple[float, ...]
     steps: int
     parameters: int
@@ -84,7 +84,7 @@ class Table:
         self.file = folder / f"{setting.name}.jsonl"
         self.base: Base | None = None
         self.outcomes: dict[Run, Outcome] = {}
-        for line in _whole_lines(self.file):
+        for line in map(json.loads, whole_lines(self.file)):
             if line["kind"] == "setting":
                 assert Setting(**line["setting"]) == setting, f"{self.file} was made with {line['setting']}"
                 self.base = Base(**{name: _plain(value) for name, value in line["base"].items()})
@@ -117,32 +117,17 @@ class Table:
 
     def _append(self, line: dict[str, Any]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_line(self.file, line)
 
 
 def tables(folder: Path = RESULTS) -> list[Table]:
     """All settings that have a file, by name."""
     found = []
     for file in sorted(folder.glob("*.jsonl")):
-        first = next(iter(_whole_lines(file)), None)
-        if first is not None:
-            found.append(Table(Setting(**first["setting"]), folder))
+        lines = whole_lines(file)
+        if lines:
+            found.append(Table(Setting(**json.loads(lines[0])["setting"]), folder))
     return found
-
-
-def _whole_lines(file: Path) -> Iterable[dict[str, Any]]:
-    """Lines that end; one that a kill cut is cut off the file, so that the next append does not join it."""
-    if not file.is_file():
-        return
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        file.write_bytes(whole)
-    for line in whole.decode().splitlines():
-        yield json.loads(line)
 
 
 def _plain(value: Any) -> Any:

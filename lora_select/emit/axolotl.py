@@ -1,11 +1,10 @@
 """Axolotl: `train.yaml`, and the rows as `segments` of its template-free format `input_output`, which masks each by its label."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lora_select.emit import limits
-from lora_select.emit.order import START, Order, Tool, Written, headline, write_lines, write_yaml
+from lora_select.emit.order import START, Order, Tool, Written, hand_over, headline, write_yaml
 from lora_select.emit.rows import Pieces
 from lora_select.emit.start import named_init
 from lora_select.records import AdapterSpec
@@ -27,10 +26,7 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
 
 def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
-    if order.start is not None:
-        shutil.copytree(order.start, folder / START)
-    for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
-        write_lines(folder / f"{name}.jsonl", [{"segments": _segments(row)} for row in rows])
+    hand_over(order, folder, lambda row: {"segments": _segments(row)})
     write_yaml(folder / "train.yaml", arguments(order), headline(order, NAME))
     return Written("axolotl train train.yaml")
 

@@ -6,12 +6,11 @@ after each turn, and its `openai` format appends "detailed thinking off" to ever
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lora_select.emit import limits
-from lora_select.emit.order import START, Order, Tool, Written, headline, write_lines, write_yaml
+from lora_select.emit.order import START, Order, Tool, Written, hand_over, headline, training_arguments, write_yaml
 from lora_select.emit.rows import Pieces
 from lora_select.records import AdapterSpec, write_text
 
@@ -34,12 +33,10 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
 
 def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
-    if order.start is not None:
-        shutil.copytree(order.start, folder / START)
-    info = {}
-    for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
-        write_lines(folder / f"{name}.jsonl", [{"conversations": _turns(row)} for row in rows])
-        info[name] = {"file_name": f"{name}.jsonl", "formatting": "sharegpt", "columns": TAGS}
+    hand_over(order, folder, lambda row: {"conversations": _turns(row)})
+    info = {
+        name: {"file_name": f"{name}.jsonl", "formatting": "sharegpt", "columns": TAGS} for name in ("train", "eval")
+    }
     write_text(folder / "dataset_info.json", json.dumps(info, indent=2) + "\n")
     write_yaml(folder / "train.yaml", arguments(order), headline(order, NAME))
     return Written("llamafactory-cli train train.yaml")
@@ -47,7 +44,6 @@ def write(order: Order, folder: Path) -> Written:
 
 def arguments(order: Order) -> dict[str, Any]:
     """What the YAML holds."""
-    spec, plan = order.spec, order.plan
     return {
         "stage": "sft",
         "do_train": True,
@@ -63,27 +59,9 @@ def arguments(order: Order) -> dict[str, Any]:
         "cutoff_len": order.max_length,
         "train_on_prompt": False,
         "mask_history": False,
-        "packing": False,
-        "output_dir": "output",
-        "learning_rate": spec.learning_rate,
-        "num_train_epochs": plan.epochs,
-        "per_device_train_batch_size": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
-        "lr_scheduler_type": plan.lr_schedule,
-        "warmup_steps": plan.warmup_steps,
-        "weight_decay": plan.weight_decay,
-        "max_grad_norm": plan.max_grad_norm,
-        "optim": "adamw_torch",
-        "bf16": plan.precision == "bf16",
-        "disable_gradient_checkpointing": not plan.gradient_checkpointing,
-        "seed": plan.seed,
+        "disable_gradient_checkpointing": not order.plan.gradient_checkpointing,
         "do_eval": True,
-        "eval_strategy": "epoch",
-        "per_device_eval_batch_size": plan.micro_batch_size,
-        "save_strategy": "epoch",
-        "logging_steps": 1,
-        "report_to": "none",
-        **({"use_cpu": True} if plan.device == "cpu" else {}),
+        **training_arguments(order),
     }
 
 

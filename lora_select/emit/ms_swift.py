@@ -5,12 +5,11 @@ folder's kind from its name. `template.py` registers both, so that the rendered 
 learns the answers of all turns.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lora_select.emit import limits
-from lora_select.emit.order import START, Order, Tool, Written, headline, write_lines, write_yaml
+from lora_select.emit.order import START, Order, Tool, Written, hand_over, headline, training_arguments, write_yaml
 from lora_select.emit.rows import Pieces
 from lora_select.emit.start import named_init
 from lora_select.records import AdapterSpec, write_text
@@ -38,10 +37,7 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
 
 def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
-    if order.start is not None:
-        shutil.copytree(order.start, folder / START)
-    for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
-        write_lines(folder / f"{name}.jsonl", [{"messages": _messages(row)} for row in rows])
+    hand_over(order, folder, lambda row: {"messages": _messages(row)})
     write_text(folder / "template.py", TEMPLATE)
     write_yaml(folder / "train.yaml", arguments(order), headline(order, NAME))
     write_text(folder / "train.sh", '#!/bin/sh\ncd "$(dirname "$0")" && swift sft train.yaml\n')
@@ -51,7 +47,7 @@ def write(order: Order, folder: Path) -> Written:
 
 def arguments(order: Order) -> dict[str, Any]:
     """What the YAML holds; defaults of ms-swift that differ from the measured training (beta2, decay, dropout) are named."""
-    spec, plan = order.spec, order.plan
+    plan = order.plan
     dtype = "bfloat16" if plan.precision == "bf16" else "float32"
     return {
         "model": order.model,
@@ -64,7 +60,6 @@ def arguments(order: Order) -> dict[str, Any]:
         **_adapter(order),
         **_quantized(order.quantize, dtype),
         "torch_dtype": dtype,
-        "bf16": plan.precision == "bf16",
         "fp16": False,
         "attn_impl": "sdpa",
         "dataset": ["train.jsonl"],
@@ -73,29 +68,13 @@ def arguments(order: Order) -> dict[str, Any]:
         "loss_scale": "default",
         "max_length": order.max_length,
         "truncation_strategy": "right",
-        "packing": False,
-        "output_dir": "output",
-        "learning_rate": spec.learning_rate,
-        "num_train_epochs": plan.epochs,
-        "per_device_train_batch_size": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
-        "lr_scheduler_type": plan.lr_schedule,
-        "warmup_steps": plan.warmup_steps,
-        "weight_decay": plan.weight_decay,
-        "max_grad_norm": plan.max_grad_norm,
-        "optim": "adamw_torch",
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
         "adam_epsilon": 1e-8,
         "gradient_checkpointing": plan.gradient_checkpointing,
-        "seed": plan.seed,
         "data_seed": plan.seed,
-        "eval_strategy": "epoch",
-        "per_device_eval_batch_size": plan.micro_batch_size,
-        "save_strategy": "epoch",
-        "logging_steps": 1,
+        **training_arguments(order),
         "report_to": ["none"],
-        **({"use_cpu": True} if plan.device == "cpu" else {}),
     }
 
 

@@ -1,12 +1,13 @@
 """What every tool is told, and what a tool answers."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from lora_select.emit.rows import Rows
+from lora_select.emit.rows import Pieces, Rows
 from lora_select.records import AdapterSpec, BaseModel, TrainingPlan, write_text
 
 START = "start"
@@ -65,6 +66,40 @@ class Tool:
     write: Callable[[Order, Path], Written]
     cuts_rows: bool = True
     """Whether it cuts a row at the maximum length as the measurement did: from its end."""
+
+
+def hand_over(order: Order, folder: Path, shape: Callable[[Pieces], Any]) -> None:
+    """The start, where there is one, and `train.jsonl` and `eval.jsonl`, each row in the tool's shape."""
+    if order.start is not None:
+        shutil.copytree(order.start, folder / START)
+    for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
+        write_lines(folder / f"{name}.jsonl", [shape(row) for row in rows])
+
+
+def training_arguments(order: Order) -> dict[str, Any]:
+    """What every tool that is built on `transformers.TrainingArguments` is told under the same names."""
+    plan = order.plan
+    return {
+        "output_dir": "output",
+        "learning_rate": order.spec.learning_rate,
+        "num_train_epochs": plan.epochs,
+        "per_device_train_batch_size": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "lr_scheduler_type": plan.lr_schedule,
+        "warmup_steps": plan.warmup_steps,
+        "weight_decay": plan.weight_decay,
+        "max_grad_norm": plan.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": plan.precision == "bf16",
+        "packing": False,
+        "seed": plan.seed,
+        "eval_strategy": "epoch",
+        "per_device_eval_batch_size": plan.micro_batch_size,
+        "save_strategy": "epoch",
+        "logging_steps": 1,
+        "report_to": "none",
+        **({"use_cpu": True} if plan.device == "cpu" else {}),
+    }
 
 
 def write_lines(path: Path, rows: list[Any]) -> None:

@@ -4,13 +4,12 @@ TRL's own masks need a template with `{% generation %}` marks or one answer a ro
 """
 
 import pprint
-import shutil
 import string
 from pathlib import Path
 from typing import Any
 
 from lora_select.emit import limits
-from lora_select.emit.order import START, Order, Tool, Written, headline, write_lines
+from lora_select.emit.order import START, Order, Tool, Written, hand_over, headline, training_arguments
 from lora_select.emit.rows import Pieces
 from lora_select.emit.start import named_init
 from lora_select.records import AdapterSpec, write_text
@@ -106,10 +105,7 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
 
 def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
-    if order.start is not None:
-        shutil.copytree(order.start, folder / START)
-    for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
-        write_lines(folder / f"{name}.jsonl", [_pieces(row) for row in rows])
+    hand_over(order, folder, _pieces)
     write_text(folder / "train.py", script(order))
     return Written("python train.py")
 
@@ -137,30 +133,11 @@ def script(order: Order) -> str:
 
 def arguments(order: Order) -> dict[str, Any]:
     """What `SFTConfig` is built from."""
-    plan = order.plan
     return {
-        "output_dir": "output",
-        "learning_rate": order.spec.learning_rate,
-        "num_train_epochs": plan.epochs,
-        "per_device_train_batch_size": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
-        "lr_scheduler_type": plan.lr_schedule,
-        "warmup_steps": plan.warmup_steps,
-        "weight_decay": plan.weight_decay,
-        "max_grad_norm": plan.max_grad_norm,
-        "optim": "adamw_torch",
-        "bf16": plan.precision == "bf16",
-        "gradient_checkpointing": plan.gradient_checkpointing,
+        **training_arguments(order),
+        "gradient_checkpointing": order.plan.gradient_checkpointing,
         "max_length": None,
-        "packing": False,
-        "seed": plan.seed,
-        "data_seed": plan.seed,
-        "per_device_eval_batch_size": plan.micro_batch_size,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "logging_steps": 1,
-        "report_to": "none",
-        **({"use_cpu": True} if plan.device == "cpu" else {}),
+        "data_seed": order.plan.seed,
     }
 
 

@@ -17,7 +17,19 @@ from lora_select.records.choice import (
     SelectionInputs,
     Spectra,
 )
-from lora_select.records.codec import digest, file_ref, finite, from_json, read, sha256_file, to_json, write, write_text
+from lora_select.records.codec import (
+    append_line,
+    digest,
+    file_ref,
+    finite,
+    from_json,
+    read,
+    sha256_file,
+    to_json,
+    whole_lines,
+    write,
+    write_text,
+)
 from lora_select.records.data import (
     BaseModel,
     Dataset,
@@ -64,6 +76,7 @@ __all__ = [
     "SplitProfile",
     "StepMetrics",
     "TrainingPlan",
+    "append_line",
     "digest",
     "file_ref",
     "finite",
@@ -71,6 +84,7 @@ __all__ = [
     "read",
     "sha256_file",
     "to_json",
+    "whole_lines",
     "write",
     "write_text",
 ]

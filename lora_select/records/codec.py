@@ -56,6 +56,30 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def append_line(path: Path, value: Any) -> None:
+    """Add one JSON value as the last line, on disk before this returns; NaN and infinity are no JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    line = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines that end, none where there is no file; a last one that a kill tore is cut off, so that the next does not join it."""
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        path.write_bytes(whole)
+    return whole.decode().splitlines()
+
+
 def write(path: Path, record: Any) -> None:
     """Write a record's canonical JSON atomically."""
     write_text(path, to_json(record))

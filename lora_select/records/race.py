@@ -9,7 +9,7 @@ class Probe:
     """One short training of a candidate at a rate, with a schedule of its own `steps`.
 
     `held_out` is the summed loss in nats of each row of the race's own held-out rows, empty when the run diverged;
-    `reference` is nats per token of general text. `train` holds nats per label token, a step each.
+    `reference` is nats per token of general text, None where it diverged. `train` holds nats per label token, a step each.
     """
 
     key: str
@@ -17,7 +17,7 @@ class Probe:
     steps: int
     seed: int
     held_out: tuple[float, ...]
-    reference: float
+    reference: float | None
     train: tuple[float, ...]
     tokens: int
     seconds: float

@@ -147,9 +147,9 @@ def mean_loss(losses: Sequence[float], labels: Sequence[int]) -> float:
     return math.fsum(losses) / sum(labels) if losses else math.inf
 
 
-def name_of(probe: Probe) -> str:
-    """`<key> <rate>`, the probe's name in `Race.dropped`."""
-    return f"{probe.key} {probe.learning_rate:g}"
+def probe_name(key: str, rate: float) -> str:
+    """`<key> <rate>`, a probe's name in `Race.dropped`."""
+    return f"{key} {rate:g}"
 
 
 def dropped(probes: Sequence[Probe], labels: Sequence[int]) -> dict[str, str]:
@@ -157,19 +157,22 @@ def dropped(probes: Sequence[Probe], labels: Sequence[int]) -> dict[str, str]:
 
     The reference's best rate is never dropped: it is what everything is compared with.
     """
+    if not probes:  # no start could be made
+        return {}
     best = min(probes, key=lambda probe: mean_loss(probe.held_out, labels))
     kept = min((p for p in probes if p.key == probes[0].key), key=lambda probe: mean_loss(probe.held_out, labels))
     found = {}
     for probe in probes:
         if probe is kept or probe is best:
             continue
+        name = probe_name(probe.key, probe.learning_rate)
         if not probe.held_out:
-            found[name_of(probe)] = f"diverged within {len(probe.train)} steps"
+            found[name] = f"diverged within {len(probe.train)} steps"
             continue
         gap = difference(probe.held_out, best.held_out, labels)
         if gap.clear and gap.value > TIE_SHARE * mean_loss(best.held_out, labels):
-            found[name_of(probe)] = (
-                f"{gap.value:.3f} ± {gap.error:.3f} nats/token above {name_of(best)} after {probe.steps} steps"
+            found[name] = (
+                f"{gap.value:.3f} ± {gap.error:.3f} nats/token above {probe_name(best.key, best.learning_rate)} after {probe.steps} steps"
             )
     return found
 
@@ -212,6 +215,7 @@ def standings(race: Race) -> tuple[Standing, ...]:
     for key in dict.fromkeys(probe.key for probe in last):
         own = [probe for probe in last if probe.key == key]
         top = gentlest(own, race.labels)
+        assert top.reference is not None, "what has held-out losses has a reference loss"
         tried = sorted(probe.learning_rate for probe in race.probes if probe.key == key)
         found.append(
             Standing(
@@ -220,7 +224,7 @@ def standings(race: Race) -> tuple[Standing, ...]:
                 loss=mean_loss(top.held_out, race.labels),
                 behind=difference(top.held_out, best.held_out, race.labels),
                 forgetting=top.reference - race.base_reference,
-                at_edge=top.learning_rate in (tried[0], tried[-1]),
+                at_edge=len(set(tried)) > 1 and top.learning_rate in (tried[0], tried[-1]),
             )
         )
     return tuple(sorted(found, key=lambda standing: (standing.loss, standing.key)))

@@ -207,7 +207,7 @@ def _probe(record: records.Probe) -> Entries:
             "race/tokens": record.tokens,
             "race/seconds": record.seconds,
         }
-        if record.held_out
+        if record.held_out and record.reference is not None
         else {"race/seconds": record.seconds, "race/diverged": 1.0},
     )
 

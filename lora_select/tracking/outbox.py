@@ -4,22 +4,18 @@ Operations are repeatable, so each is sent at least once and counts once.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_select.records import write_text
+from lora_select.records import append_line, write_text
 
 Operation = Mapping[str, Any]
 
 
 def append(path: Path, operation: Operation) -> None:
     """Add one operation at the end, on disk before this returns."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(operation, ensure_ascii=False, sort_keys=True) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    append_line(path, operation)
 
 
 def read(path: Path) -> list[Operation]:

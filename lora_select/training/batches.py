@@ -34,6 +34,16 @@ def rows_of_step(count: int, epochs: float, effective_batch_size: int, seed: int
     return [_order(count, seed, epoch)[index] for epoch, index in places]
 
 
+def trained_tokens(plan: TrainingPlan, rows: Sequence[TokenRow], steps: int) -> int:
+    """Tokens that the first `steps` steps train on."""
+    numbers = (
+        number
+        for step in range(steps)
+        for number in rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step)
+    )
+    return sum(len(rows[number].input_ids) for number in numbers)
+
+
 @functools.lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     """The seeded permutation of an epoch; kept, since every step asks for it."""

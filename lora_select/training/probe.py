@@ -96,16 +96,6 @@ def train(
     return losses
 
 
-def trained_tokens(plan: TrainingPlan, rows: Sequence[TokenRow], steps: int) -> int:
-    """Tokens of the first `steps` steps."""
-    numbers = (
-        number
-        for step in range(steps)
-        for number in batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step)
-    )
-    return sum(len(rows[number].input_ids) for number in numbers)
-
-
 def _weights(base: Any, spec: AdapterSpec) -> dict[str, Any]:
     targeted = tuple(f".{name}.weight" for name in spec.target_modules)
     return {name: p.detach().clone() for name, p in base.named_parameters() if f".{name}".endswith(targeted)}

@@ -1,9 +1,7 @@
 """Running a race: the probes of a plan one after another on one loaded base; a kill loses the probe that ran, and no more."""
 
 import dataclasses
-import json
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +12,10 @@ from typing import Any, final
 from lora_select import models
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
-from lora_select.records import AdapterSpec, Probe, Race, TrainingPlan, from_json
-from lora_select.selection.race import Entrant, RacePlan, dropped
+from lora_select.records import AdapterSpec, Probe, Race, TrainingPlan, append_line, from_json, whole_lines
+from lora_select.selection.race import Entrant, RacePlan, dropped, probe_name
 from lora_select.starts import takes_from_base, write_initial_factors
+from lora_select.training.batches import trained_tokens
 
 PROBES = "probes.jsonl"
 HELD_OUT_SHARE, MOST_HELD_OUT, LEAST_HELD_OUT = 0.2, 64, 8
@@ -86,20 +85,21 @@ def run(
     for steps in plan.rungs:
         rung: list[Probe] = []
         for entrant, rate in _pairs(plan):
-            if f"{entrant.key} {rate:g}" in out:
+            name = probe_name(entrant.key, rate)
+            if name in out:
                 continue
             progress(len(finished), total, f"{entrant.key} at {rate:g}, {steps} steps")
             try:
                 probe = track.probe(entrant.key, dataclasses.replace(entrant.spec, learning_rate=rate), steps)
             except InputError as error:  # its start cannot be made here: the others race on
-                out[f"{entrant.key} {rate:g}"] = str(error)
+                out[name] = str(error)
                 continue
             rung.append(probe)
             finished.append(probe)
         out |= dropped(rung, track.labels)
     progress(total, total, "done")
     tokens = sum(probe.tokens for probe in finished)
-    full = sum(len(row.input_ids) for row in material.rows) * training.epochs
+    full = trained_tokens(training, material.rows, training.total_steps)
     return Race(
         profile_digest=digests[0],
         spectra_digest=digests[1],
@@ -144,7 +144,12 @@ class _Track:
         self.base: Any = models.load_model(
             material.base_path, dtype=dtype, device=self.device, quantize=material.quantized_base
         )
-        self.base_held_out, self.base_reference = self._measure(self.base)
+        self.base_held_out, reference = self._measure(self.base)
+        if reference is None:
+            raise InputError(
+                "the base model's own loss is not finite on the rows of the race; `lora-select analyze` names the layer"
+            )
+        self.base_reference = reference
 
     def probe(self, key: str, spec: AdapterSpec, steps: int) -> Probe:
         """A probe from disk, or a new one that is then on disk."""
@@ -163,7 +168,7 @@ class _Track:
         with probe.adapted(self.base, spec, plan, str(start) if start else None) as network:
             losses = probe.train(network, spec, plan, self.train, self.pad_id)
             whole = len(losses) == steps
-            held_out, reference = self._measure(network.eval()) if whole else ((), self.base_reference)
+            held_out, reference = self._measure(network.eval()) if whole else ((), None)
         factors.unlink(missing_ok=True)
         made = Probe(
             key=key,
@@ -173,21 +178,21 @@ class _Track:
             held_out=held_out,
             reference=reference,
             train=tuple(loss for loss in losses if math.isfinite(loss)),
-            tokens=probe.trained_tokens(plan, self.train, len(losses)),
+            tokens=trained_tokens(plan, self.train, len(losses)),
             seconds=round(time.monotonic() - began, 2),
         )
-        _append(self.folder / PROBES, made)
+        append_line(self.folder / PROBES, dataclasses.asdict(made))
         return made
 
-    def _measure(self, network: Any) -> tuple[tuple[float, ...], float]:
-        """Held-out losses and the reference loss per token; no losses where one of them is no number."""
+    def _measure(self, network: Any) -> tuple[tuple[float, ...], float | None]:
+        """Held-out losses and the reference loss per token; neither where one of them is no number."""
         from lora_select.evaluation.measure import row_losses
 
         try:
             held_out = row_losses(network, self.held_out, self.pad_id, EVAL_BATCH, self.device)
             reference = row_losses(network, self.reference, self.pad_id, EVAL_BATCH, self.device)
         except RuntimeError:
-            return (), 0.0
+            return (), None
         return tuple(held_out), sum(reference) / sum(sum(row.label_mask) for row in self.reference)
 
 
@@ -203,19 +208,6 @@ def shortened(plan: TrainingPlan, steps: int, rate: float) -> TrainingPlan:
 
 
 def _read(file: Path) -> dict[tuple[str, float, int], Probe]:
-    """Probes of an earlier attempt; a line that a kill cut is left out, and the file is cut to whole lines."""
-    if not file.is_file():
-        return {}
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        file.write_bytes(whole)
-    probes = [from_json(Probe, line, place=file.name) for line in whole.decode().splitlines()]
+    """Probes of an earlier attempt."""
+    probes = [from_json(Probe, line, place=file.name) for line in whole_lines(file)]
     return {(probe.key, probe.learning_rate, probe.steps): probe for probe in probes}
-
-
-def _append(file: Path, probe: Probe) -> None:
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(dataclasses.asdict(probe)) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -1,5 +1,6 @@
 """The oracle's bookkeeping on planted outcomes: it brackets, resumes, drops nothing, and judges by rows that no strategy saw."""
 
+import dataclasses
 import math
 
 import pytest
@@ -19,7 +20,7 @@ def outcome(run: Run, level: float, *, odd: float | None = None) -> Outcome:
     """`level` nats per token on the even rows, `odd` on the others."""
     odd = level if odd is None else odd
     rows = tuple(2 * (odd if place % 2 else level) for place in range(ROWS)) if math.isfinite(level) else ()
-    return Outcome(run, rows, 3.0 + run.rate, (1.0,), round(24 * run.share), 1000, 1.0, 1.0)
+    return Outcome(run, rows, 3.0 + run.rate if rows else None, (1.0,), round(24 * run.share), 1000, 1.0, 1.0)
 
 
 @pytest.fixture
@@ -87,6 +88,10 @@ def test_regret_is_measured_on_rows_that_no_strategy_saw(table):
     while run := next_run(table, EVA, 1.0, repeats=False):
         table.add(outcome(run, 0.5 * bowl(1e-3)(run.rate), odd=2.0))
     case = Case(table, {EVA: 0.9}, {}, fit([table]))
+    assert regrets(case, "race of our shortlist (ours)") is None  # one rival is no shortlist
+    for other in ("lora-mlp-only-r16", "pissa-all-linear-r16"):
+        sweep(table, other, lambda rate: 1.5 * bowl(1e-3)(rate), repeats=False)
+    case = Case(table, {EVA: 0.9}, {}, fit([table]))
     found = regrets(case, "race of our shortlist (ours)")
     assert isinstance(found, Regret)
     assert found.nats == pytest.approx(1.0, abs=0.05)
@@ -98,6 +103,14 @@ def test_regret_is_measured_on_rows_that_no_strategy_saw(table):
 def test_what_was_not_run_is_not_scored(table):
     sweep(table, REFERENCE, bowl(1e-3), repeats=False)
     assert regrets(Case(table, {}, {}, fit([])), "LoRA r 8, 1e-4 (trainers' default)") is None
+
+
+def test_a_diverged_choice_has_a_regret_and_no_forgetting(table):
+    sweep(table, REFERENCE, lambda rate: math.inf if rate > 1e-3 else bowl(1e-3)(rate))
+    case = Case(table, {}, {}, dataclasses.replace(fit([table]), rate=3e-3))
+    found = regrets(case, "LoRA, predicted rate (ours, no race)")
+    assert math.isinf(found.nats)
+    assert found.forgetting is None
 
 
 def test_constants_of_no_setting_are_the_public_anchor():

@@ -22,7 +22,7 @@ def probe(key, rate, loss, *, steps=20, forgets=0.1, spread=0.0, seed=0) -> Prob
     """A probe of this loss per token; `spread` is the noise of each row's loss per token."""
     noise = random.Random(seed)
     rows = tuple(4 * (loss + spread * noise.gauss(0, 1)) for _ in LABELS) if math.isfinite(loss) else ()
-    return Probe(key, rate, steps, 0, rows, 3.0 + forgets, (2.0, 1.0), 1000, 1.0)
+    return Probe(key, rate, steps, 0, rows, 3.0 + forgets if rows else None, (2.0, 1.0), 1000, 1.0)
 
 
 def race(*probes, rungs=(20,), dropped=()) -> Race:
@@ -103,6 +103,17 @@ def test_diverged_and_clearly_worse_probes_are_dropped_with_the_reason_and_the_r
     assert set(found) == {f"{HOME} 0.01", f"{EVA} 0.0001"}
     assert "diverged" in found[f"{HOME} 0.01"]
     assert "0.700 ± 0.000" in found[f"{EVA} 0.0001"]
+
+
+def test_a_race_in_which_no_start_could_be_made_drops_nothing():
+    assert rules.dropped([], LABELS) == {}
+
+
+def test_a_rate_that_the_user_named_is_no_edge():
+    [alone] = rules.standings(race(probe(HOME, 1e-3, 1.2)))
+    assert not alone.at_edge
+    [tried] = rules.standings(race(probe(HOME, 1e-3, 1.2), probe(HOME, 3e-3, 1.5)))
+    assert tried.at_edge
 
 
 def test_a_race_in_which_all_diverge_decides_nothing():

@@ -1,5 +1,3 @@
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -136,7 +134,6 @@ def test_bad_input(change, message):
         quantisation_error(**(given | change))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_both_equal_bitsandbytes():
     from bitsandbytes import functional
 

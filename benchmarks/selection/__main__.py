@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     sweeping = commands.add_parser("sweep")
-    sweeping.add_argument("--tasks", nargs="+", default=list(tasks.TASKS), choices=list(tasks.TASKS))
+    sweeping.add_argument("--tasks", nargs="+", default=list(tasks.TASKS), choices=[*tasks.TASKS, *tasks.CONTROLS])
     sweeping.add_argument("--model", default=MODELS[0], choices=MODELS)
     sweeping.add_argument("--rows", type=int, default=ROWS)
     sweeping.add_argument("--threads", type=int, default=1)
@@ -84,7 +84,7 @@ def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool) -> None
 def keep_spectra(work: Path) -> None:
     """Tangent share and rate factor of every candidate, one small file for all settings."""
     from benchmarks.selection.candidates import SWEPT, candidate
-    from benchmarks.selection.score import SPECTRA
+    from benchmarks.selection.judging import SPECTRA
     from lora_select.records import Spectra, read, write_text
     from lora_select.selection.candidates import aggregate_share
     from lora_select.selection.learning_rate import rate_factor

@@ -82,18 +82,14 @@ def subject(task: tasks.Task, count: int) -> Subject:
     with torch.inference_mode():
         vectors = [_vector(model, tokenizer, label) for _, label in labels]
     model.know([vector.clone() for vector in vectors], [TASKS.index(name) for name, _ in labels])
-    numbers = {pair: number for number, pair in enumerate(labels)}
-    found = {
-        name: tasks.rows(
-            tasks.TASKS[name],
-            functools.partial(class_row, tokenizer, numbers, name),
-            count if name == task.name else REFERENCE_ROWS,
-            HELD_OUT,
-        )
-        for name in TASKS
-    }
-    reference = [row for name in TASKS if name != task.name for row in found[name].train]
-    return Subject(model, source, int(tokenizer.pad_token_id), found[task.name], tuple(reference), packing=False)
+    numbers, own = {pair: number for number, pair in enumerate(labels)}, task.name.removesuffix("-shuffled")
+    rows = tasks.rows(task, functools.partial(class_row, tokenizer, numbers, own), count, HELD_OUT)
+    reference = []
+    for name in TASKS:
+        if name != own:
+            make = functools.partial(class_row, tokenizer, numbers, name)
+            reference += tasks.rows(tasks.TASKS[name], make, REFERENCE_ROWS, HELD_OUT).train
+    return Subject(model, source, int(tokenizer.pad_token_id), rows, tuple(reference), packing=False)
 
 
 def class_row(tokenizer: Any, numbers: dict[tuple[str, str], int], task: str, prompt: str, answer: str) -> TokenRow:

@@ -36,7 +36,7 @@ class Bench:
         self.table = Table(setting)
         self.work = work / setting.name
         self.work.mkdir(parents=True, exist_ok=True)
-        self.subject = load(setting.model, tasks.TASKS[setting.task], setting.rows)
+        self.subject = load(setting.model, tasks.find(setting.task), setting.rows)
         if self.table.base is None:
             self.table.start(self._base())
         self.spectra = self._spectra()

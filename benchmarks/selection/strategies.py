@@ -17,6 +17,7 @@ from lora_select.selection import standing
 from lora_select.selection.calibration import Calibration, reference_rate
 
 MLP = "lora-mlp-only-r16"
+OURS, TUNED = "race of our shortlist (ours)", "LoRA, best rate of the sweep"
 SHORTLIST = 3
 """Entrants beside the reference."""
 RANDOM_DRAWS = 30
@@ -94,10 +95,21 @@ def any_variant(case: Case) -> list[Choice]:
 
 def raced(case: Case) -> list[Choice]:
     """Ours with a race: the reference, LoRA on the feed-forward layers, and the largest tangent shares."""
-    others = sorted(
-        (key for key in case.candidates if key not in (REFERENCE, MLP)), key=lambda k: -case.shares.get(k, 0.0)
-    )
-    return _race_of(case, [key for key in (MLP, *others) if key in case.candidates])
+    return _race_of(case, _shortlist(case, case.shares))
+
+
+def permuted(case: Case) -> list[Choice]:
+    """The same with the tangent shares dealt out anew: what is left when the spectra say nothing."""
+    drawn, keys = random.Random(0), list(case.shares)
+    deals = [
+        dict(zip(keys, drawn.sample(list(case.shares.values()), len(keys)), strict=True)) for _ in range(RANDOM_DRAWS)
+    ]
+    return list(itertools.chain.from_iterable(_race_of(case, _shortlist(case, deal)) for deal in deals))
+
+
+def _shortlist(case: Case, shares: Mapping[str, float]) -> list[str]:
+    others = sorted((key for key in case.candidates if key not in (REFERENCE, MLP)), key=lambda k: -shares.get(k, 0.0))
+    return [key for key in (MLP, *others) if key in case.candidates]
 
 
 def plain_race(case: Case) -> list[Choice]:
@@ -127,8 +139,9 @@ STRATEGIES: dict[str, Strategy] = {
     "LoRA, race of three rates": rate_race,
     "race of the first variants": plain_race,
     "race of random variants": random_race,
-    "race of our shortlist (ours)": raced,
-    "LoRA, best rate of the sweep": tuned,
+    "race of our shortlist, spectra permuted": permuted,
+    OURS: raced,
+    TUNED: tuned,
 }
 
 

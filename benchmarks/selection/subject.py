@@ -38,7 +38,7 @@ def load(model: str, task: tasks.Task, count: int) -> Subject:
     if model == ENCODER:
         from benchmarks.selection import encoder
 
-        if task.name not in encoder.TASKS:
+        if task.name.removesuffix("-shuffled") not in encoder.TASKS:
             raise ValueError(f"task {task.name} is no classification; the encoder does {', '.join(encoder.TASKS)}")
         return encoder.subject(task, count)
     source = models.resolve(CAUSAL[model])

@@ -9,6 +9,7 @@ Tweets and tool calls come with the project's own samples, docstrings with Pytho
 
 import ast
 import csv
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -215,3 +216,21 @@ TASKS = {
         Task("arithmetic", "Solve step by step.", _arithmetic, max_tokens=192),
     )
 }
+
+
+def shuffled(task: Task) -> Task:
+    """The control: the same answers, dealt out anew over the prompts, for training and held-out rows alike."""
+
+    def pairs() -> Pairs:
+        prompts, given = zip(*itertools.islice(task.pairs(), READ_AT_MOST), strict=True)
+        yield from zip(prompts, random.Random(0).sample(given, len(given)), strict=True)
+
+    return dataclasses.replace(task, name=f"{task.name}-shuffled", pairs=pairs)
+
+
+CONTROLS = {task.name: task for task in map(shuffled, (TASKS["spelling"], TASKS["section"], TASKS["news"]))}
+
+
+def find(name: str) -> Task:
+    """A task or a control."""
+    return (TASKS | CONTROLS)[name]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lora_select.evaluation.interval import student_quantile
-from lora_select.records import DatasetProfile, Decision, Evaluation, Evidence
+from lora_select.records import Decision, Evaluation, Evidence
 from lora_select.selection.calibration import Calibration
 
 PREDICTED_GAIN = "predicted_gain"
@@ -14,7 +14,7 @@ MINIMUM_SETTINGS = 3
 """Fewer settings say too little of the spread between settings."""
 
 
-def predicted_gain(profile: DatasetProfile, constants: Calibration) -> Evidence | None:
+def predicted_gain(base_loss: float, constants: Calibration) -> Evidence | None:
     """What the adapter takes off the held-out loss, nats per label token: the share that LoRA took elsewhere, times the base loss.
 
     Its standard error is that of a new setting, sd sqrt(1 + 1/n), widened so that 1.96 of it is Student's 95 % interval with
@@ -26,8 +26,8 @@ def predicted_gain(profile: DatasetProfile, constants: Calibration) -> Evidence 
     spread = constants.gain_share_sd * math.sqrt(1 + 1 / n) * student_quantile(n - 1) / 1.96
     return Evidence(
         PREDICTED_GAIN,
-        profile.base_loss * constants.gain_share,
-        profile.base_loss * spread,
+        base_loss * constants.gain_share,
+        base_loss * spread,
         "nats/token",
         "calibration",
     )

@@ -127,12 +127,12 @@ def _raced_evidence(item: Scored, verdict: Verdict) -> tuple[Evidence, ...]:
 
 def _prediction(item: Scored, verdict: Verdict, profile: DatasetProfile) -> tuple[Evidence, ...]:
     """The predicted gain, for the choice alone: no statistic in force tells the candidates apart."""
-    made = predicted_gain(profile, shipped()) if item is verdict.choice else None
+    made = predicted_gain(profile.base_loss, shipped()) if item is verdict.choice else None
     return (made,) if made else ()
 
 
 def _about_gain(profile: DatasetProfile) -> tuple[str, ...]:
-    made, constants = predicted_gain(profile, shipped()), shipped()
+    made, constants = predicted_gain(profile.base_loss, shipped()), shipped()
     if made is None or made.standard_error is None:
         return ()
     return (

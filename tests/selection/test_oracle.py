@@ -6,8 +6,8 @@ import math
 import pytest
 
 from benchmarks.selection.candidates import REFERENCE
+from benchmarks.selection.judging import Regret, fit, loss, regrets, seed_sd
 from benchmarks.selection.schedule import GRID, RUNG, next_run
-from benchmarks.selection.score import Regret, fit, loss, regrets, seed_sd
 from benchmarks.selection.strategies import Case
 from benchmarks.selection.table import Base, Outcome, Run, Setting, Table, tables
 

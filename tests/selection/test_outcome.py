@@ -33,7 +33,7 @@ def test_the_choice_alone_carries_a_prediction_and_the_reasons_name_its_source(m
 
 def test_two_settings_predict_nothing(monkeypatch):
     few = dataclasses.replace(KNOWN, settings=2)
-    assert predicted_gain(planted.profile(), few) is None
+    assert predicted_gain(planted.profile().base_loss, few) is None
     assert not any("Predicted" in reason for reason in decided(monkeypatch, few).reasons)
 
 
@@ -46,7 +46,7 @@ def test_the_interval_covers_a_new_setting_in_simulation():
         fitted = dataclasses.replace(
             KNOWN, settings=5, gain_share=statistics.mean(seen), gain_share_sd=statistics.stdev(seen)
         )
-        made = predicted_gain(planted.profile(), fitted)
+        made = predicted_gain(planted.profile().base_loss, fitted)
         hits += abs(new * planted.profile().base_loss - made.value) <= 1.96 * made.standard_error
     assert 0.9 <= hits / 500 <= 0.99
 

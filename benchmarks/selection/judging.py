@@ -1,0 +1,142 @@
+"""How runs are judged: losses on rows that no strategy saw, the spread between seeds, constants fitted on other tasks, regret."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from benchmarks.selection.candidates import REFERENCE
+from benchmarks.selection.schedule import GRID, RUNG, best_rate
+from benchmarks.selection.strategies import STRATEGIES, Case, best_run
+from benchmarks.selection.table import RESULTS, Run, Table
+from lora_select.selection import calibration
+from lora_select.selection.calibration import Calibration
+
+SPECTRA = RESULTS / "spectra.json"
+MINIMUM_SEEDS = 3
+
+
+@final
+@dataclass(frozen=True)
+class Regret:
+    """What a strategy lost on a setting: nats per label token above the best run, in seed SDs and as a share of the gain.
+
+    `sds` is None below three seeds. `forgetting` is the rise of the reference loss, None where every choice diverged; `cost` its probes as a share of the sweep's runs.
+    """
+
+    setting: str
+    nats: float
+    sds: float | None
+    share_of_gain: float
+    forgetting: float | None
+    cost: float
+
+
+def loss(table: Table, run: Run) -> float:
+    """Held-out loss on the odd rows, which no strategy sees; nats per label token, infinite for a diverged run."""
+    outcome, base = table.outcomes[run], table.base
+    assert base is not None
+    return math.inf if outcome.diverged else sum(outcome.held_out[1::2]) / sum(base.labels[1::2])
+
+
+def forgetting(table: Table, run: Run) -> float:
+    """Rise of the reference loss, nats per token; infinite for a diverged run."""
+    level, base = table.outcomes[run].reference, table.base
+    assert base is not None
+    return math.inf if level is None else level - base.reference
+
+
+def seed_sd(table: Table) -> float | None:
+    """Standard deviation between seeds on the odd rows, each candidate at its best rate: the median over those with three seeds.
+
+    None where no candidate has three. Three seeds alone know their spread within a factor of four.
+    """
+    found = []
+    for key in dict.fromkeys(run.candidate for run in table.outcomes):
+        best = best_run(table, key)
+        if best is None:
+            continue
+        seeds = [
+            loss(table, run) for run in table.outcomes if (run.candidate, run.rate, run.share) == (key, best.rate, 1.0)
+        ]
+        if len(seeds) >= MINIMUM_SEEDS:
+            found.append(statistics.stdev(seeds))
+    return statistics.median(found) if found else None
+
+
+def fit(settings: Sequence[Table]) -> Calibration:
+    """Constants from these settings; with none of them the public anchor alone."""
+    usable = [table for table in settings if best_run(table, REFERENCE)]
+    if not usable:
+        return calibration.Calibration("no setting", 0, 24, calibration.LONG_RATE, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+    logs = [math.log(_gentle(table, 1.0)) for table in usable]
+    shifts = [
+        math.log(_gentle(table, 1.0) / _gentle(table, RUNG)) for table in usable if table.rates(REFERENCE, share=RUNG)
+    ]
+    gains = [1 - loss(table, best_run(table, REFERENCE) or Run(REFERENCE, 0, 0)) / base_loss(table) for table in usable]
+    seeds = [
+        sd / loss(table, best_run(table, REFERENCE) or Run(REFERENCE, 0, 0))
+        for table in usable
+        if (sd := seed_sd(table))
+    ]
+    return Calibration(
+        source=", ".join(table.setting.name for table in usable),
+        settings=len(usable),
+        steps=round(statistics.mean(table.setting.steps for table in usable)),
+        rate=float(f"{math.exp(statistics.mean(logs)):.2e}"),
+        rate_log_sd=round(_sd(logs), 3),
+        gain_share=round(statistics.mean(gains), 3),
+        gain_share_sd=round(_sd(gains), 3),
+        rung_shift=float(f"{math.exp(statistics.mean(shifts)):.2g}") if shifts else 1.0,
+        rung_shift_log_sd=round(_sd(shifts), 3),
+        seed_sd_share=round(statistics.median(seeds), 4) if seeds else 0.0,
+    )
+
+
+def _gentle(table: Table, share: float) -> float:
+    """The lowest rate within 1 % of the best loss, as the product takes it."""
+    losses = {rate: value for rate, value in table.rates(REFERENCE, share=share).items() if rate in GRID}
+    best = losses[best_rate(losses, 0.0)]
+    return min(rate for rate, value in losses.items() if value <= 1.01 * best)
+
+
+def base_loss(table: Table) -> float:
+    """The base model on the odd rows, nats per label token."""
+    base = table.base
+    assert base is not None
+    return sum(base.held_out[1::2]) / sum(base.labels[1::2])
+
+
+def _sd(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def cases(settings: Sequence[Table], known_settings: Sequence[Table] | None = None) -> list[Case]:
+    """Every setting with constants that were fitted on other tasks (of `known_settings`, if given)."""
+    known = json.loads(SPECTRA.read_text(encoding="utf-8")) if SPECTRA.is_file() else {}
+    pool = settings if known_settings is None else known_settings
+    found = []
+    for table in settings:
+        own = known.get(table.setting.name, {})
+        others = [other for other in pool if other.setting.task.split("-")[0] != table.setting.task.split("-")[0]]
+        shares, factors = ({key: values[name] for key, values in own.items()} for name in ("share", "factor"))
+        found.append(Case(table, shares, factors, fit(others)))
+    return found
+
+
+def regrets(case: Case, name: str) -> Regret | None:
+    """Mean over the strategy's equally likely choices; None where it asks for runs that were not made."""
+    table, sd = case.table, seed_sd(case.table)
+    choices = STRATEGIES[name](case)
+    finished = [run for run in table.outcomes if run.seed == 0 and run.share == 1.0]
+    if not choices or table.base is None:
+        return None
+    best = min(loss(table, run) for run in finished)
+    sweep = sum(run.share for run in table.outcomes)
+    lost = statistics.mean(loss(table, choice.run) - best for choice in choices)
+    rises = [rise for choice in choices if math.isfinite(rise := forgetting(table, choice.run))]
+    forgets = statistics.mean(rises) if rises else None
+    cost = statistics.mean(choice.probes for choice in choices) / sweep
+    return Regret(table.setting.name, lost, lost / sd if sd else None, lost / (base_loss(table) - best), forgets, cost)

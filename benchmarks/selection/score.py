@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from benchmarks.selection import acceptance
+from benchmarks.selection import acceptance, predictors
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.judging import Regret, cases, fit, regrets
 from benchmarks.selection.strategies import STRATEGIES, best_run
@@ -46,9 +46,11 @@ def main() -> int:
     print(f"\nSDs over those with three seeds. {len(settings)} settings: {named}\n")
     claims = acceptance.claims(everything, controls)
     print(acceptance.table_of(claims))
+    print("\nrank correlations over candidates, each at its best rate:", *predictors.lines(everything), sep="\n  ")
     content = {
         "regrets": {name: [asdict(item) for item in items] for name, items in found.items()},
         "claims": [asdict(claim) for claim in claims],
+        "correlations": {case.table.setting.name: predictors.correlations(case) for case in everything},
     }
     write_text(SCORE, json.dumps(content, indent=1) + "\n")
     draw(found)

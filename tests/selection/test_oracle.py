@@ -4,44 +4,18 @@ import dataclasses
 import math
 
 import pytest
+from oracle_tables import EVA, SETTING, bowl, empty, outcome, sweep
 
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.judging import Regret, fit, loss, regrets, seed_sd
 from benchmarks.selection.schedule import GRID, RUNG, next_run
 from benchmarks.selection.strategies import Case
-from benchmarks.selection.table import Base, Outcome, Run, Setting, Table, tables
-
-EVA = "eva-all-linear-r16"
-SETTING = Setting("task", "model", 64, 24, 8)
-ROWS = 8
-
-
-def outcome(run: Run, level: float, *, odd: float | None = None) -> Outcome:
-    """`level` nats per token on the even rows, `odd` on the others."""
-    odd = level if odd is None else odd
-    rows = tuple(2 * (odd if place % 2 else level) for place in range(ROWS)) if math.isfinite(level) else ()
-    return Outcome(run, rows, 3.0 + run.rate if rows else None, (1.0,), round(24 * run.share), 1000, 1.0, 1.0)
+from benchmarks.selection.table import Run, Setting, Table, tables
 
 
 @pytest.fixture
 def table(tmp_path) -> Table:
-    made = Table(SETTING, tmp_path)
-    made.start(Base((2,) * ROWS, (6.0,) * ROWS, 3.0, 100, 0, {}, "cpu"))
-    return made
-
-
-def sweep(table: Table, candidate: str, level, *, ratio: float = 1.0, repeats: bool = True) -> list[Run]:
-    """Do what the schedule asks for, `level(rate)` being the loss."""
-    done = []
-    while run := next_run(table, candidate, ratio, repeats=repeats):
-        table.add(outcome(run, level(run.rate) + 0.01 * run.seed))
-        done.append(run)
-        assert len(done) < 50
-    return done
-
-
-def bowl(best: float):
-    return lambda rate: 1.0 + 0.1 * math.log(rate / best) ** 2
+    return empty(tmp_path)
 
 
 @pytest.mark.parametrize("best", [1e-4, 1e-3, 1e-2])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.selection import tasks
+from benchmarks.selection.candidates import NAMED, candidate
 from benchmarks.selection.subject import MODELS
 from benchmarks.selection.table import Setting
 
@@ -26,11 +27,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     sweeping = commands.add_parser("sweep")
-    sweeping.add_argument("--tasks", nargs="+", default=list(tasks.TASKS), choices=[*tasks.TASKS, *tasks.CONTROLS])
+    sweeping.add_argument(
+        "--tasks", nargs="+", default=list(tasks.TASKS), choices=[*tasks.TASKS, *tasks.CONTROLS], metavar="TASK"
+    )
     sweeping.add_argument("--model", default=MODELS[0], choices=MODELS)
     sweeping.add_argument("--rows", type=int, default=ROWS)
     sweeping.add_argument("--threads", type=int, default=1)
-    sweeping.add_argument("--levels", type=int, default=None, help="only the first so many candidates")
+    sweeping.add_argument(
+        "--candidates", nargs="+", default=list(NAMED), choices=list(NAMED), help="only these, in this order"
+    )
     sweeping.add_argument("--work", type=Path, default=Path("runs/oracle"), help="where spectra are kept")
     commands.add_parser("score", help="regret of every strategy")
     commands.add_parser("calibrate", help="fit the selector's constants to the sweep")
@@ -52,20 +57,18 @@ def sweep(options: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    from benchmarks.selection.candidates import SWEPT
     from benchmarks.selection.runner import Bench
 
     steps = STEPS * max(1, options.rows // ROWS)
     for repeats in (False, True):
-        for parts in SWEPT[: options.levels]:
+        for name in options.candidates:
             for task in options.tasks:
                 setting = Setting(task, options.model, options.rows, steps, BATCH)
-                complete(Bench(setting, options.work), parts, repeats)
+                complete(Bench(setting, options.work), NAMED[name], repeats)
 
 
 def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool) -> None:
     """Every run of one candidate on one setting."""
-    from benchmarks.selection.candidates import candidate
     from benchmarks.selection.schedule import next_run
     from lora_select.selection.learning_rate import rate_factor
 
@@ -83,7 +86,6 @@ def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool) -> None
 
 def keep_spectra(work: Path) -> None:
     """Tangent share and rate factor of every candidate, one small file for all settings."""
-    from benchmarks.selection.candidates import SWEPT, candidate
     from benchmarks.selection.judging import SPECTRA
     from lora_select.records import Spectra, read, write_text
     from lora_select.selection.candidates import aggregate_share
@@ -92,7 +94,7 @@ def keep_spectra(work: Path) -> None:
     found = json.loads(SPECTRA.read_text(encoding="utf-8")) if SPECTRA.is_file() else {}
     for file in sorted(work.glob("*/spectra.json")):
         layers = read(Spectra, file).layers
-        made = [one for parts in SWEPT if (one := candidate(*parts, layers))]
+        made = [one for parts in NAMED.values() if (one := candidate(*parts, layers))]
         found[file.parent.name] = {
             one.key: {"share": (aggregate_share(one, layers) or (0.0, 1.0))[0], "factor": rate_factor(one)}
             for one in made

@@ -27,6 +27,7 @@ SWEPT = (
     ("shira", ALL_LINEAR, 16),
 )
 """Variant, targets, rank (0 where it has none)."""
+NAMED = {f"{variant}-{targets}" + (f"-r{r}" if r else ""): (variant, targets, r) for variant, targets, r in SWEPT}
 EXTRA = ("lora", ALL_LINEAR, 8)
 """Only at the trainers' default rate, as a baseline."""
 FREE = SelectionInputs(None, False, None, True, 0, None, None, None, None, 100, None, {})

@@ -70,7 +70,7 @@ def fit(settings: Sequence[Table]) -> Calibration:
     """Constants from these settings; with none of them the public anchor alone."""
     usable = [table for table in settings if best_run(table, REFERENCE)]
     if not usable:
-        return calibration.Calibration("no setting", 0, 24, calibration.LONG_RATE, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+        return calibration.Calibration("no setting", 0, 24, calibration.LONG_RATE, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)
     logs = [math.log(_gentle(table, 1.0)) for table in usable]
     shifts = [
         math.log(_gentle(table, 1.0) / _gentle(table, RUNG)) for table in usable if table.rates(REFERENCE, share=RUNG)
@@ -91,13 +91,32 @@ def fit(settings: Sequence[Table]) -> Calibration:
         gain_share_sd=round(_sd(gains), 3),
         rung_shift=float(f"{math.exp(statistics.mean(shifts)):.2g}") if shifts else 1.0,
         rung_shift_log_sd=round(_sd(shifts), 3),
+        displacement_power=_power(usable),
         seed_sd_share=round(statistics.median(seeds), 4) if seeds else 0.0,
     )
 
 
-def _gentle(table: Table, share: float) -> float:
+def _power(settings: Sequence[Table]) -> float:
+    """Least squares of log(best rate over LoRA's) = power x log(predicted ratio), over all candidates with a displacement of their own."""
+    top = bottom = 0.0
+    for table in settings:
+        home = _gentle(table, 1.0)
+        for key, values in spectra_of(table).items():
+            predicted = math.log(values["factor"])
+            if predicted and best_run(table, key):
+                top += predicted * math.log(_gentle(table, 1.0, key) / home)
+                bottom += predicted**2
+    return round(top / bottom, 2) if bottom else 1.0
+
+
+def spectra_of(table: Table) -> dict[str, dict[str, float]]:
+    """Tangent share and rate factor by candidate; nothing where they were not kept."""
+    return (json.loads(SPECTRA.read_text(encoding="utf-8")) if SPECTRA.is_file() else {}).get(table.setting.name, {})
+
+
+def _gentle(table: Table, share: float, key: str = REFERENCE) -> float:
     """The lowest rate within 1 % of the best loss, as the product takes it."""
-    losses = {rate: value for rate, value in table.rates(REFERENCE, share=share).items() if rate in GRID}
+    losses = {rate: value for rate, value in table.rates(key, share=share).items() if rate in GRID}
     best = losses[best_rate(losses, 0.0)]
     return min(rate for rate, value in losses.items() if value <= 1.01 * best)
 
@@ -115,11 +134,10 @@ def _sd(values: Sequence[float]) -> float:
 
 def cases(settings: Sequence[Table], known_settings: Sequence[Table] | None = None) -> list[Case]:
     """Every setting with constants that were fitted on other tasks (of `known_settings`, if given)."""
-    known = json.loads(SPECTRA.read_text(encoding="utf-8")) if SPECTRA.is_file() else {}
     pool = settings if known_settings is None else known_settings
     found = []
     for table in settings:
-        own = known.get(table.setting.name, {})
+        own = spectra_of(table)
         others = [other for other in pool if other.setting.task.split("-")[0] != table.setting.task.split("-")[0]]
         shares, factors = ({key: values[name] for key, values in own.items()} for name in ("share", "factor"))
         found.append(Case(table, shares, factors, fit(others)))

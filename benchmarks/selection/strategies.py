@@ -36,7 +36,7 @@ class Case:
     def rate(self, candidate: str) -> float:
         """The predicted rate, on the grid."""
         home = reference_rate(self.table.setting.steps, self.constants)
-        return nearest(home * self.factors.get(candidate, 1.0))
+        return nearest(home * self.factors.get(candidate, 1.0) ** self.constants.displacement_power)
 
     @property
     def candidates(self) -> list[str]:

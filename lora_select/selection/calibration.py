@@ -25,6 +25,7 @@ class Calibration:
     `rate` is the geometric mean of LoRA's best rate over the settings, all of `steps` steps, with the standard deviation
     `rate_log_sd` of its logarithm. `gain_share` is what LoRA takes off the base loss, as a share of it, with the standard deviation
     between settings. `rung_shift` is the best rate of a full run over that of a race's rung, by candidate the geometric mean.
+    `displacement_power` is the power of the displacement ratio by which other variants' best rates fall below LoRA's.
     `seed_sd_share` is the standard deviation between seeds over the loss. `settings` counts tasks x models x sizes.
     """
 
@@ -37,6 +38,7 @@ class Calibration:
     gain_share_sd: float
     rung_shift: float
     rung_shift_log_sd: float
+    displacement_power: float
     seed_sd_share: float
 
 
@@ -52,7 +54,7 @@ def reference_rate(steps: int, constants: Calibration) -> float:
     Outside of them the nearer one is taken.
 
     Example:
-        >>> known = Calibration("", 4, 24, 3e-3, 0.5, 0.5, 0.1, 1.0, 0.1, 0.01)
+        >>> known = Calibration("", 4, 24, 3e-3, 0.5, 0.5, 0.1, 1.0, 0.1, 1.0, 0.01)
         >>> [reference_rate(steps, known) for steps in (10, 24, 137, 780, 5000)]
         [0.003, 0.003, 0.00095, 0.0003, 0.0003]
     """

@@ -43,8 +43,9 @@ def rate_factor(candidate: Candidate) -> float:
 
 
 def learning_rate(candidate: Candidate, planned_steps: int, constants: Calibration | None = None) -> float:
-    """LoRA's rate for so many steps over the displacement ratio, in two significant digits; else the published one."""
+    """LoRA's rate for so many steps over the displacement ratio to the fitted power, in two significant digits; else the published one."""
     published = published_rate(candidate)
     if published is not None:
         return published
-    return float(f"{reference_rate(planned_steps, constants or shipped()) * rate_factor(candidate):.1e}")
+    known = constants or shipped()
+    return float(f"{reference_rate(planned_steps, known) * rate_factor(candidate) ** known.displacement_power:.1e}")

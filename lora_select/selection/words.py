@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, Race, SelectionInputs, Spectra
-from lora_select.selection.calibration import reference_rate, shipped
+from lora_select.selection.calibration import Calibration, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, published_rate
 from lora_select.selection.limits import rank_floor
@@ -287,8 +287,13 @@ def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
         return f"Learning rate {rate:g}, {source}."
     return (
         f"Learning rate {rate:g}: {home:g}, {source}, over the displacement of one step relative to LoRA's at the same rank, "
-        f"{displacement_ratio(candidate):.3g}."
+        f"{displacement_ratio(candidate):.3g}{_power(constants)}."
     )
+
+
+def _power(constants: Calibration) -> str:
+    power = constants.displacement_power
+    return f", to the power {power:g} that fits {constants.settings} settings" if power != 1 else ""
 
 
 def _share(item: Scored) -> str:

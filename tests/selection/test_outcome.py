@@ -16,7 +16,7 @@ from lora_select.selection.calibration import Calibration, reference_rate, shipp
 from lora_select.selection.outcome import PREDICTED_GAIN, coverage, outcome, predicted_gain
 from lora_select.selection.select import select
 
-KNOWN = Calibration("planted", 8, 24, 1e-3, 0.5, 0.5, 0.1, 1.0, 0.1, 0.02)
+KNOWN = Calibration("planted", 8, 24, 1e-3, 0.5, 0.5, 0.1, 1.0, 0.1, 1.0, 0.02)
 
 
 def decided(monkeypatch, constants=KNOWN):

@@ -36,6 +36,7 @@ def main() -> None:
     sweeping.add_argument(
         "--candidates", nargs="+", default=list(NAMED), choices=list(NAMED), help="only these, in this order"
     )
+    sweeping.add_argument("--no-rungs", dest="rungs", action="store_false", help="leave the short runs for later")
     sweeping.add_argument("--work", type=Path, default=Path("runs/oracle"), help="where spectra are kept")
     commands.add_parser("score", help="regret of every strategy")
     commands.add_parser("calibrate", help="fit the selector's constants to the sweep")
@@ -64,10 +65,10 @@ def sweep(options: argparse.Namespace) -> None:
         for name in options.candidates:
             for task in options.tasks:
                 setting = Setting(task, options.model, options.rows, steps, BATCH)
-                complete(Bench(setting, options.work), NAMED[name], repeats)
+                complete(Bench(setting, options.work), NAMED[name], repeats, options.rungs)
 
 
-def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool) -> None:
+def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool, rungs: bool) -> None:
     """Every run of one candidate on one setting."""
     from benchmarks.selection.schedule import next_run
     from lora_select.selection.learning_rate import rate_factor
@@ -76,7 +77,7 @@ def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool) -> None
     if made is None:
         print(f"{bench.setting.name}: {' '.join(map(str, parts))} has no targets on this model", flush=True)
         return
-    while run := next_run(bench.table, made.key, rate_factor(made), repeats=repeats):
+    while run := next_run(bench.table, made.key, rate_factor(made), repeats=repeats, rungs=rungs):
         began = time.monotonic()
         outcome = bench.run(run)
         loss = bench.table.loss(run)

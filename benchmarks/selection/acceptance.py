@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import final
 
 from benchmarks.selection.candidates import REFERENCE
+from benchmarks.selection.case import Case
 from benchmarks.selection.judging import Regret, base_loss, forgetting, loss, regrets, seed_sd
-from benchmarks.selection.strategies import OURS, STRATEGIES, TUNED, Case
+from benchmarks.selection.strategies import OURS, PLAIN, STRATEGIES, TUNED
 from benchmarks.selection.table import Run
 from lora_select.selection.outcome import predicted_gain
 
-PLAIN = "race of the first variants"
 TIE_SHARE = 0.01
 SPARES = 1 / 3
 

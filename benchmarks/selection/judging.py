@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from benchmarks.selection.candidates import REFERENCE
+from benchmarks.selection.candidates import NAMED, REFERENCE
+from benchmarks.selection.case import Case, best_run
 from benchmarks.selection.schedule import GRID, RUNG, best_rate
-from benchmarks.selection.strategies import STRATEGIES, Case, best_run
+from benchmarks.selection.strategies import STRATEGIES
 from benchmarks.selection.table import RESULTS, Run, Table
 from lora_select.selection import calibration
 from lora_select.selection.calibration import Calibration
@@ -23,10 +24,11 @@ MINIMUM_SEEDS = 3
 class Regret:
     """What a strategy lost on a setting: nats per label token above the best run, in seed SDs and as a share of the gain.
 
-    `sds` is None below three seeds. `forgetting` is the rise of the reference loss, None where every choice diverged; `cost` its probes as a share of the sweep's runs.
+    `sds` is None below three seeds. `forgetting` is the rise of the reference loss, None where every choice diverged; `cost` its probes as a share of the runs of a sweep of all candidates. `choice` is empty where several are equally likely.
     """
 
     setting: str
+    choice: str
     nats: float
     sds: float | None
     share_of_gain: float
@@ -152,9 +154,15 @@ def regrets(case: Case, name: str) -> Regret | None:
     if not choices or table.base is None:
         return None
     best = min(loss(table, run) for run in finished)
-    sweep = sum(run.share for run in table.outcomes)
+    done = sum(run.share for run in table.outcomes)
+    sweep = done * max(
+        1.0, len(NAMED) / len({run.candidate for run in table.outcomes})
+    )  # half-finished ones as if whole
     lost = statistics.mean(loss(table, choice.run) - best for choice in choices)
     rises = [rise for choice in choices if math.isfinite(rise := forgetting(table, choice.run))]
     forgets = statistics.mean(rises) if rises else None
     cost = statistics.mean(choice.probes for choice in choices) / sweep
-    return Regret(table.setting.name, lost, lost / sd if sd else None, lost / (base_loss(table) - best), forgets, cost)
+    told = f"{choices[0].run.candidate} {choices[0].run.rate:g}" if len(choices) == 1 else ""
+    return Regret(
+        table.setting.name, told, lost, lost / sd if sd else None, lost / (base_loss(table) - best), forgets, cost
+    )

@@ -4,9 +4,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from benchmarks.selection.case import Case, best_run
 from benchmarks.selection.judging import loss
 from benchmarks.selection.schedule import RUNG
-from benchmarks.selection.strategies import Case, best_run
 
 FEWEST = 5
 """Candidates; an order of fewer says nothing."""

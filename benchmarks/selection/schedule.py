@@ -19,7 +19,7 @@ BASELINES = (Run("lora-all-linear-r8", 1e-4, 0), Run(REFERENCE, 2e-4, 0), Run(RE
 """The trainers' defaults, run as they are."""
 
 
-def next_run(table: Table, candidate: str, ratio: float, *, repeats: bool) -> Run | None:
+def next_run(table: Table, candidate: str, ratio: float, *, repeats: bool, rungs: bool = True) -> Run | None:
     """The next run of a candidate on a setting, None when it is complete.
 
     Args:
@@ -28,6 +28,7 @@ def next_run(table: Table, candidate: str, ratio: float, *, repeats: bool) -> Ru
         ratio: predicted best rate over LoRA's.
         repeats: also the other seeds of the best rate, and the baselines; LoRA's seeds are always run, since their spread is the
             unit of every regret.
+        rungs: also the short runs.
     """
     done = {rate: loss for rate, loss in table.rates(candidate).items() if rate in GRID}
     rate = next_rate(done) if done else nearest(ratio * best_rate(table.rates(REFERENCE), FIRST_RATE))
@@ -36,7 +37,7 @@ def next_run(table: Table, candidate: str, ratio: float, *, repeats: bool) -> Ru
         wanted += [Run(candidate, best_rate(done, FIRST_RATE), seed) for seed in SEEDS]
     if rate is None and repeats and candidate == REFERENCE:
         wanted += list(BASELINES)
-    wanted += [Run(candidate, rate, 0, RUNG) for rate in done]
+    wanted += [Run(candidate, rate, 0, RUNG) for rate in done if rungs]
     return next((run for run in wanted if run not in table.outcomes), None)
 
 

@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from benchmarks.selection import acceptance, predictors
+from benchmarks.selection import acceptance, beside, predictors
 from benchmarks.selection.candidates import REFERENCE
+from benchmarks.selection.case import best_run
 from benchmarks.selection.judging import Regret, cases, fit, regrets
-from benchmarks.selection.strategies import STRATEGIES, best_run
+from benchmarks.selection.strategies import STRATEGIES
 from benchmarks.selection.table import RESULTS, tables
 from benchmarks.selection.tasks import CONTROLS
 from lora_select import records
@@ -47,9 +48,12 @@ def main() -> int:
     claims = acceptance.claims(everything, controls)
     print(acceptance.table_of(claims))
     print("\nrank correlations over candidates, each at its best rate:", *predictors.lines(everything), sep="\n  ")
+    rivals = beside.beside(everything)
+    print("", *beside.lines(rivals), sep="\n")
     content = {
         "regrets": {name: [asdict(item) for item in items] for name, items in found.items()},
         "claims": [asdict(claim) for claim in claims],
+        "beside LoRA": [asdict(item) for item in rivals],
         "correlations": {case.table.setting.name: predictors.correlations(case) for case in everything},
     }
     write_text(SCORE, json.dumps(content, indent=1) + "\n")

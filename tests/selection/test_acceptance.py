@@ -7,13 +7,14 @@ from oracle_tables import EVA, SETTING, bowl, empty, outcome, sweep
 
 from benchmarks.selection import acceptance
 from benchmarks.selection.candidates import REFERENCE
+from benchmarks.selection.case import Case
 from benchmarks.selection.judging import cases, fit
 from benchmarks.selection.predictors import RUNG_FINAL, SHARE_FINAL, correlations
-from benchmarks.selection.strategies import Case
 from benchmarks.selection.table import Run, Table
 from benchmarks.selection.tasks import CONTROLS, TASKS, answers, shuffled
 
 LEVELS = {"a": 1.0, "b": 1.1, "c": 0.9, "d": 1.05}
+SHARES = {REFERENCE: 0.1, EVA: 0.9}
 RIVALS = ("lora-mlp-only-r16", "pissa-all-linear-r16", "dora-all-linear-r16")
 
 
@@ -27,14 +28,15 @@ def swept(folder, task: str, *, level=1.0, eva=1.0, rivals=1.5) -> Table:
 
 def four(folder, **losses) -> list[Case]:
     """One setting of each of four tasks, each with constants of the other three."""
-    return cases([swept(folder, task, level=level, **losses) for task, level in LEVELS.items()])
+    made = cases([swept(folder, task, level=level, **losses) for task, level in LEVELS.items()])
+    return [dataclasses.replace(case, shares=SHARES) for case in made]
 
 
 def test_all_hold_where_lora_is_best_and_the_others_are_far_behind(tmp_path):
     everything = four(tmp_path)
     assert acceptance.never_far_behind(everything).kept
     assert acceptance.covers(everything).kept
-    assert acceptance.abstains([Case(swept(tmp_path, "a-shuffled"), {}, {}, fit([]))]).kept
+    assert acceptance.abstains([Case(swept(tmp_path, "a-shuffled"), SHARES, {}, fit([]))]).kept
 
 
 def test_a_choice_that_only_looked_better_on_the_rows_of_the_race_fails_the_first_claim(tmp_path):
@@ -50,7 +52,7 @@ def test_a_choice_that_only_looked_better_on_the_rows_of_the_race_fails_the_firs
 
 
 def test_a_variant_that_wins_on_shuffled_labels_fails_the_control(tmp_path):
-    claim = acceptance.abstains([Case(swept(tmp_path, "a-shuffled", eva=0.5), {}, {}, fit([]))])
+    claim = acceptance.abstains([Case(swept(tmp_path, "a-shuffled", eva=0.5), SHARES, {}, fit([]))])
     assert claim.kept is False
     assert EVA in claim.numbers
 

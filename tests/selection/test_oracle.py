@@ -7,9 +7,9 @@ import pytest
 from oracle_tables import EVA, SETTING, bowl, empty, outcome, sweep
 
 from benchmarks.selection.candidates import REFERENCE
+from benchmarks.selection.case import Case
 from benchmarks.selection.judging import Regret, fit, loss, regrets, seed_sd
 from benchmarks.selection.schedule import GRID, RUNG, next_run
-from benchmarks.selection.strategies import Case
 from benchmarks.selection.table import Run, Setting, Table, tables
 
 
@@ -62,11 +62,11 @@ def test_regret_is_measured_on_rows_that_no_strategy_saw(table):
     while run := next_run(table, EVA, 1.0, repeats=False):
         table.add(outcome(run, 0.5 * bowl(1e-3)(run.rate), odd=2.0))
     case = Case(table, {EVA: 0.9}, {}, fit([table]))
-    assert regrets(case, "race of our shortlist (ours)") is None  # one rival is no shortlist
+    assert regrets(case, "short race by share") is None  # one rival is no shortlist
     for other in ("lora-mlp-only-r16", "pissa-all-linear-r16"):
         sweep(table, other, lambda rate: 1.5 * bowl(1e-3)(rate), repeats=False)
     case = Case(table, {EVA: 0.9}, {}, fit([table]))
-    found = regrets(case, "race of our shortlist (ours)")
+    found = regrets(case, "short race by share")
     assert isinstance(found, Regret)
     assert found.nats == pytest.approx(1.0, abs=0.05)
     assert found.sds == pytest.approx(found.nats / seed_sd(table))

@@ -1,0 +1,61 @@
+"""One setting as a way of choosing sees it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from benchmarks.selection.candidates import REFERENCE
+from benchmarks.selection.schedule import best_rate, nearest, next_rate
+from benchmarks.selection.table import Run, Table
+from lora_select.selection.calibration import Calibration, reference_rate
+from lora_select.selection.select import SHARE_FACTOR
+
+MLP, EVA = "lora-mlp-only-r16", "eva-all-linear-r16"
+
+
+@final
+@dataclass(frozen=True)
+class Case:
+    """One setting as a strategy sees it: what was run, tangent shares and rate factors by candidate, constants of the others."""
+
+    table: Table
+    shares: Mapping[str, float]
+    factors: Mapping[str, float]
+    constants: Calibration
+
+    def rate(self, candidate: str) -> float:
+        """The predicted rate, on the grid."""
+        home = reference_rate(self.table.setting.steps, self.constants)
+        return nearest(home * self.factors.get(candidate, 1.0) ** self.constants.displacement_power)
+
+    @property
+    def candidates(self) -> list[str]:
+        """Those with a bracketed best rate, in the order in which they were run."""
+        return [key for key in dict.fromkeys(run.candidate for run in self.table.outcomes) if best_run(self.table, key)]
+
+    def aligned(self, key: str = EVA) -> bool:
+        """Whether the candidate's tangent share is more than twice LoRA's."""
+        return self.shares.get(key, 0.0) > SHARE_FACTOR * self.shares.get(REFERENCE, 1.0)
+
+    def known(self, choices: Sequence["Choice"]) -> list["Choice"]:
+        """Those that the sweep has run."""
+        return [choice for choice in choices if choice.run in self.table.outcomes]
+
+
+@final
+@dataclass(frozen=True)
+class Choice:
+    """A run that a strategy would make, and the probes that it ran before, in full runs."""
+
+    run: Run
+    probes: float = 0.0
+
+
+Strategy = Callable[[Case], Sequence[Choice]]
+"""Equally likely choices; none where the sweep has not run what the strategy asks for."""
+
+
+def best_run(table: Table, candidate: str) -> Run | None:
+    """The candidate's best rate at seed 0, if both neighbours on the grid were run too."""
+    losses = table.rates(candidate)
+    return None if not losses or next_rate(losses) else Run(candidate, best_rate(losses, 0.0), 0)

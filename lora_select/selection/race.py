@@ -16,8 +16,8 @@ from lora_select.records import AdapterSpec, Probe, Race
 FACTORS = (1 / 3, 1.0, 3.0)
 """Rates of a candidate over its predicted one."""
 MOST_ENTRANTS = 4
-RUNGS = (0.1, 0.25)
-"""Of the planned steps, each with a schedule of its own length."""
+FIRST_RUNG = 0.4
+"""Steps of the first rung over those of the last; each has a schedule of its own length."""
 MINIMUM_STEPS = 6
 """A schedule of fewer steps is warm-up and little else."""
 CLEAR = 2.0
@@ -76,13 +76,12 @@ the budget is 5 %: raise it, or set it to 0 for a decision without a race
             f"a race needs at least {rates} probes of {MINIMUM_STEPS} steps, {needed}; the budget is {100 * budget:.3g} %: raise it, "
             "or set it to 0 for a decision without a race"
         )
-    wanted = max(MINIMUM_STEPS, round(RUNGS[-1] * planned_steps))
     keys, notes = list(specs)[:MOST_ENTRANTS], list[str]()
-    while len(keys) > 1 and _rungs(len(keys) * rates, budget * planned_steps, wanted) is None:
+    while len(keys) > 1 and _rungs(len(keys) * rates, budget * planned_steps, planned_steps) is None:
         notes.append(
             f"{keys.pop()} does not race: {100 * budget:.3g} % of the training does not pay for {MINIMUM_STEPS} steps of it"
         )
-    rungs = _rungs(len(keys) * rates, budget * planned_steps, wanted) or (MINIMUM_STEPS,)
+    rungs = _rungs(len(keys) * rates, budget * planned_steps, planned_steps) or (MINIMUM_STEPS,)
     entrants = tuple(
         Entrant(key, specs[key], (specs[key].learning_rate,) if fixed_rate else _rates(specs[key].learning_rate))
         for key in keys
@@ -90,18 +89,17 @@ the budget is 5 %: raise it, or set it to 0 for a decision without a race
     return RacePlan(entrants, rungs, tuple(notes))
 
 
-def _rungs(probes: int, steps: float, wanted: int) -> tuple[int, ...] | None:
-    """The rungs that `steps` in all pay for if nothing is dropped on the way; at most `wanted`. None: not even the shortest.
+def _rungs(probes: int, steps: float, planned: int) -> tuple[int, ...] | None:
+    """The rungs that `steps` in all pay for if nothing is dropped on the way; at most `planned`. None: not even the shortest.
 
     Example:
-        >>> _rungs(12, 1000.0, 200), _rungs(12, 120.0, 200), _rungs(12, 60.0, 200)
-        ((24, 59), (10,), None)
+        >>> _rungs(12, 1000.0, 200), _rungs(12, 120.0, 200), _rungs(12, 60.0, 200), _rungs(3, 600.0, 200)
+        ((24, 59), (10,), None, (57, 142))
     """
-    ratio = RUNGS[0] / RUNGS[-1]
-    last = min(wanted, int(steps / (probes * (1 + ratio))))
-    if last * ratio >= MINIMUM_STEPS:
-        return round(last * ratio), last
-    alone = min(wanted, int(steps / probes))
+    last = min(planned, int(steps / (probes * (1 + FIRST_RUNG))))
+    if last * FIRST_RUNG >= MINIMUM_STEPS:
+        return round(last * FIRST_RUNG), last
+    alone = min(planned, int(steps / probes))
     return (alone,) if alone >= MINIMUM_STEPS else None
 
 

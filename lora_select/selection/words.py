@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, Race, SelectionInputs, Spectra
-from lora_select.selection.calibration import Calibration, reference_rate, shipped
+from lora_select.selection.calibration import Calibration, rate_shift, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, published_rate
 from lora_select.selection.limits import rank_floor
@@ -58,7 +58,12 @@ def spec_of(candidate: Candidate, verdict: Verdict, inputs: SelectionInputs) -> 
     own = next((s for s in verdict.raced.standings if s.key == candidate.key), None) if verdict.raced else None
     if own is None or inputs.learning_rate is not None:
         return made
-    return dataclasses.replace(made, learning_rate=float(f"{own.learning_rate * shipped().rung_shift:.1e}"))
+    return dataclasses.replace(made, learning_rate=float(f"{own.learning_rate * _shift(verdict):.1e}"))
+
+
+def _shift(verdict: Verdict) -> float:
+    race = verdict.race
+    return rate_shift(race.rungs[-1] / race.planned_steps, shipped()) if race else 1.0
 
 
 def _peft_arguments(candidate: Candidate) -> dict[str, Any]:
@@ -266,7 +271,7 @@ def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
     if inputs.learning_rate is not None:
         return f"Learning rate {inputs.learning_rate:g}, named by the config."
     if verdict.raced:
-        shift = shipped().rung_shift
+        shift = _shift(verdict)
         moved = f", times {shift:g} from the rung's length to the full one" if shift != 1 else ""
         return f"Learning rate {verdict.raced.learning_rate:g} of the race{moved}."
     rate = learning_rate(candidate, inputs.planned_steps)

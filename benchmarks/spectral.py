@@ -6,6 +6,7 @@ Parts, each measured side by side in one process and merged into `benchmarks/res
 * `memory`: peaks of a pass and of LoRA steps on the same microbatches, each in a process of its own.
 * `exact`: exact singular value decompositions of the weights and of matrices of their gradients' shape, once a shape.
 * `peft`: PEFT's own EVA, CorDA and LoRA-GA pre-passes over the same batches, and principal angles to what the pass finds.
+* `eva`: input directions of three blocks by PEFT's EVA until it converges, by the pass and exactly, and principal angles between them.
 * `null`: signal ranks with real labels, shuffled labels and random signs.
 * `tokens`: the pass and its memory at four lengths of a microbatch.
 
@@ -43,7 +44,7 @@ from lora_select.variants import CATALOGUE
 
 RESULTS = Path(__file__).parent / "results" / "spectral.json"
 SKETCH, DEFAULT = 32, 32
-PARTS = ("pass", "memory", "exact", "peft", "tokens", "null")
+PARTS = ("pass", "memory", "exact", "peft", "eva", "tokens", "null")
 LENGTHS = (128, 256, 512, 1024)
 """Of rows, two a microbatch, for the growth with tokens."""
 MODELS = {
@@ -256,9 +257,14 @@ def part(what: str, name: str, path: str, args: argparse.Namespace) -> dict[str,
         return memory(name, args.rows, args.length)
     if what == "tokens":
         return tokens(name, path)
-    from benchmarks import spectral_null, spectral_peers
+    from benchmarks import spectral_eva, spectral_null, spectral_peers
 
-    others = {"exact": spectral_peers.exact, "peft": spectral_peers.peft, "null": spectral_null.null}
+    others = {
+        "exact": spectral_peers.exact,
+        "peft": spectral_peers.peft,
+        "eva": spectral_eva.eva,
+        "null": spectral_null.null,
+    }
     return others[what](path, args.rows, args.length)
 
 
@@ -282,7 +288,7 @@ def main() -> None:
             child_memory(path, args)
             return
         for what in args.parts:
-            if name != next(iter(MODELS)) and what in ("peft", "tokens", "null"):
+            if name != next(iter(MODELS)) and what in ("peft", "eva", "tokens", "null"):
                 continue
             found = part(what, name, path, args)
             print(name, what, json.dumps(found, indent=1), flush=True)

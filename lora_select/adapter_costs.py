@@ -130,7 +130,7 @@ def sentences(costs: AdapterCosts) -> list[str]:
         one = costs.curvature
         lines.append(
             f"curvature of {costs.candidate} at its start: {one.value:.3g} ± {one.error:.1g} nats per label and squared unit of its "
-            f"{one.parameters:,} parameters, on one microbatch ({one.products} products by {one.route})"
+            f"{one.parameters:,} parameters, on one microbatch ({one.products} products by {one.route}); it decides nothing"
         )
     if costs.quantisation:
         errors = sorted((error.relative_error, name) for name, error in costs.quantisation.items())

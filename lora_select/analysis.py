@@ -1,5 +1,6 @@
 """`lora-select analyze`: the spectral pass by itself, on any model and data, with a table and figures."""
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,12 +168,17 @@ def print_table(spectra: Spectra, measured: AdapterCosts | None = None) -> None:
     ):
         table.add_column(name, justify="right", no_wrap=True)
     label_tokens = spectra.label_tokens / spectra.microbatches
-    for layer in spectra.layers:
+    for layer in sorted(spectra.layers, key=_place):
         table.add_row(*_row(layer, label_tokens), *_quantised(layer, quantised))
     console = Console(width=None if Console().is_terminal else 160, highlight=False)
     console.print(table)
     for line in [*summary(spectra), *([] if measured is None else adapter_costs.sentences(measured))]:
         console.print(line, soft_wrap=True)
+
+
+def _place(layer: LayerSpectra) -> tuple[list[int], float]:
+    """Where a layer stands in the table: block 2 before block 10, and within a block most signal first."""
+    return [int(number) for number in re.findall(r"\.(\d+)", layer.name)], -layer.signal_energy
 
 
 def _row(layer: LayerSpectra, label_tokens: float) -> Sequence[str]:
@@ -196,7 +202,7 @@ def _quantised(layer: LayerSpectra, quantised: Mapping[str, QuantisationError]) 
     if not quantised:
         return ()
     found = quantised.get(layer.name)
-    return ("-", "-") if found is None else (f"{100 * found.relative_error:.2g} %", f"{100 * found.shares[16]:.0f} %")
+    return ("-", "-") if found is None else (f"{100 * found.relative_error:.1f} %", f"{100 * found.shares[16]:.0f} %")
 
 
 def summary(spectra: Spectra) -> list[str]:
@@ -207,9 +213,10 @@ def summary(spectra: Spectra) -> list[str]:
         f"{spectra.label_tokens:,} labels, {spectra.mean_loss:.3f} nats each): signal above twice its error in {len(clear)}, "
         f"signal rank above 0 in {sum(layer.signal_rank > 0 for layer in spectra.layers)}; {spectra.seconds:.0f} s, of which "
         f"{spectra.finish_seconds:.0f} s to finish the layers",
-        "signal: squared norm of the mean gradient per label token; noise scale: label tokens in a batch at which noise equals signal; "
-        "signal rank: leading held-out singular values above three standard errors; |G| where |W|: 1 when the gradient does not "
-        "know the weights' size",
+        "signal: squared norm of the mean gradient per label token; noise scale: label tokens in a batch at which noise equals signal",
+        "signal rank: held-out singular values above zero at a false discovery rate of 1 %; ≥ where all that were measured are",
+        "stable rank of W: ||W||_F^2 over its largest singular value squared; input var. in 8: share of the inputs' variance in 8 directions",
+        "|G| where |W|: 1 when the gradient does not know the weights' size",
     ]
     lines += [f"not measured: {name}: {reason}" for name, reason in spectra.skipped_layers.items()]
     return [*lines, *spectra.notes]

@@ -88,7 +88,9 @@ def _adapted(model: nn.Module, spec: AdapterSpec, initial_factors: Path | None) 
         for name, parameter in model.named_parameters()
         if any(f".{module}." in f".{name}" for module in spec.target_modules)
     }
-    adapted: Any = peft.get_peft_model(model, getattr(peft, spec.peft_class)(**spec.peft_arguments))  # pyright: ignore[reportArgumentType]
+    config = getattr(peft, spec.peft_class)(**spec.peft_arguments)
+    with models.quiet_peft():
+        adapted: Any = peft.get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
     try:
         if initial_factors is not None:
             start_from(adapted, str(initial_factors), spec.scale)

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,14 +91,19 @@ def load_model(
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
-    """A saved adapter on a loaded model, in evaluation mode; PEFT's use of a name that transformers gave up is not shown."""
-    import warnings
-
+    """A saved adapter on a loaded model, in evaluation mode."""
     from peft import PeftModel
 
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT's use of a name that transformers gave up is not shown."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        yield
 
 
 def quantization(kind: str, dtype: str) -> Any:

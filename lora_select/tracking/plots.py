@@ -88,16 +88,29 @@ def signal_ranks(spectra: Spectra, path: Path) -> Path:
 
 def spectrum(spectra: Spectra, path: Path) -> Path:
     """Held-out singular values over their noise, for the layers with the most, the median and the least signal energy."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     layers = sorted((layer for layer in spectra.layers if layer.heldout_values), key=lambda layer: -layer.signal_energy)
-    chosen = {layer.name: layer for layer in (layers[0], layers[len(layers) // 2], layers[-1])} if layers else {}
-    figure, grid = _figure(WIDTH, 2.7, columns=max(1, len(chosen)))
-    for axes, layer in zip(_flat(grid), chosen.values(), strict=False):
-        _spectrum_of(axes, layer)
-    _flat(grid)[0].set_ylabel("held-out singular value\nof the gradient")
+    chosen = {"most signal": 0, "median": len(layers) // 2, "least signal": -1} if len(layers) > 2 else {}
+    shown = {layers[at].name: (f"{what}: ", layers[at]) for what, at in chosen.items()}
+    shown = shown or {layer.name: ("", layer) for layer in layers}
+    figure, grid = _figure(WIDTH, 3.0, columns=max(1, len(shown)))
+    for axes, (what, layer) in zip(_flat(grid), shown.values(), strict=False):
+        _spectrum_of(axes, layer, what)
+    _flat(grid)[0].set_ylabel("held-out singular value\nof the gradient (nats/unit)")
+    handles = [
+        Line2D([], [], marker="o", linestyle="", markersize=4, color=BLUE, label="signal"),
+        Line2D(
+            [], [], marker="o", linestyle="", markersize=4, color=BLUE, fillstyle="none", label="not told from noise"
+        ),
+        Patch(color=BAND, label="three standard errors"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return _save(figure, path)
 
 
-def _spectrum_of(axes: "Axes", layer: LayerSpectra) -> None:
+def _spectrum_of(axes: "Axes", layer: LayerSpectra, what: str) -> None:
     """Filled dots count as signal; the band reaches three standard errors above zero."""
     values, band = layer.heldout_values, [3 * error for error in layer.heldout_se]
     places = list(range(1, len(values) + 1))
@@ -111,8 +124,9 @@ def _spectrum_of(axes: "Axes", layer: LayerSpectra) -> None:
         axes.set_yscale("log", nonpositive="clip")
         axes.set_ylim(0.5 * min(shown), 2 * max(shown))
     floor = "≥ " if rank == len(values) else ""
-    axes.set_title(f"{_short(layer.name)}\nsignal rank {floor}{rank}", fontsize=8)
+    axes.set_title(f"{what}{_short(layer.name)}\nsignal rank {floor}{rank}", fontsize=8)
     axes.set_xlabel("direction")
+    axes.set_xlim(0.4, len(values) + 0.6)
     _whole(axes.xaxis)
 
 

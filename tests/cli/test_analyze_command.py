@@ -32,6 +32,11 @@ def test_it_prints_a_line_a_layer_and_writes_record_and_figures(tiny_model_folde
     assert len(spectra.layers) == 14
     for layer in spectra.layers:
         assert any(line.startswith(layer.name) for line in printed.splitlines())
+    shown = [line.split()[0] for line in printed.splitlines() if line.startswith("model.layers.")]
+    energies = {layer.name: layer.signal_energy for layer in spectra.layers}
+    for block in ("model.layers.0.", "model.layers.1."):
+        within = [energies[name] for name in shown if name.startswith(block)]
+        assert within == sorted(within, reverse=True)
     assert "14 layers over 8 microbatches" in printed
     for name in ("signal-ranks.png", "spectrum.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")

@@ -5,26 +5,34 @@
 
 Each setting is planned as a user's is: first from the model's sizes and the rows alone (the memory model), then with what a few
 real micro-batches took (what the plan stage shows). Then three steps are trained. Memory is the peak resident memory of rank 0;
-time is that of the steps, one thread a rank, and, apart, of what comes before and after them. Nothing is fitted to these runs but
-`memory.PROCESS_GIB["cpu"]`, which is a rank of a model of half a megabyte.
+time is that of the steps, one thread a rank, and, apart, of what comes before and after them. Where other work shares the machine the
+clock tells how that work came and went between trial and steps; so the same estimate is also made of processor seconds of rank 0
+(those of the trial) and laid beside those of the steps. Fitted to such runs are `memory.PROCESS_GIB["cpu"]`, which is a rank of a
+model of half a megabyte, and `memory.HEAP` (settings 0 to 3).
+
+    python -m benchmarks.plan --again         no training: the memory model as it is now beside the peaks that were measured
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import random
 import statistics
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from benchmarks.training import MODULES, cpu
 from lora_select import models
 from lora_select.data.tokens import TokenRow, write_rows
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, FileRef, Quantiles, SplitProfile
-from lora_select.training import launch, measure
+from lora_select.training import beat, launch, measure, show
 from lora_select.training import plan as plans
 from lora_select.training.job import TrainingJob
 
@@ -73,53 +81,120 @@ CASES = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of settings")
+    parser.add_argument("--again", action="store_true", help="compute anew beside the peaks that were measured")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for number, case in enumerate(CASES):
             if options.only is not None and number not in options.only:
                 continue
-            found = one(Path(folder) / str(number), case)
+            place = Path(folder) / str(number)
+            place.mkdir()
+            found = again(place, case, number) if options.again else one(place, case)
             print(json.dumps(found), flush=True)
-            write(number, found)
+            if found:
+                write(number, found)
+
+
+class Setting:
+    """Model, rows and adapter of a case, and how it is planned."""
+
+    def __init__(self, folder: Path, case: Case) -> None:
+        self.case = case
+        self.base = models.resolve(source(case.model, folder.parent))
+        self.rows = make_rows(STEPS * case.micro * case.ranks, min(self.base.vocab_size, 30_000))
+        self.spec = adapter(self.base, case)
+
+    def planned(self, measured: measure.Measured | str | None = None):
+        machine = dataclasses.replace(plans.detect_machine("cpu"), cores=self.case.ranks)  # one thread a rank
+        profile = profiled(self.rows)
+        return plans.make_plan(profile, self.spec, self.base, machine, wanted(self.case), self.rows, measured)
 
 
 def one(folder: Path, case: Case) -> dict:
     """Plan, try, plan again, train."""
-    folder.mkdir(parents=True)
-    base = models.resolve(source(case.model, folder.parent))
-    rows = make_rows(STEPS * case.micro * case.ranks, min(base.vocab_size, 30_000))
-    write_rows(folder / "rows.parquet", rows)
-    spec, file = adapter(base, case), str(folder / "rows.parquet")
-
-    def planned(measured: measure.Measured | str | None = None):
-        machine = dataclasses.replace(plans.detect_machine("cpu"), cores=case.ranks)  # one thread a rank
-        return plans.make_plan(profiled(rows), spec, base, machine, wanted(case), rows, measured)
-
-    computed = planned()
-    told = TrainingJob(spec, computed, base.path, case.model, file, file, quantized_base=case.quantize)
+    its = Setting(folder, case)
+    write_rows(folder / "rows.parquet", its.rows)
+    file = str(folder / "rows.parquet")
+    computed = its.planned()
+    told = TrainingJob(its.spec, computed, its.base.path, case.model, file, file, quantized_base=case.quantize)
     measured = measure.measure(told, folder / "measure")
     if isinstance(measured, str):
         raise SystemExit(measured)
-    plan = planned(measured)
-    began = time.monotonic()
-    result = launch.train(dataclasses.replace(told, plan=plan), folder)
-    wall, peak = time.monotonic() - began, result.peak_memory_gib
+    plan = its.planned(measured)
+    began, load = time.monotonic(), os.getloadavg()[0]
+    with watched(folder) as spent:
+        result = launch.train(dataclasses.replace(told, plan=plan), folder)
+    wall, processor = time.monotonic() - began, spent[-1] - spent[0]
+    tokens = sum(len(row.input_ids) for row in its.rows)
+    foreseen = tokens * measured.processor_seconds / (measured.tokens * case.ranks)
     start = plans.RANK_START_SECONDS
     return {
         "setting": dataclasses.asdict(case),
         "heaviest_tokens": measured.heaviest_tokens,
-        "peak_gib": round(peak, 3),
-        "computed_gib": dataclasses.asdict(computed.memory_gib),
-        "computed_error": round(computed.memory_gib.expected / peak - 1, 3),
-        "planned_gib": dataclasses.asdict(plan.memory_gib),
-        "planned_error": round(plan.memory_gib.expected / peak - 1, 3),
+        "trial": dataclasses.asdict(measured),
+        **memory_of(computed, plan, round(result.peak_memory_gib, 3)),
         "seconds_of_steps": round(result.seconds, 1),
         "planned_seconds_of_steps": {
             name: round(60 * value - start, 1) for name, value in dataclasses.asdict(plan.minutes).items()
         },
         "time_error": round((60 * plan.minutes.expected - start) / result.seconds - 1, 3),
+        "processor_seconds_of_steps": round(processor, 2),
+        "planned_processor_seconds_of_steps": {
+            name: round(factor * foreseen, 2)
+            for name, factor in zip(("low", "expected", "high"), plans.MEASURED_SPREAD, strict=True)
+        },
+        "processor_time_error": round(foreseen / processor - 1, 3),
         "seconds_beside_the_steps": round(wall - result.seconds, 1),
+        "load_of_the_machine": round(load, 1),
     }
+
+
+def memory_of(computed, plan, peak: float) -> dict:
+    """Peak, and what was said of it before and after the trial."""
+    return {
+        "peak_gib": peak,
+        "computed_gib": dataclasses.asdict(computed.memory_gib),
+        "computed_error": round(computed.memory_gib.expected / peak - 1, 3),
+        "planned_gib": dataclasses.asdict(plan.memory_gib),
+        "planned_error": round(plan.memory_gib.expected / peak - 1, 3),
+    }
+
+
+def again(folder: Path, case: Case, number: int) -> dict:
+    """What is measured of the setting, with what the memory model says now; nothing where it was not measured."""
+    before = json.loads(RESULTS.read_text())["settings"].get(str(number))
+    if not before:
+        return {}
+    its = Setting(folder, case)
+    trial = measure.Measured(**before["trial"]) if "trial" in before else None
+    found = memory_of(its.planned(), its.planned(trial), before["peak_gib"])
+    return before | (found if trial else {name: found[name] for name in ("computed_gib", "computed_error")})
+
+
+@contextlib.contextmanager
+def watched(folder: Path):
+    """Processor seconds of rank 0: when its first step began and whenever it had written one; looked at from outside."""
+    ends: list[float] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.02) and len(ends) <= STEPS:
+            written = len(show.read_metrics(folder))
+            with contextlib.suppress(psutil.Error, IndexError):
+                rank = beat.read(folder)[0]
+                if rank["phase"] == "step" or written:
+                    spent = psutil.Process(rank["pid"]).cpu_times()
+                    ends.extend([spent.user + spent.system] * (written + 1 - len(ends)))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield ends
+    finally:
+        done.set()
+        watcher.join()
+    if len(ends) != STEPS + 1:
+        raise SystemExit(f"rank 0 was seen {len(ends)} times and not {STEPS + 1}")
 
 
 def adapter(base: BaseModel, case: Case) -> AdapterSpec:
@@ -213,7 +288,12 @@ def write(number: int, found: dict) -> None:
         "settings": dict(sorted(settings.items(), key=lambda pair: int(pair[0]))),
         "memory, from sizes and rows alone": errors(settings, "computed_error", "computed_gib", "peak_gib"),
         "memory, after the trial": errors(settings, "planned_error", "planned_gib", "peak_gib"),
-        "time of the steps": errors(settings, "time_error", "planned_seconds_of_steps", "seconds_of_steps"),
+        "time of the steps, by the clock": errors(
+            settings, "time_error", "planned_seconds_of_steps", "seconds_of_steps"
+        ),
+        "time of the steps, processor seconds": errors(
+            settings, "processor_time_error", "planned_processor_seconds_of_steps", "processor_seconds_of_steps"
+        ),
         "machine": f"{cpu()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {one.__name__: one.__version__ for one in (torch, transformers, peft, deepspeed)},
     }
@@ -223,7 +303,9 @@ def write(number: int, found: dict) -> None:
 
 def errors(settings: dict, error: str, told: str, really: str) -> dict:
     """Median and largest absolute relative error, and how many lay inside low to high."""
-    values = list(settings.values())
+    values = [one for one in settings.values() if error in one]
+    if not values:
+        return {"settings": 0}
     inside = sum(one[told]["low"] <= one[really] <= one[told]["high"] for one in values)
     sizes = [abs(one[error]) for one in values]
     return {

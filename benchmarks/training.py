@@ -2,8 +2,8 @@
 
 Same model (SmolLM2-135M), rows, order of rows, effective batch, fp32, LoRA r 16 on all linear layers, threads and ranks; one
 after the other, several times; what counts is the median of the ratios of a repetition. A token is a real one, never padding.
-Time is processor time of rank 0 in the timed steps, at one thread a rank: other work on the machine moves it little, while it
-can move wall-clock time by any factor; that is written down too.
+Time is processor time in the timed steps, at one thread a rank, of the rank that took most of it in each step: other work on the
+machine moves it little, while it can move wall-clock time by any factor; that is written down too.
 Every contender gets the same rows in the same steps, so that the losses show that all do the same work.
 
     python -m benchmarks.training --data short --trl-site FOLDER --llama-factory PYTHON
@@ -131,9 +131,9 @@ def sizes(drawn: random.Random, data: str, sampling: str) -> list[tuple[int, int
 
 def ours(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace, packing: bool = True) -> dict:
     """The product's own path: supervisor, torchrun, DeepSpeed ranks."""
-    watched: list[float] = []
+    watched: list[list[float]] = []
     done = threading.Event()
-    watcher = threading.Thread(target=watch_rank, args=(folder, watched, done))
+    watcher = threading.Thread(target=watch_ranks, args=(folder, watched, done))
     watcher.start()
     try:
         launch.train(job(folder, model, rows, options, packing), folder)
@@ -144,19 +144,22 @@ def ours(folder: Path, model: str, rows: list[TokenRow], options: argparse.Names
     ends = [line["timestamp_ms"] / 1000 for line in lines][WARMUP - 1 :]
     return {
         "seconds": [b - a for a, b in itertools.pairwise(ends)],
-        "cpu_seconds": [b - a for a, b in itertools.pairwise(watched[WARMUP - 1 :])],
+        "cpu_seconds": [
+            max(b - a for a, b in zip(before, after, strict=True))
+            for before, after in itertools.pairwise(watched[WARMUP - 1 :])
+        ],
         "losses": [line["loss"] for line in lines],
         "peak_gib": lines[-1]["memory_gib"],
     }
 
 
-def watch_rank(folder: Path, ends: list[float], done: threading.Event) -> None:
-    """Note the processor seconds of rank 0 whenever it has written a step; seen from outside, so that it does nothing for it."""
+def watch_ranks(folder: Path, ends: list[list[float]], done: threading.Event) -> None:
+    """Note the processor seconds of the ranks whenever rank 0 has written a step; seen from outside, so that it does nothing for it."""
     while not done.wait(0.02) and len(ends) < WARMUP + TIMED:
         steps = len(show.read_metrics(folder))
         if steps > len(ends):
-            spent = psutil.Process(beat.read(folder)[0]["pid"]).cpu_times()
-            ends += [spent.user + spent.system] * (steps - len(ends))
+            spent = [psutil.Process(rank["pid"]).cpu_times() for rank in beat.read(folder)]
+            ends += [[one.user + one.system for one in spent]] * (steps - len(ends))
 
 
 def padded(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace) -> dict:
@@ -195,9 +198,11 @@ def run(folder, model, rows, options, script, python, site) -> dict:
         "PYTHONPATH": ":".join(filter(None, [site, str(PEERS)])),
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
-    if not (folder / "out.json").exists():
+    answers = [json.loads(file.read_text()) for file in sorted(folder.glob("out.*.json"))]
+    if len(answers) != options.ranks:
         raise PeerError(f"{script} ended with code {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}")
-    return json.loads((folder / "out.json").read_text())
+    slowest = [max(steps) for steps in zip(*(one["cpu_seconds"] for one in answers), strict=True)]
+    return answers[0] | {"cpu_seconds": slowest}
 
 
 def job(folder: Path, model: str, rows: list[TokenRow], options: argparse.Namespace, packing: bool) -> TrainingJob:

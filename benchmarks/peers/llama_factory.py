@@ -2,7 +2,9 @@
 
 import importlib.machinery
 import importlib.util
+import os
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -25,8 +27,11 @@ def main():
 
     rows = told.dataset(task).map(lambda row: {"attention_mask": [1] * len(row["input_ids"])})
     folder = Path(task["out"]).with_suffix(".rows")
-    if not folder.exists():
-        DatasetDict({"train": rows}).save_to_disk(folder)
+    if os.environ.get("RANK", "0") == "0":
+        DatasetDict({"train": rows}).save_to_disk(folder.with_suffix(".writing"))
+        folder.with_suffix(".writing").rename(folder)
+    while not folder.exists():  # another rank writes it
+        time.sleep(0.1)
     clock = told.Clock(task)
     options = {name: value for name, value in told.arguments(task).items() if name != "ddp_backend"} | {
         "stage": "sft",

@@ -43,16 +43,17 @@ class Clock:
         self.spent.append(time.process_time())
 
     def answer(self):
-        """Write what was measured, from the end of the last warm-up step on."""
-        if int(os.environ.get("RANK", "0")):
-            return
+        """Write what was measured, from the end of the last warm-up step on; each rank in a file of its own."""
+        rank = os.environ.get("RANK", "0")
         task, first = self.task, self.task["warmup_steps"]
         timed = {
             name: [b - a for a, b in zip(ends[first - 1 : -1], ends[first:], strict=True)]
             for name, ends in (("seconds", self.ends), ("cpu_seconds", self.spent))
         }
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        Path(task["out"]).write_text(json.dumps(timed | {"losses": self.losses, "peak_gib": peak}))
+        Path(task["out"]).with_suffix(f".{rank}.json").write_text(
+            json.dumps(timed | {"losses": self.losses, "peak_gib": peak})
+        )
 
 
 def callback(clock):

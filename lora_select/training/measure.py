@@ -26,13 +26,17 @@ LIMIT_SECONDS = 900
 
 @dataclass(frozen=True)
 class Measured:
-    """What a rank did here. `refusal` says why rows must not be packed; `peak_gib` is of one rank; `tokens` were timed."""
+    """What a rank did here. `refusal` says why rows must not be packed; `peak_gib` is of one rank; `tokens` were timed.
+
+    `processor_seconds` are those of all its threads in the same time, which other work on the machine moves less.
+    """
 
     refusal: str | None
     tokens: int
     seconds: float
     peak_gib: float
     heaviest_tokens: int
+    processor_seconds: float = 0.0
 
 
 def measure(told: TrainingJob, folder: Path) -> Measured | str:
@@ -80,16 +84,18 @@ def _measured(told: TrainingJob) -> Measured:
     loss.enable(network)
     heaviest = batches.heaviest(rows, plan)
     smoke.run(network, smoke.batch_of(heaviest, plan, pad_id, device))
-    tokens, seconds = 0, 0.0
+    tokens, seconds, processor = 0, 0.0, 0.0
     for part in _ordinary(rows, plan):
-        began = time.monotonic()
+        began, spent = time.monotonic(), time.process_time()
         smoke.run(network, smoke.batch_of(part, plan, pad_id, device))
         _wait(device)
         seconds += time.monotonic() - began
+        processor += time.process_time() - spent
         tokens += sum(len(row.input_ids) for row in part)
         if seconds > TIMED_SECONDS:
             break
-    return Measured(refusal, tokens, seconds, peak_memory_gib(device), batches.held_tokens(heaviest, plan.packing))
+    held = batches.held_tokens(heaviest, plan.packing)
+    return Measured(refusal, tokens, seconds, peak_memory_gib(device), held, processor)
 
 
 def _ordinary(rows: list[TokenRow], plan: Any) -> list[list[TokenRow]]:

@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,7 +128,15 @@ def learning_rate(plan: TrainingPlan, step: int) -> float:
 
 
 def peak_memory_gib(device: str) -> float:
-    """Peak memory of this process: allocated on the GPU, resident on a CPU, in GiB."""
+    """Peak memory of this process: allocated on the GPU, resident on a CPU, in GiB.
+
+    `ru_maxrss` would also hold what the process that started this one had at most; it stands in where the kernel tells nothing else.
+    """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    for line in lines:
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

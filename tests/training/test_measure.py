@@ -1,6 +1,8 @@
 """The measurement runs the real model in a process of its own, or says in a sentence why there is none."""
 
 import dataclasses
+import subprocess
+import sys
 
 from training_jobs import job
 
@@ -13,6 +15,7 @@ def test_a_real_model_is_measured_and_its_packing_proven(tiny_model_folder, tmp_
     found = measure.measure(told, tmp_path / "measured")
     assert isinstance(found, Measured)
     assert found.refusal is None
+    assert found.processor_seconds > 0
     assert found.seconds > 0
     assert 0.2 < found.peak_gib < 2
     assert 3 * 4 * 5 <= found.tokens <= 3 * 4 * 19
@@ -25,3 +28,13 @@ def test_a_failed_attempt_is_a_sentence_and_the_base_is_held_as_told(tiny_model_
     assert isinstance(found, str)
     assert found.startswith("speed was not measured: the attempt ended with")
     assert "`base_model.quantize` 'fp4' is unknown" in found
+
+
+def test_the_peak_is_this_process_s_own_and_not_that_of_the_one_that_started_it():
+    """The flow has held more than a rank by the time it starts one, and `ru_maxrss` is inherited."""
+    child = "from lora_select.training.steps import peak_memory_gib; print(peak_memory_gib('cpu'))"
+    parent = (
+        f"import subprocess, sys; held = bytearray(b'x' * 2**31); subprocess.run([sys.executable, '-c', {child!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 0.05 < float(done.stdout) < 1.5

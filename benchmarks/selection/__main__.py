@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from benchmarks.selection import tasks
 from benchmarks.selection.candidates import NAMED, candidate
 from benchmarks.selection.subject import MODELS
-from benchmarks.selection.table import Setting
+from benchmarks.selection.table import STEPS, Setting
 
 if TYPE_CHECKING:
     from benchmarks.selection.runner import Bench
 
-STEPS, BATCH, ROWS = 24, 8, 192
+BATCH, ROWS = 8, 192
 
 
 def main() -> None:

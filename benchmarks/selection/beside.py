@@ -8,7 +8,7 @@ from typing import final
 
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case, best_run
-from benchmarks.selection.judging import forgetting, loss, seed_sd
+from benchmarks.selection.judging import forgetting, level, seed_sd
 
 
 @final
@@ -28,7 +28,7 @@ class Beside:
 
 
 def beside(cases: Sequence[Case]) -> list[Beside]:
-    """All of them; losses are of the odd rows, the best rate was chosen by all rows."""
+    """All of them; losses are of the odd rows, means over seeds; the best rate was chosen by all rows of seed 0."""
     found = []
     for case in cases:
         home, sd = best_run(case.table, REFERENCE), seed_sd(case.table)
@@ -36,7 +36,7 @@ def beside(cases: Sequence[Case]) -> list[Beside]:
             run = best_run(case.table, key)
             if home is None or run is None or key == REFERENCE:
                 continue
-            nats = loss(case.table, run) - loss(case.table, home)
+            nats = level(case.table, run) - level(case.table, home)
             rise = forgetting(case.table, run) - forgetting(case.table, home)
             found.append(
                 Beside(key, case.table.setting.name, nats, nats / sd if sd else None, rise, run.rate / home.rate)

@@ -1,5 +1,6 @@
 """One setting as a way of choosing sees it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -53,6 +54,12 @@ class Choice:
 
 Strategy = Callable[[Case], Sequence[Choice]]
 """Equally likely choices; none where the sweep has not run what the strategy asks for."""
+
+
+def seen_loss(table: Table, run: Run) -> float:
+    """Summed loss on the even rows, infinite for a diverged run."""
+    held_out = table.outcomes[run].held_out
+    return sum(held_out[::2]) if held_out else math.inf
 
 
 def best_run(table: Table, candidate: str) -> Run | None:

@@ -22,9 +22,11 @@ MINIMUM_SEEDS = 3
 @final
 @dataclass(frozen=True)
 class Regret:
-    """What a strategy lost on a setting: nats per label token above the best run, in seed SDs and as a share of the gain.
+    """What a strategy lost on a setting: nats per label token above the best candidate, in seed SDs and as a share of the gain.
 
-    `sds` is None below three seeds. `forgetting` is the rise of the reference loss, None where every choice diverged; `cost` its probes as a share of the runs of a sweep of all candidates. `choice` is empty where several are equally likely.
+    Levels are means over the seeds that were run, of the choice and of the best alike: the luckiest of many runs is no yardstick.
+    `sds` is None below three seeds. `forgetting` is the rise of the reference loss, None where every choice diverged; `cost`
+    its probes as a share of the runs of a sweep of all candidates. `choice` is empty where several are equally likely.
     """
 
     setting: str
@@ -41,6 +43,18 @@ def loss(table: Table, run: Run) -> float:
     outcome, base = table.outcomes[run], table.base
     assert base is not None
     return math.inf if outcome.diverged else sum(outcome.held_out[1::2]) / sum(base.labels[1::2])
+
+
+def level(table: Table, run: Run) -> float:
+    """Mean of :func:`loss` over the seeds of the run's candidate, rate and length."""
+    same = [r for r in table.outcomes if (r.candidate, r.rate, r.share) == (run.candidate, run.rate, run.share)]
+    return statistics.mean(loss(table, run) for run in same)
+
+
+def best_level(table: Table) -> float:
+    """That of the best candidate, each at its best rate."""
+    keys = dict.fromkeys(run.candidate for run in table.outcomes)
+    return min(level(table, run) for key in keys if (run := best_run(table, key)))
 
 
 def forgetting(table: Table, run: Run) -> float:
@@ -150,15 +164,13 @@ def regrets(case: Case, name: str) -> Regret | None:
     """Mean over the strategy's equally likely choices; None where it asks for runs that were not made."""
     table, sd = case.table, seed_sd(case.table)
     choices = STRATEGIES[name](case)
-    finished = [run for run in table.outcomes if run.seed == 0 and run.share == 1.0]
     if not choices or table.base is None:
         return None
-    best = min(loss(table, run) for run in finished)
-    done = sum(run.share for run in table.outcomes)
-    sweep = done * max(
-        1.0, len(NAMED) / len({run.candidate for run in table.outcomes})
-    )  # half-finished ones as if whole
-    lost = statistics.mean(loss(table, choice.run) - best for choice in choices)
+    best, kinds = best_level(table), {run.candidate for run in table.outcomes}
+    sweep = sum(run.share for run in table.outcomes) * max(
+        1.0, len(NAMED) / len(kinds)
+    )  # a half-finished one as if whole
+    lost = statistics.mean(level(table, choice.run) - best for choice in choices)
     rises = [rise for choice in choices if math.isfinite(rise := forgetting(table, choice.run))]
     forgets = statistics.mean(rises) if rises else None
     cost = statistics.mean(choice.probes for choice in choices) / sweep

@@ -11,7 +11,8 @@ from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import best_run
 from benchmarks.selection.judging import Regret, cases, fit, regrets
 from benchmarks.selection.strategies import STRATEGIES
-from benchmarks.selection.table import RESULTS, tables
+from benchmarks.selection.subject import CAUSAL
+from benchmarks.selection.table import RESULTS, STEPS, Table, tables
 from benchmarks.selection.tasks import CONTROLS
 from lora_select import records
 from lora_select.records import write_text
@@ -22,11 +23,19 @@ FIGURE = RESULTS / "regret.png"
 
 
 def calibrate() -> int:
-    """Fit the constants to all settings and write them where the selector reads them."""
-    made = fit([table for table in tables() if table.setting.task not in CONTROLS])
+    """Fit the constants to the settings that are as the product trains, and write them where the selector reads them.
+
+    That is causal models at the sweep's usual number of steps; the encoder and the other sizes are for judging alone.
+    """
+    made = fit([table for table in tables() if _is_ours(table)])
     records.write(calibration.FILE, made)
     print(records.to_json(made))
     return 0
+
+
+def _is_ours(table: Table) -> bool:
+    setting = table.setting
+    return setting.task not in CONTROLS and setting.model in CAUSAL and setting.steps == STEPS
 
 
 def main() -> int:

@@ -7,6 +7,8 @@ from typing import Any, final
 
 from lora_select.records import append_line, whole_lines
 
+STEPS = 24
+"""Of a setting of the usual size."""
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -1,8 +1,13 @@
+import dataclasses
+
 import planted
 import pytest
 
+from lora_select.selection.calibration import shipped
 from lora_select.selection.candidates import enumerate_candidates
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate
+
+PROPORTIONAL = dataclasses.replace(shipped(), displacement_power=1.0)
 
 
 def candidate(key: str, r=None, **options):
@@ -12,24 +17,28 @@ def candidate(key: str, r=None, **options):
 def test_rate_falls_by_the_displacement():
     pissa = candidate("pissa-all-linear-r16", displacements={"pissa": 10.0})
     assert displacement_ratio(pissa) == pytest.approx(10.0)
-    assert learning_rate(pissa, 780) == 3e-5
+    assert learning_rate(pissa, 780, PROPORTIONAL) == 3e-5
 
 
 def test_lora_keeps_the_reference_rate_at_every_rank_and_target():
     for r in (8, 16, 32):
         for targets in ("all-linear", "mlp-only"):
-            assert learning_rate(candidate(f"lora-{targets}-r{r}", displacements={"lora": 0.7}), 780) == 3e-4
+            assert (
+                learning_rate(candidate(f"lora-{targets}-r{r}", displacements={"lora": 0.7}), 780, PROPORTIONAL) == 3e-4
+            )
 
 
 @pytest.mark.parametrize(("displacement", "rate"), [(1e6, 1e-5), (1e-6, 9e-4), (0.0, 3e-4)])
 def test_transfer_is_bounded_and_survives_a_dead_layer(displacement, rate):
-    assert learning_rate(candidate("eva-all-linear-r8", displacements={"eva": displacement}), 780) == pytest.approx(
-        rate
-    )
+    assert learning_rate(
+        candidate("eva-all-linear-r8", displacements={"eva": displacement}), 780, PROPORTIONAL
+    ) == pytest.approx(rate)
 
 
 def test_an_unmeasured_rank_takes_the_nearest():
-    assert learning_rate(candidate("pissa-all-linear-r24", r=24, displacements={"pissa": 10.0}), 780) == 3e-5
+    assert (
+        learning_rate(candidate("pissa-all-linear-r24", r=24, displacements={"pissa": 10.0}), 780, PROPORTIONAL) == 3e-5
+    )
 
 
 def test_ratio_is_the_geometric_mean_over_layers():
@@ -39,3 +48,10 @@ def test_ratio_is_the_geometric_mean_over_layers():
     ]
     eva = next(c for c in enumerate_candidates(planted.of(layers)) if c.key == "eva-all-linear-r8")
     assert displacement_ratio(eva) == pytest.approx(4.0)
+
+
+def test_the_fitted_power_tempers_the_displacement():
+    """A sixteenfold displacement at power 1/2 takes a quarter of the rate."""
+    tempered = dataclasses.replace(shipped(), displacement_power=0.5)
+    pissa = candidate("pissa-all-linear-r16", displacements={"pissa": 16.0})
+    assert learning_rate(pissa, 780, tempered) == pytest.approx(3e-4 / 4, rel=0.02)

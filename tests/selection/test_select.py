@@ -63,7 +63,7 @@ def test_with_the_claim_a_tangent_space_that_holds_the_update_wins():
     assert not decision.abstained
     assert decision.choice_key == "eva-all-linear-r16"
     assert decision.choice.init == "eva"
-    assert decision.choice.learning_rate == pytest.approx(HOME_RATE / 6, rel=0.05)
+    assert decision.choice.learning_rate == pytest.approx(HOME_RATE / 6 ** shipped().displacement_power, rel=0.05)
     assert any("0.950 ± 0.010 is above 2 times LoRA's" in reason for reason in decision.reasons)
     assert all(c.rejected for c in decision.candidates if c.key != decision.choice_key)
 

@@ -53,9 +53,9 @@ def full_rates(case: Case) -> list[Choice]:
 
 def full_aligned(case: Case) -> list[Choice]:
     """Full length: three rates of the reference and, where its tangent share is twice LoRA's, of EVA."""
-    if not case.shares:
+    if not case.shares or (case.aligned() and EVA not in case.candidates):
         return []
-    return _race(case, [EVA] if case.aligned() else [], 1.0) if not case.aligned() or EVA in case.candidates else []
+    return _race(case, [EVA] if case.aligned() else [], 1.0)
 
 
 def full_drawn(case: Case) -> list[Choice]:

@@ -298,7 +298,7 @@ def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
 
 def _power(constants: Calibration) -> str:
     power = constants.displacement_power
-    return f", to the power {power:g} that fits {constants.settings} settings" if power != 1 else ""
+    return f", to the fitted power {power:g}" if power != 1 else ""
 
 
 def _share(item: Scored) -> str:

@@ -23,7 +23,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 test-faults: $(STAMP) ## some faults need root (a full tmpfs, a memory limit); writes the table in docs/operations.md
-	LORA_SELECT_FAULT_TABLE=docs/operations.md $(BIN)/python -m pytest -m fault --timeout 900 tests/faults
+	LORA_SELECT_FAULT_TABLE=docs/operations.md $(BIN)/python -m pytest -m fault --timeout 1200 tests/faults
 	$(BIN)/python -m pytest -m fault --timeout 900 tests/training
 
 test-server: $(STAMP)

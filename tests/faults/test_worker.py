@@ -85,7 +85,7 @@ def test_the_next_run_goes_on(place, outcome, victims):
     again = worker(environment, folder)
     try:
         begin(environment)
-        wait_for(lambda: ended_well(environment, at), 400, "the end of the second run")
+        wait_for(lambda: ended_well(environment, at), 700, "the end of the second run")
     finally:
         again.terminate()
         again.wait(60)

@@ -94,7 +94,7 @@ def draw(found: dict[str, list[Regret]]) -> None:
     axes.set_yticks(range(len(named)), [name for name, _ in reversed(named)])
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(left=-0.1)
-    axes.set_xlabel("regret, % of the gain (a point: a setting; the bar: their median)")
+    figure.supxlabel("regret, % of the gain (a point: a setting; the bar: their median)", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=110, metadata={"Software": None})

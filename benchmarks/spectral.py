@@ -40,6 +40,7 @@ from lora_select.spectral.capture import _start_graph, frozen
 from lora_select.spectral.layers import linear_layers, shape_of
 from lora_select.spectral.sketch import Sizes
 from lora_select.spectral.stream import Measured, Settings, stream
+from lora_select.training.steps import peak_memory_gib
 from lora_select.variants import CATALOGUE
 
 RESULTS = Path(__file__).parent / "results" / "spectral.json"
@@ -164,13 +165,7 @@ def child_memory(path: str, args: argparse.Namespace) -> None:
             optimizer.zero_grad()
     else:
         run(model, batches, lambda _index, _seconds: None)
-    print(peak())
-
-
-def peak() -> float:
-    """This program's peak resident memory, GiB; `ru_maxrss` would hold that of the process that started it."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**20
+    print(peak_memory_gib("cpu"))
 
 
 def memory(name: str, rows: int, length: int) -> dict[str, float]:

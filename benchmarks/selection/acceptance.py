@@ -11,7 +11,7 @@ from typing import final
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case
 from benchmarks.selection.judging import Regret, base_loss, forgetting, loss, regrets, seed_sd
-from benchmarks.selection.strategies import OURS, PLAIN, STRATEGIES, TUNED
+from benchmarks.selection.strategies import STRATEGIES, TUNED
 from benchmarks.selection.table import Run
 from lora_select.selection.outcome import predicted_gain
 
@@ -29,17 +29,30 @@ class Claim:
     numbers: str
 
 
-def claims(cases: Sequence[Case], controls: Sequence[Case]) -> list[Claim]:
-    """All five, in the order of the documentation."""
-    return [never_far_behind(cases), cheap(cases), spares(cases), covers(cases), abstains(controls)]
+def claims(cases: Sequence[Case], controls: Sequence[Case], rule: str, plain: str) -> list[Claim]:
+    """All five, in the order of the documentation.
+
+    Args:
+        cases: the settings.
+        controls: those with shuffled labels.
+        rule: the way of choosing that is judged.
+        plain: a race of equal cost without the spectral stage.
+    """
+    return [
+        never_far_behind(cases, rule),
+        cheap(cases, rule, plain),
+        spares(cases, rule),
+        covers(cases),
+        abstains(controls, rule),
+    ]
 
 
-def never_far_behind(cases: Sequence[Case]) -> Claim:
+def never_far_behind(cases: Sequence[Case], rule: str) -> Claim:
     """Ours against LoRA at the sweep's best rate, setting by setting."""
     promise = "never worse than LoRA at its best rate by more than one seed SD"
     gaps = {}
     for case in cases:
-        ours, tuned, sd = regrets(case, OURS), regrets(case, TUNED), seed_sd(case.table)
+        ours, tuned, sd = regrets(case, rule), regrets(case, TUNED), seed_sd(case.table)
         if ours and tuned and sd:
             gaps[case.table.setting.name] = (ours.nats - tuned.nats) / sd
     if not gaps:
@@ -50,17 +63,17 @@ def never_far_behind(cases: Sequence[Case]) -> Claim:
     return Claim(promise, above == 0, numbers)
 
 
-def cheap(cases: Sequence[Case]) -> Claim:
+def cheap(cases: Sequence[Case], rule: str, plain: str) -> Claim:
     """Median regret and cost of ours, beside a plain race of the same size."""
     promise = "median regret at most one seed SD at no more than 10 % of the sweep, below a plain race of equal cost"
-    both = [(a, b) for case in cases if (a := regrets(case, OURS)) and (b := regrets(case, PLAIN))]
+    both = [(a, b) for case in cases if (a := regrets(case, rule)) and (b := regrets(case, plain))]
     both = [(a, b) for a, b in both if a.sds is not None and b.sds is not None]
     if not both:
         return Claim(promise, None, "no setting with three seeds and a full shortlist")
-    ours, plain = (_middle([pair[side] for pair in both]) for side in (0, 1))
-    kept = ours[0] <= 1 and ours[1] <= 0.1 and ours[0] < plain[0]
+    ours, other = (_middle([pair[side] for pair in both]) for side in (0, 1))
+    kept = ours[0] <= 1 and ours[1] <= 0.1 and ours[0] < other[0]
     return Claim(
-        promise, kept, f"ours {ours[0]:.2f} SD at {ours[1]:.1%}, plain race {plain[0]:.2f} SD at {plain[1]:.1%}"
+        promise, kept, f"ours {ours[0]:.2f} SD at {ours[1]:.1%}, plain race {other[0]:.2f} SD at {other[1]:.1%}"
     )
 
 
@@ -68,12 +81,12 @@ def _middle(found: Sequence[Regret]) -> tuple[float, float]:
     return statistics.median(item.sds or 0.0 for item in found), statistics.median(item.cost for item in found)
 
 
-def spares(cases: Sequence[Case]) -> Claim:
+def spares(cases: Sequence[Case], rule: str) -> Claim:
     """Forgetting of the choice over that of LoRA at its best rate, where some run ties it and forgets at most a third."""
     promise = "where a tie forgets at most a third of what LoRA at its best rate forgets, so does the choice (half in the median)"
     shares = []
     for case in cases:
-        home, ours = STRATEGIES[TUNED](case), STRATEGIES[OURS](case)
+        home, ours = STRATEGIES[TUNED](case), STRATEGIES[rule](case)
         if home and ours and _sparing_tie(case, home[0].run):
             level = forgetting(case.table, home[0].run)
             shares.append(statistics.mean(forgetting(case.table, choice.run) for choice in ours) / level)
@@ -117,10 +130,10 @@ def covers(cases: Sequence[Case]) -> Claim:
     )
 
 
-def abstains(controls: Sequence[Case]) -> Claim:
+def abstains(controls: Sequence[Case], rule: str) -> Claim:
     """The race on shuffled labels: nothing but LoRA may be chosen."""
     promise = "on shuffled labels the race keeps plain LoRA"
-    choices = {case.table.setting.name: STRATEGIES[OURS](case) for case in controls}
+    choices = {case.table.setting.name: STRATEGIES[rule](case) for case in controls}
     choices = {name: found for name, found in choices.items() if found}
     if not choices:
         return Claim(promise, None, "no control was run")

@@ -1,5 +1,6 @@
 """How runs are judged: losses on rows that no strategy saw, the spread between seeds, constants fitted on other tasks, regret."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -47,8 +48,13 @@ def loss(table: Table, run: Run) -> float:
 
 def level(table: Table, run: Run) -> float:
     """Mean of :func:`loss` over the seeds of the run's candidate, rate and length."""
-    same = [r for r in table.outcomes if (r.candidate, r.rate, r.share) == (run.candidate, run.rate, run.share)]
-    return statistics.mean(loss(table, run) for run in same)
+    return statistics.mean(seeds(table, run))
+
+
+def seeds(table: Table, run: Run) -> list[float]:
+    """:func:`loss` of every seed of the run's candidate, rate and length."""
+    wanted = dataclasses.replace(run, seed=0)
+    return [loss(table, other) for other in table.outcomes if dataclasses.replace(other, seed=0) == wanted]
 
 
 def best_level(table: Table) -> float:
@@ -69,16 +75,9 @@ def seed_sd(table: Table) -> float | None:
 
     None where no candidate has three. Three seeds alone know their spread within a factor of four.
     """
-    found = []
-    for key in dict.fromkeys(run.candidate for run in table.outcomes):
-        best = best_run(table, key)
-        if best is None:
-            continue
-        seeds = [
-            loss(table, run) for run in table.outcomes if (run.candidate, run.rate, run.share) == (key, best.rate, 1.0)
-        ]
-        if len(seeds) >= MINIMUM_SEEDS:
-            found.append(statistics.stdev(seeds))
+    keys = dict.fromkeys(run.candidate for run in table.outcomes)
+    known = [seeds(table, best) for key in keys if (best := best_run(table, key))]
+    found = [statistics.stdev(losses) for losses in known if len(losses) >= MINIMUM_SEEDS]
     return statistics.median(found) if found else None
 
 
@@ -92,7 +91,7 @@ def fit(settings: Sequence[Table]) -> Calibration:
         math.log(_gentle(table, 1.0) / _gentle(table, RUNG)) for table in usable if table.rates(REFERENCE, share=RUNG)
     ]
     gains = [1 - loss(table, best_run(table, REFERENCE) or Run(REFERENCE, 0, 0)) / base_loss(table) for table in usable]
-    seeds = [
+    spreads = [
         sd / loss(table, best_run(table, REFERENCE) or Run(REFERENCE, 0, 0))
         for table in usable
         if (sd := seed_sd(table))
@@ -108,7 +107,7 @@ def fit(settings: Sequence[Table]) -> Calibration:
         rung_shift=float(f"{math.exp(statistics.mean(shifts)):.2g}") if shifts else 1.0,
         rung_shift_log_sd=round(_sd(shifts), 3),
         displacement_power=_power(usable),
-        seed_sd_share=round(statistics.median(seeds), 4) if seeds else 0.0,
+        seed_sd_share=round(statistics.median(spreads), 4) if spreads else 0.0,
     )
 
 

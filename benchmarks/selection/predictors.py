@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.selection.case import Case, best_run
-from benchmarks.selection.judging import loss
+from benchmarks.selection.judging import level
 from benchmarks.selection.schedule import RUNG
 
 FEWEST = 5
@@ -18,12 +18,13 @@ RUNG_FINAL = "loss of the rung -> final loss"
 def correlations(case: Case) -> dict[str, float]:
     """By name; empty with fewer than five candidates.
 
-    Each candidate stands with its best rate; losses of the rung are of the even rows, final ones of the odd rows.
+    Each candidate stands with its best rate; losses of the rung are of the even rows, final ones of the odd rows,
+    means over seeds.
     """
     from scipy.stats import spearmanr
 
-    final = {key: loss(case.table, run) for key in case.candidates if (run := best_run(case.table, key))}
-    rung = {key: level for key in final if (level := _rung_loss(case, key)) is not None}
+    final = {key: level(case.table, run) for key in case.candidates if (run := best_run(case.table, key))}
+    rung = {key: found for key in final if (found := _rung_loss(case, key)) is not None}
     pairs = {
         SHARE_RUNG: (case.shares, rung, -1),
         SHARE_FINAL: (case.shares, final, -1),

@@ -1,7 +1,6 @@
 """Races on what the sweep has run, by the product's own rule: short ones of a quarter of the steps, and full-length ones."""
 
 import itertools
-import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +10,7 @@ from benchmarks.selection.schedule import RUNG, nearest
 from benchmarks.selection.table import Run, Table
 from lora_select.records import Probe, Race
 from lora_select.selection import standing
+from lora_select.selection.calibration import rate_shift
 
 SHORTLIST = 3
 """Entrants beside the reference in a short race."""
@@ -104,8 +104,8 @@ def _race(case: Case, others: Sequence[str], share: float) -> list[Choice]:
     found = standing.decide(made, keys, REFERENCE, parameters)
     if found is None:
         return []
-    shift = case.constants.rung_shift ** (math.log(share) / math.log(RUNG))
-    return case.known([Choice(Run(found.key, nearest(found.learning_rate * shift), 0), share * len(runs))])
+    rate = nearest(found.learning_rate * rate_shift(share, case.constants))
+    return case.known([Choice(Run(found.key, rate, 0), share * len(runs))])
 
 
 def _probe(table: Table, run: Run) -> Probe:

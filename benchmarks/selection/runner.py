@@ -20,6 +20,7 @@ from lora_select.records import Range, Spectra, TrainingPlan
 from lora_select.spectral.analyze import analyze
 from lora_select.starts import write_initial_factors
 from lora_select.training import probe
+from lora_select.training.steps import peak_memory_gib
 from lora_select.variants import CATALOGUE
 
 EVAL_BATCH = 16
@@ -54,7 +55,7 @@ class Bench:
         began = time.perf_counter()
         with probe.adapted(self.subject.model, spec, plan, str(start) if start else None) as network:
             losses = probe.train(network, spec, plan, self.subject.rows.train, self.subject.pad_id)
-            seconds, peak = time.perf_counter() - began, _peak_gib()
+            seconds, peak = time.perf_counter() - began, peak_memory_gib("cpu")
             held_out, reference = self._measure(network.eval()) if len(losses) == plan.total_steps else ((), None)
         outcome = Outcome(
             run=run,
@@ -161,13 +162,6 @@ def _reset_peak() -> None:
     """Let VmHWM start anew (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _peak_gib() -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 2**20
-    return 0.0
 
 
 def _cpu() -> str:

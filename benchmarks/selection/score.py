@@ -10,7 +10,7 @@ from benchmarks.selection import acceptance, beside, predictors
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import best_run
 from benchmarks.selection.judging import Regret, cases, fit, regrets
-from benchmarks.selection.strategies import STRATEGIES
+from benchmarks.selection.strategies import RULES, STRATEGIES
 from benchmarks.selection.subject import CAUSAL
 from benchmarks.selection.table import RESULTS, STEPS, Table, tables
 from benchmarks.selection.tasks import CONTROLS
@@ -54,14 +54,15 @@ def main() -> int:
         print(f"{name:{width}}  " + (_line(items) if items else "not run"))
     named = ", ".join(f"{case.table.setting.name} ({len(case.candidates)} candidates)" for case in everything)
     print(f"\nSDs over those with three seeds. {len(settings)} settings: {named}\n")
-    claims = acceptance.claims(everything, controls)
-    print(acceptance.table_of(claims))
-    print("\nrank correlations over candidates, each at its best rate:", *predictors.lines(everything), sep="\n  ")
+    claims = {rule: acceptance.claims(everything, controls, rule, plain) for rule, plain in RULES.items()}
+    for rule, made in claims.items():
+        print(f"{rule}\n{acceptance.table_of(made)}\n")
+    print("rank correlations over candidates, each at its best rate:", *predictors.lines(everything), sep="\n  ")
     rivals = beside.beside(everything)
     print("", *beside.lines(rivals), sep="\n")
     content = {
         "regrets": {name: [asdict(item) for item in items] for name, items in found.items()},
-        "claims": [asdict(claim) for claim in claims],
+        "claims": {rule: [asdict(claim) for claim in made] for rule, made in claims.items()},
         "beside LoRA": [asdict(item) for item in rivals],
         "correlations": {case.table.setting.name: predictors.correlations(case) for case in everything},
     }

@@ -10,6 +10,7 @@ from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case
 from benchmarks.selection.judging import Regret, fit, loss, regrets, seed_sd
 from benchmarks.selection.schedule import GRID, RUNG, next_run
+from benchmarks.selection.strategies import SHIPPED, TUNED
 from benchmarks.selection.table import Run, Setting, Table, tables
 
 
@@ -62,15 +63,15 @@ def test_regret_is_measured_on_rows_that_no_strategy_saw(table):
     while run := next_run(table, EVA, 1.0, repeats=False):
         table.add(outcome(run, 0.5 * bowl(1e-3)(run.rate), odd=2.0))
     case = Case(table, {EVA: 0.9}, {}, fit([table]))
-    assert regrets(case, "short race by share") is None  # one rival is no shortlist
+    assert regrets(case, SHIPPED) is None  # one rival is no shortlist
     for other in ("lora-mlp-only-r16", "pissa-all-linear-r16"):
         sweep(table, other, lambda rate: 1.5 * bowl(1e-3)(rate), repeats=False)
     case = Case(table, {EVA: 0.9}, {}, fit([table]))
-    found = regrets(case, "short race by share")
+    found = regrets(case, SHIPPED)
     assert isinstance(found, Regret)
     assert found.nats == pytest.approx(1.0, abs=0.05)
     assert found.sds == pytest.approx(found.nats / seed_sd(table))
-    assert regrets(case, "LoRA, best rate of the sweep").nats == pytest.approx(0.0, abs=1e-9)
+    assert regrets(case, TUNED).nats == pytest.approx(0.0, abs=1e-9)
     assert loss(table, Run(EVA, 1e-3, 0)) == 2.0
 
 
@@ -82,7 +83,7 @@ def test_what_was_not_run_is_not_scored(table):
 def test_a_diverged_choice_has_a_regret_and_no_forgetting(table):
     sweep(table, REFERENCE, lambda rate: math.inf if rate > 1e-3 else bowl(1e-3)(rate))
     case = Case(table, {}, {}, dataclasses.replace(fit([table]), rate=3e-3))
-    found = regrets(case, "LoRA, predicted rate (ours, no race)")
+    found = regrets(case, "LoRA, predicted rate (the product's default)")
     assert math.isinf(found.nats)
     assert found.forgetting is None
 

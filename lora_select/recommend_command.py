@@ -28,6 +28,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--emit", nargs="+", choices=TOOLS, default=["peft"], metavar="TOOL", help=f"{', '.join(TOOLS)} (default: peft)"
     )
+    command.add_argument(
+        "--prefer-retention",
+        action="store_true",
+        help="of what ties within one standard error in the race, take what forgets at most half as much",
+    )
     command.add_argument("--serve", choices=("vllm",), help="what will serve the adapter")
     command.add_argument("--must-merge", action="store_true", help="the adapter will be merged into the base")
     command.add_argument(
@@ -37,7 +42,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="that trains; auto: this machine's"
     )
-    command.add_argument("--budget", default="0%", metavar="5%", help="share of the training for probe trainings")
+    command.add_argument(
+        "--budget", default="0%", metavar="5%", help="share of the training for probes of plain LoRA at three rates"
+    )
+    command.add_argument(
+        "--entrants",
+        type=int,
+        default=1,
+        choices=range(1, 5),
+        help="candidates that race at most (default: LoRA alone)",
+    )
     for option in ("variant", "targets"):
         command.add_argument(f"--{option}", help=f"as `selection.{option}` of a run")
     command.add_argument("--r", type=int, help="as `selection.r` of a run")
@@ -117,6 +131,8 @@ def run(parsed: argparse.Namespace) -> int:
         epochs=parsed.epochs,
         tools=tuple(dict.fromkeys(parsed.emit)),
         race=share(parsed.budget),
+        entrants=parsed.entrants,
+        prefer_retention=parsed.prefer_retention,
     )
     measuring = recommend.Measuring(
         model=parsed.model,

@@ -25,11 +25,10 @@ SWEPT = (
     ("vera", ALL_LINEAR, 256),
     ("oft", ALL_LINEAR, 0),
     ("shira", ALL_LINEAR, 16),
+    ("lora", ALL_LINEAR, 8),
 )
 """Variant, targets, rank (0 where it has none)."""
 NAMED = {f"{variant}-{targets}" + (f"-r{r}" if r else ""): (variant, targets, r) for variant, targets, r in SWEPT}
-EXTRA = ("lora", ALL_LINEAR, 8)
-"""Only at the trainers' default rate, as a baseline."""
 FREE = SelectionInputs(None, False, None, True, 0, None, None, None, None, 100, None, {})
 """No constraint."""
 

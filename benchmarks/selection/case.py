@@ -8,6 +8,7 @@ from typing import final
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.schedule import best_rate, nearest, next_rate
 from benchmarks.selection.table import Run, Table
+from lora_select.records import Evidence
 from lora_select.selection.calibration import Calibration, reference_rate
 from lora_select.selection.select import SHARE_FACTOR
 
@@ -46,14 +47,22 @@ class Case:
 @final
 @dataclass(frozen=True)
 class Choice:
-    """A run that a strategy would make, and the probes that it ran before, in full runs."""
+    """A run that a strategy would make, the probes that it ran before, in full runs, and the gain that these predict, if they do."""
 
     run: Run
     probes: float = 0.0
+    gain: Evidence | None = None
 
 
 Strategy = Callable[[Case], Sequence[Choice]]
 """Equally likely choices; none where the sweep has not run what the strategy asks for."""
+
+
+def base_loss(table: Table) -> float:
+    """The base model on the odd rows, nats per label token."""
+    base = table.base
+    assert base is not None
+    return sum(base.held_out[1::2]) / sum(base.labels[1::2])
 
 
 def seen_loss(table: Table, run: Run) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 from benchmarks.selection.candidates import NAMED, REFERENCE
-from benchmarks.selection.case import Case, best_run
+from benchmarks.selection.case import Case, Choice, base_loss, best_run
 from benchmarks.selection.schedule import GRID, RUNG, best_rate
 from benchmarks.selection.strategies import STRATEGIES
 from benchmarks.selection.table import RESULTS, Run, Table
@@ -136,13 +136,6 @@ def _gentle(table: Table, share: float, key: str = REFERENCE) -> float:
     return min(rate for rate, value in losses.items() if value <= 1.01 * best)
 
 
-def base_loss(table: Table) -> float:
-    """The base model on the odd rows, nats per label token."""
-    base = table.base
-    assert base is not None
-    return sum(base.held_out[1::2]) / sum(base.labels[1::2])
-
-
 def _sd(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -160,9 +153,26 @@ def cases(settings: Sequence[Table], known_settings: Sequence[Table] | None = No
 
 
 def regrets(case: Case, name: str) -> Regret | None:
-    """Mean over the strategy's equally likely choices; None where it asks for runs that were not made."""
+    """Of a way of choosing; None where it asks for runs that were not made."""
+    return regret_of(case, STRATEGIES[name](case))
+
+
+def hindsight(everything: Sequence[Case]) -> tuple[str, list[Regret]]:
+    """The candidate that, at its predicted rate, has the lowest median regret, of those that three settings have at least."""
+    found = {}
+    for key in NAMED:
+        made = [regret_of(case, case.known([Choice(Run(key, case.rate(key), 0))])) for case in everything]
+        found[key] = [one for one in made if one and one.sds is not None]
+    whole = {key: items for key, items in found.items() if len(items) >= MINIMUM_SEEDS}
+    if not whole:
+        return "", []
+    best = min(whole, key=lambda key: statistics.median(one.sds or 0.0 for one in whole[key]))
+    return best, whole[best]
+
+
+def regret_of(case: Case, choices: Sequence[Choice]) -> Regret | None:
+    """Mean over equally likely choices; None where there are none."""
     table, sd = case.table, seed_sd(case.table)
-    choices = STRATEGIES[name](case)
     if not choices or table.base is None:
         return None
     best, kinds = best_level(table), {run.candidate for run in table.outcomes}

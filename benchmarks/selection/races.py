@@ -1,66 +1,76 @@
-"""Races on what the sweep has run, by the product's own rule: short ones of a quarter of the steps, and full-length ones."""
+"""Races on what the sweep has run, by the product's own rule: probes of 24 steps as the product has them, and shorter ones."""
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.selection.candidates import REFERENCE
-from benchmarks.selection.case import EVA, MLP, Case, Choice
-from benchmarks.selection.schedule import RUNG, nearest
+from benchmarks.selection.case import EVA, MLP, Case, Choice, Strategy, base_loss
+from benchmarks.selection.schedule import nearest
 from benchmarks.selection.table import Run, Table
 from lora_select.records import Probe, Race
 from lora_select.selection import standing
 from lora_select.selection.calibration import rate_shift
+from lora_select.selection.outcome import raced_gain
+from lora_select.selection.race import FACTORS, MINIMUM_STEPS, MOST_ENTRANTS
 
-SHORTLIST = 3
-"""Entrants beside the reference in a short race."""
 DRAWS = 30
+Order = Callable[[Case], list[list[str]]]
+"""Rivals of the reference, the first to race first; several equally likely orders where they are drawn."""
 
 
-def shortlist(case: Case) -> list[Choice]:
-    """Short: the reference, LoRA on the feed-forward layers, and the largest tangent shares."""
-    return _short(case, _by_share(case, case.shares))
+def alone(_case: Case) -> list[list[str]]:
+    """No rival: the reference's three rates."""
+    return [[]]
 
 
-def permuted(case: Case) -> list[Choice]:
+def by_share(case: Case) -> list[list[str]]:
+    """LoRA on the feed-forward layers, then the largest tangent shares: the product's order."""
+    return [_by_share(case, case.shares)]
+
+
+def permuted(case: Case) -> list[list[str]]:
     """The same with the tangent shares dealt out anew: what is left when the spectra say nothing."""
-    drawn, keys, values = random.Random(0), list(case.shares), list(case.shares.values())
-    deals = [dict(zip(keys, drawn.sample(values, len(keys)), strict=True)) for _ in range(DRAWS)]
-    return list(itertools.chain.from_iterable(_short(case, _by_share(case, deal)) for deal in deals))
+    source, keys, values = random.Random(0), list(case.shares), list(case.shares.values())
+    deals = [dict(zip(keys, source.sample(values, len(keys)), strict=True)) for _ in range(DRAWS)]
+    return [_by_share(case, deal) for deal in deals]
 
 
-def first(case: Case) -> list[Choice]:
-    """Short, without the spectral stage: the first variants of the list."""
-    return _short(case, _rivals(case))
-
-
-def drawn(case: Case) -> list[Choice]:
-    """Short: variants drawn at random."""
+def drawn(case: Case) -> list[list[str]]:
+    """At random: no spectral stage."""
     source, rivals = random.Random(0), _rivals(case)
-    draws = [source.sample(rivals, len(rivals)) for _ in range(DRAWS)]
-    return list(itertools.chain.from_iterable(_short(case, draw) for draw in draws))
+    return [source.sample(rivals, len(rivals)) for _ in range(DRAWS)]
 
 
-def rates(case: Case) -> list[Choice]:
-    """Short: the reference's three rates."""
-    return _race(case, [], RUNG)
+def race(order: Order, entrants: int, share: float | None = None, *, retention: bool = False) -> Strategy:
+    """The reference and the first of `order`, three rates each; none where the sweep has too few.
+
+    Args:
+        order: of the rivals.
+        entrants: with the reference.
+        share: of the planned steps that a probe has; None: the product's least probe.
+        retention: as `selection.prefer_retention`.
+    """
+
+    def choose(case: Case) -> list[Choice]:
+        orders = [found for found in order(case) if len(found) >= entrants - 1]
+        made = (_race(case, found[: entrants - 1], share, retention=retention) for found in orders)
+        return list(itertools.chain.from_iterable(made))
+
+    return choose
 
 
-def full_rates(case: Case) -> list[Choice]:
-    """Full length: the reference's three rates."""
-    return _race(case, [], 1.0)
-
-
-def full_aligned(case: Case) -> list[Choice]:
-    """Full length: three rates of the reference and, where its tangent share is twice LoRA's, of EVA."""
+def aligned(case: Case) -> list[Choice]:
+    """Three rates of the reference and, where its tangent share is twice LoRA's, of EVA."""
     if not case.shares or (case.aligned() and EVA not in case.candidates):
         return []
-    return _race(case, [EVA] if case.aligned() else [], 1.0)
+    return _race(case, [EVA] if case.aligned() else [], None)
 
 
-def full_drawn(case: Case) -> list[Choice]:
-    """Full length: three rates of the reference and of one other, each other in turn."""
-    return list(itertools.chain.from_iterable(_race(case, [rival], 1.0) for rival in _rivals(case)))
+def single_rates(case: Case) -> list[Choice]:
+    """As many probes as the reference's rates are: the reference and random variants, each at its predicted rate alone."""
+    orders = [found[: len(FACTORS) - 1] for found in drawn(case) if len(found) >= MOST_ENTRANTS - 1]
+    return list(itertools.chain.from_iterable(_race(case, found, None, factors=(1.0,)) for found in orders))
 
 
 def _rivals(case: Case) -> list[str]:
@@ -72,25 +82,28 @@ def _by_share(case: Case, shares: Mapping[str, float]) -> list[str]:
     return [key for key in (MLP, *others) if key in case.candidates]
 
 
-def _short(case: Case, others: Sequence[str]) -> list[Choice]:
-    """A race of the reference and the first of `others`; none where the sweep has too few for a full shortlist."""
-    return _race(case, others[:SHORTLIST], RUNG) if len(others) >= SHORTLIST else []
-
-
-def _race(case: Case, others: Sequence[str], share: float) -> list[Choice]:
+def _race(
+    case: Case,
+    others: Sequence[str],
+    share: float | None,
+    factors: Sequence[float] = FACTORS,
+    *,
+    retention: bool = False,
+) -> list[Choice]:
     """The rates are the predicted one and its neighbours, as far as they were run."""
+    setting, base = case.table.setting, case.table.base
+    share = share or min(1.0, MINIMUM_STEPS / setting.steps)
     keys = [REFERENCE, *others]
-    wanted = [Run(key, nearest(case.rate(key) * factor), 0, share) for key in keys for factor in (1 / 3, 1.0, 3.0)]
+    wanted = [Run(key, nearest(case.rate(key) * factor), 0, share) for key in keys for factor in factors]
     runs = [run for run in wanted if run in case.table.outcomes]
-    base = case.table.base
     if base is None or not any(run.candidate == REFERENCE for run in runs):
         return []
     made = Race(
         profile_digest="",
         spectra_digest="",
         budget=0.0,
-        planned_steps=case.table.setting.steps,
-        rungs=(round(share * case.table.setting.steps),),
+        planned_steps=setting.steps,
+        rungs=(round(share * setting.steps),),
         labels=base.labels[::2],
         base_held_out=base.held_out[::2],
         base_reference=base.reference,
@@ -101,11 +114,12 @@ def _race(case: Case, others: Sequence[str], share: float) -> list[Choice]:
         notes=(),
     )
     parameters = {run.candidate: case.table.outcomes[run].parameters for run in runs}
-    found = standing.decide(made, keys, REFERENCE, parameters)
+    found = standing.decide(made, keys, REFERENCE, parameters, retention=retention)
     if found is None:
         return []
     rate = nearest(found.learning_rate * rate_shift(share, case.constants))
-    return case.known([Choice(Run(found.key, rate, 0), share * len(runs))])
+    gain = raced_gain(base_loss(case.table), made, found.key, found.learning_rate, case.constants)
+    return case.known([Choice(Run(found.key, rate, 0), share * len(runs), gain)])
 
 
 def _probe(table: Table, run: Run) -> Probe:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from benchmarks.selection import acceptance, beside, predictors
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import best_run
-from benchmarks.selection.judging import Regret, cases, fit, regrets
+from benchmarks.selection.judging import Regret, cases, fit, hindsight, regrets
 from benchmarks.selection.strategies import RULES, STRATEGIES
 from benchmarks.selection.subject import CAUSAL
 from benchmarks.selection.table import RESULTS, STEPS, Table, tables
@@ -48,6 +48,8 @@ def main() -> int:
     everything = cases(settings)
     controls = cases([table for table in usable if table.setting.task in CONTROLS], settings)
     found = {name: [r for case in everything if (r := regrets(case, name))] for name in STRATEGIES}
+    best, items = hindsight(everything)
+    found[f"best candidate in hindsight ({best})"] = items
     width = max(map(len, found))
     print(f"{'':{width}}  settings  median SD  worst SD  median share of gain  worst  forgetting  cost of sweep")
     for name, items in found.items():

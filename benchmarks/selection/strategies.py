@@ -6,15 +6,17 @@ Losses that a strategy may look at are those of the even held-out rows; it is ju
 from benchmarks.selection import races
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import EVA, Case, Choice, Strategy, best_run, seen_loss
+from benchmarks.selection.schedule import RUNG
 from benchmarks.selection.table import Run
+from lora_select.selection.race import MOST_ENTRANTS
 
-SHIPPED, PLAIN_SHORT = "short race by share (the product's race)", "short race of random variants"
-TRIED, PLAIN_FULL = (
-    "LoRA and EVA by its share, three full-length rates each (not shipped)",
-    "LoRA and a random variant, three full-length rates each",
-)
+DEFAULT, ANY = "LoRA, predicted rate (the product's default)", "random variant, predicted rate"
+SHIPPED, EQUAL = "race of LoRA's three rates (the product's race)", "race of LoRA and two random variants, a rate each"
+RETAINING = "race of LoRA's three rates, retention preferred"
+FOUR, FOUR_RANDOM = "race of four by share, three rates each", "race of four at random, three rates each"
+TRIED, TWO_RANDOM = "race of LoRA and EVA by its share, three rates each", "race of two at random, three rates each"
 TUNED = "LoRA, best rate of the sweep"
-RULES = {SHIPPED: PLAIN_SHORT, TRIED: PLAIN_FULL}
+RULES = {DEFAULT: ANY, SHIPPED: EQUAL, RETAINING: EQUAL, FOUR: FOUR_RANDOM, TRIED: TWO_RANDOM}
 """Ways that the claims are held against, and the race of equal cost without the spectral stage."""
 
 
@@ -26,6 +28,14 @@ def fixed(candidate: str, rate: float) -> Strategy:
 def predicted(case: Case) -> list[Choice]:
     """The reference at the rate that the other settings predict."""
     return case.known([Choice(Run(REFERENCE, case.rate(REFERENCE), 0))])
+
+
+def by_rows(case: Case) -> list[Choice]:
+    """LoRA with a rank by the number of rows, as was proposed to Axolotl: 8 below 1,000, 16 below 10,000, 32 below 100,000, then 64."""
+    rows = case.table.setting.rows
+    r = next((r for limit, r in ((1_000, 8), (10_000, 16), (100_000, 32)) if rows < limit), 64)
+    key = f"lora-all-linear-r{r}"
+    return case.known([Choice(Run(key, case.rate(key), 0))])
 
 
 def aligned(case: Case) -> list[Choice]:
@@ -43,7 +53,7 @@ def any_variant(case: Case) -> list[Choice]:
 
 def largest_share(case: Case) -> list[Choice]:
     """The largest tangent share of all, at the predicted rate."""
-    if len(case.candidates) <= races.SHORTLIST:
+    if len(case.candidates) <= MOST_ENTRANTS - 1:
         return []
     key = max(case.candidates, key=lambda key: case.shares.get(key, 0.0))
     return case.known([Choice(Run(key, case.rate(key), 0))])
@@ -61,17 +71,24 @@ STRATEGIES: dict[str, Strategy] = {
     "LoRA r 8, 1e-4 (trainers' default)": fixed("lora-all-linear-r8", 1e-4),
     "LoRA r 16, 2e-4 (trainers' default)": fixed(REFERENCE, 2e-4),
     "LoRA r 16, 3e-4 constant": fixed(REFERENCE, 3e-4),
-    "random variant, predicted rate": any_variant,
-    "LoRA, predicted rate (the product's default)": predicted,
+    ANY: any_variant,
+    DEFAULT: predicted,
+    "LoRA, rank by row count, predicted rate": by_rows,
     "largest tangent share, predicted rate": largest_share,
     "EVA by its share, predicted rate": aligned,
-    "short race of LoRA's three rates": races.rates,
-    "short race of the first variants": races.first,
-    PLAIN_SHORT: races.drawn,
-    "short race by share, spectra permuted": races.permuted,
-    SHIPPED: races.shortlist,
-    "LoRA, three full-length rates": races.full_rates,
-    PLAIN_FULL: races.full_drawn,
-    TRIED: races.full_aligned,
+    "quarter-length race of LoRA's three rates": races.race(races.alone, 1, RUNG),
+    "quarter-length race of four by share": races.race(races.by_share, 4, RUNG),
+    "quarter-length race of four, spectra permuted": races.race(races.permuted, 4, RUNG),
+    "quarter-length race of four at random": races.race(races.drawn, 4, RUNG),
+    SHIPPED: races.race(races.alone, 1),
+    RETAINING: races.race(races.alone, 1, retention=True),
+    EQUAL: races.single_rates,
+    "race of two by share, three rates each": races.race(races.by_share, 2),
+    TWO_RANDOM: races.race(races.drawn, 2),
+    TRIED: races.aligned,
+    FOUR: races.race(races.by_share, 4),
+    "race of four by share, retention preferred": races.race(races.by_share, 4, retention=True),
+    "race of four, spectra permuted": races.race(races.permuted, 4),
+    FOUR_RANDOM: races.race(races.drawn, 4),
     TUNED: tuned,
 }

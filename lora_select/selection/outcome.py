@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import final
 
 from lora_select.evaluation.interval import student_quantile
-from lora_select.records import Decision, Evaluation, Evidence
+from lora_select.records import Decision, Evaluation, Evidence, Race
 from lora_select.selection.calibration import Calibration
+from lora_select.selection.race import difference, mean_loss
 
 PREDICTED_GAIN = "predicted_gain"
 MINIMUM_SETTINGS = 3
@@ -31,6 +32,31 @@ def predicted_gain(base_loss: float, constants: Calibration) -> Evidence | None:
         "nats/token",
         "calibration",
     )
+
+
+def raced_gain(base_loss: float, race: Race, key: str, rate: float, constants: Calibration) -> Evidence | None:
+    """What the adapter takes off the held-out loss, as its probe did off that of the race's rows; None if the probe was shorter.
+
+    The share of the base loss that the probe took, times `base_loss`. Its standard error is sqrt(2) times that of the paired difference
+    of the probe's and the base's losses and the spread between seeds: other rows, of about that number, and another seed will judge.
+
+    Args:
+        base_loss: nats per label token.
+        race: with the probe.
+        key: the candidate's; its probe at `rate` is meant.
+        rate: see `key`.
+        constants: for the spread between seeds.
+    """
+    found = [
+        p for p in race.probes if (p.key, p.learning_rate, p.steps) == (key, rate, race.planned_steps) and p.held_out
+    ]
+    if not found:
+        return None
+    labels, before = race.labels, mean_loss(race.base_held_out, race.labels)
+    gain = difference(race.base_held_out, found[0].held_out, labels)
+    seeds = constants.seed_sd_share * mean_loss(found[0].held_out, labels)
+    error = math.sqrt(2) * math.hypot(gain.error, seeds)
+    return Evidence(PREDICTED_GAIN, base_loss * gain.value / before, base_loss * error / before, "nats/token", "race")
 
 
 @final

@@ -16,14 +16,19 @@ from lora_select.records import AdapterSpec, Probe, Race
 FACTORS = (1 / 3, 1.0, 3.0)
 """Rates of a candidate over its predicted one."""
 MOST_ENTRANTS = 4
+"""That a user may ask for."""
 FIRST_RUNG = 0.4
 """Steps of the first rung over those of the last; each has a schedule of its own length."""
-MINIMUM_STEPS = 6
-"""A schedule of fewer steps is warm-up and little else."""
+MINIMUM_STEPS = 24
+"""Of a probe, or the planned ones where they are fewer: probes of 6 steps ordered nothing in the oracle (docs/theory.md)."""
 CLEAR = 2.0
 """Standard errors."""
 TIE_SHARE = 0.01
 """Losses within this part of the best one are a tie."""
+FORGETS_LESS = 0.5
+"""What ties on loss is taken for its forgetting when it forgets at most this share of the other's."""
+WORTH_SPARING = 0.02
+"""Forgetting below this, nats per token of general text, is not worth a change."""
 
 
 @final
@@ -61,27 +66,27 @@ def plan_race(
         InputError: the budget does not pay for the reference at three rates; says how much would.
 
     Example:
-        A race of one candidate needs three times six steps:
+        A race of one candidate needs three times 24 steps:
 
-        >>> plan_race({"lora": None}, 100, 0.05)
+        >>> plan_race({"lora": None}, 1000, 0.05)
         Traceback (most recent call last):
         ...
-        lora_select.errors.InputError: a race needs at least 3 probes of 6 steps, 18 % of the 100 planned ones; \
+        lora_select.errors.InputError: a race needs at least 3 probes of 24 steps, 7.2 % of the 1000 planned ones; \
 the budget is 5 %: raise it, or set it to 0 for a decision without a race
     """
-    rates = 1 if fixed_rate else len(FACTORS)
-    if budget * planned_steps < rates * MINIMUM_STEPS:
-        needed = f"{100 * rates * MINIMUM_STEPS / planned_steps:.0f} % of the {planned_steps} planned ones"
+    rates, least = 1 if fixed_rate else len(FACTORS), min(MINIMUM_STEPS, planned_steps)
+    if budget * planned_steps < rates * least:
+        needed = f"{100 * rates * least / planned_steps:.3g} % of the {planned_steps} planned ones"
         raise InputError(
-            f"a race needs at least {rates} probes of {MINIMUM_STEPS} steps, {needed}; the budget is {100 * budget:.3g} %: raise it, "
+            f"a race needs at least {rates} probes of {least} steps, {needed}; the budget is {100 * budget:.3g} %: raise it, "
             "or set it to 0 for a decision without a race"
         )
-    keys, notes = list(specs)[:MOST_ENTRANTS], list[str]()
+    keys, notes = list(specs), list[str]()
     while len(keys) > 1 and _rungs(len(keys) * rates, budget * planned_steps, planned_steps) is None:
         notes.append(
-            f"{keys.pop()} does not race: {100 * budget:.3g} % of the training does not pay for {MINIMUM_STEPS} steps of it"
+            f"{keys.pop()} does not race: {100 * budget:.3g} % of the training does not pay for {least} steps of it"
         )
-    rungs = _rungs(len(keys) * rates, budget * planned_steps, planned_steps) or (MINIMUM_STEPS,)
+    rungs = _rungs(len(keys) * rates, budget * planned_steps, planned_steps) or (least,)
     entrants = tuple(
         Entrant(key, specs[key], (specs[key].learning_rate,) if fixed_rate else _rates(specs[key].learning_rate))
         for key in keys
@@ -93,14 +98,14 @@ def _rungs(probes: int, steps: float, planned: int) -> tuple[int, ...] | None:
     """The rungs that `steps` in all pay for if nothing is dropped on the way; at most `planned`. None: not even the shortest.
 
     Example:
-        >>> _rungs(12, 1000.0, 200), _rungs(12, 120.0, 200), _rungs(12, 60.0, 200), _rungs(3, 600.0, 200)
-        ((24, 59), (10,), None, (57, 142))
+        >>> _rungs(12, 1200.0, 200), _rungs(12, 400.0, 200), _rungs(12, 240.0, 200), _rungs(12, 240.0, 20)
+        ((28, 71), (33,), None, (20,))
     """
     last = min(planned, int(steps / (probes * (1 + FIRST_RUNG))))
     if last * FIRST_RUNG >= MINIMUM_STEPS:
         return round(last * FIRST_RUNG), last
     alone = min(planned, int(steps / probes))
-    return (alone,) if alone >= MINIMUM_STEPS else None
+    return (alone,) if alone >= min(MINIMUM_STEPS, planned) else None
 
 
 def _rates(middle: float) -> tuple[float, ...]:
@@ -196,15 +201,48 @@ class Standing:
         return self.behind.value <= max(TIE_SHARE * best, CLEAR * self.behind.error)
 
 
-def gentlest(probes: Sequence[Probe], labels: Sequence[int]) -> Probe:
-    """The probe of the lowest rate within 1 % of the best loss: a higher rate that buys nothing forgets more."""
-    losses = [mean_loss(probe.held_out, labels) for probe in probes]
-    tied = [probe for probe, loss in zip(probes, losses, strict=True) if loss <= (1 + TIE_SHARE) * min(losses)]
-    return min(tied, key=lambda probe: probe.learning_rate)
+def close(behind: Difference, best: float, *, retention: bool) -> bool:
+    """Whether a loss is within 1 % of the best one; with `retention` also within one standard error of it.
+
+    References:
+        The rule of one standard error: Breiman, Friedman, Olshen, Stone (1984), *Classification and Regression Trees*, 3.4.3.
+    """
+    return behind.value <= max(TIE_SHARE * best, behind.error if retention else 0.0)
 
 
-def standings(race: Race) -> tuple[Standing, ...]:
-    """Every candidate that reached the last rung, the best first."""
+def spares(forgetting: float, other: float) -> bool:
+    """Whether `forgetting` is at most half of `other`, by an amount that is worth a change; both nats per token of general text."""
+    return other - forgetting > WORTH_SPARING and forgetting <= FORGETS_LESS * other
+
+
+def gentlest(
+    probes: Sequence[Probe], labels: Sequence[int], base_reference: float, *, retention: bool = False
+) -> Probe:
+    """The lowest rate of those within 1 % of a candidate's best loss: a higher rate that buys nothing forgets more.
+
+    Args:
+        probes: of one candidate and one length, none of them diverged; at least one.
+        labels: label tokens of each held-out row.
+        base_reference: the base model's loss on general text.
+        retention: a lower rate within one standard error of the best loss is taken too, where it forgets at most half as much.
+    """
+    best = min(probes, key=lambda probe: mean_loss(probe.held_out, labels))
+    level = mean_loss(best.held_out, labels)
+
+    def tied(probe: Probe) -> bool:
+        gap = difference(probe.held_out, best.held_out, labels)
+        if close(gap, level, retention=False):
+            return True
+        assert probe.reference is not None, "what has held-out losses has a reference loss"
+        assert best.reference is not None, "what has held-out losses has a reference loss"
+        sparing = spares(probe.reference - base_reference, best.reference - base_reference)
+        return close(gap, level, retention=retention) and sparing
+
+    return min(filter(tied, probes), key=lambda probe: probe.learning_rate)
+
+
+def standings(race: Race, *, retention: bool = False) -> tuple[Standing, ...]:
+    """Every candidate that reached the last rung, the best first; each at the rate that :func:`gentlest` takes."""
     last = [probe for probe in race.probes if probe.steps == race.rungs[-1] and probe.held_out]
     if not last:
         return ()
@@ -212,7 +250,7 @@ def standings(race: Race) -> tuple[Standing, ...]:
     found = []
     for key in dict.fromkeys(probe.key for probe in last):
         own = [probe for probe in last if probe.key == key]
-        top = gentlest(own, race.labels)
+        top = gentlest(own, race.labels, race.base_reference, retention=retention)
         assert top.reference is not None, "what has held-out losses has a reference loss"
         tried = sorted(probe.learning_rate for probe in race.probes if probe.key == key)
         found.append(

@@ -9,13 +9,13 @@ from lora_select.records import DatasetProfile, Decision, Race, SelectionInputs,
 from lora_select.selection import standing
 from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
 from lora_select.selection.limits import check_names, claims_in_force, contradictions
-from lora_select.selection.race import MOST_ENTRANTS, RacePlan, plan_race
+from lora_select.selection.race import RacePlan, plan_race
 from lora_select.selection.score import Scored, score_all
 from lora_select.selection.words import Verdict, reasons, record, spec, spec_of
 from lora_select.variants import VARIANTS, LoRA
 
 RULE = "filter, measure, race, tie, cheapest, abstain"
-RULE_VERSION = "3"
+RULE_VERSION = "4"
 REFERENCE_RANK = 16
 SHORT_RUN_STEPS = 100
 """Tangent energy tells early speed, not the final loss (selection.md 2.5): the claim is heard up to this many steps."""
@@ -42,7 +42,7 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, r
     heard = claim and inputs.variant is None and inputs.planned_steps <= SHORT_RUN_STEPS
     winners = _winners(allowed, scored, reference) if heard else ()
     choice = min(winners, key=_cost) if winners else reference
-    raced = _raced(race, allowed, reference)
+    raced = _raced(race, allowed, reference, inputs)
     if raced is not None:
         choice = next(item for item in allowed if item.candidate.key == raced.key)
     verdict = Verdict(
@@ -73,7 +73,7 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, r
 
 
 def prepare_race(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> RacePlan:
-    """Who races: the reference, LoRA on the feed-forward layers, and those with the largest tangent shares at its targets and rank.
+    """Who races: the reference; where more are asked for, LoRA on the feed-forward layers and the largest tangent shares at its place.
 
     Raises:
         InputError: as :func:`select`, or the budget pays for no race.
@@ -90,7 +90,7 @@ def prepare_race(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInp
         and (item.candidate.variant.name, item.candidate.variant.r) == (reference.candidate.variant.name, place[1])
     ]
     order = {item.candidate.key: item.candidate for item in (reference, *sparing, *by_share)}
-    specs = {key: spec(order[key], inputs) for key in list(order)[:MOST_ENTRANTS]}
+    specs = {key: spec(order[key], inputs) for key in list(order)[: inputs.race_entrants]}
     return plan_race(specs, inputs.planned_steps, inputs.race_budget, fixed_rate=inputs.learning_rate is not None)
 
 
@@ -107,11 +107,14 @@ def _open(
     return scored, allowed, min(allowed, key=_distance), claim
 
 
-def _raced(race: Race | None, allowed: Sequence[Scored], reference: Scored) -> standing.Raced | None:
+def _raced(
+    race: Race | None, allowed: Sequence[Scored], reference: Scored, inputs: SelectionInputs
+) -> standing.Raced | None:
     if race is None:
         return None
     parameters = {item.candidate.key: item.candidate.num_parameters for item in allowed}
-    return standing.decide(race, list(parameters), reference.candidate.key, parameters)
+    retention = inputs.prefer_retention
+    return standing.decide(race, list(parameters), reference.candidate.key, parameters, retention=retention)
 
 
 def _distance(item: Scored) -> tuple[int, int, float, int]:

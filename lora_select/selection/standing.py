@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lora_select.records import Race
-from lora_select.selection.race import TIE_SHARE, Standing, standings
-
-FORGETS_LESS = 0.5
-"""A candidate that ties on loss is taken for its forgetting when it forgets at most this share of the reference's."""
-WORTH_SPARING = 0.02
-"""Forgetting below this, nats per token of general text, is not worth a change."""
+from lora_select.selection.race import Standing, close, spares, standings
 
 
 @final
@@ -26,7 +21,9 @@ class Raced:
     standings: tuple[Standing, ...]
 
 
-def decide(race: Race, allowed: Sequence[str], reference: str, parameters: Mapping[str, int]) -> Raced | None:
+def decide(
+    race: Race, allowed: Sequence[str], reference: str, parameters: Mapping[str, int], *, retention: bool = False
+) -> Raced | None:
     """The choice; None when no probe lived.
 
     A candidate replaces the reference where it is clearly better (by more than 1 % of the loss and two standard errors), the one
@@ -38,9 +35,10 @@ def decide(race: Race, allowed: Sequence[str], reference: str, parameters: Mappi
         allowed: keys that pass the hard filter.
         reference: key of what is kept when nothing is better.
         parameters: trained parameters by key.
+        retention: what forgets at most half as much is taken within one standard error, and not within 1 % alone.
     """
     probes = tuple(probe for probe in race.probes if probe.key in allowed)
-    found = standings(dataclasses.replace(race, probes=probes))
+    found = standings(dataclasses.replace(race, probes=probes), retention=retention)
     if not found:
         return None
     best = found[0]
@@ -53,7 +51,8 @@ def decide(race: Race, allowed: Sequence[str], reference: str, parameters: Mappi
         )
         more = f"; of {len(tied)} that tie it has the fewest parameters" if len(tied) > 1 else ""
         return Raced(choice.key, choice.learning_rate, False, f"{reference} is {behind}{more}", found)
-    sparing = [s for s in tied if _spares(s, home) and s.behind.value <= TIE_SHARE * best.loss]
+    near = [standing for standing in tied if close(standing.behind, best.loss, retention=retention)]
+    sparing = [standing for standing in near if spares(standing.forgetting, home.forgetting)]
     if sparing:
         choice = min(sparing, key=lambda standing: standing.forgetting)
         why = (
@@ -69,11 +68,3 @@ def decide(race: Race, allowed: Sequence[str], reference: str, parameters: Mappi
         else f"only {reference} raced"
     )
     return Raced(home.key, home.learning_rate, True, why, found)
-
-
-def _spares(standing: Standing, home: Standing) -> bool:
-    return (
-        standing.key != home.key
-        and home.forgetting - standing.forgetting > WORTH_SPARING
-        and standing.forgetting <= FORGETS_LESS * home.forgetting
-    )

@@ -9,7 +9,7 @@ from lora_select.selection.calibration import Calibration, rate_shift, reference
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, published_rate
 from lora_select.selection.limits import rank_floor
-from lora_select.selection.outcome import predicted_gain
+from lora_select.selection.outcome import predicted_gain, raced_gain
 from lora_select.selection.score import Scored
 from lora_select.selection.standing import Raced
 
@@ -94,7 +94,7 @@ def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs:
         _about_shares(verdict),
         _about_rank(verdict.choice.candidate, profile, inputs),
         _about_rate(verdict, inputs),
-        *_about_gain(profile),
+        *_about_gain(verdict, profile),
     )
 
 
@@ -132,18 +132,28 @@ def _raced_evidence(item: Scored, verdict: Verdict) -> tuple[Evidence, ...]:
 
 def _prediction(item: Scored, verdict: Verdict, profile: DatasetProfile) -> tuple[Evidence, ...]:
     """The predicted gain, for the choice alone: no statistic in force tells the candidates apart."""
-    made = predicted_gain(profile.base_loss, shipped()) if item is verdict.choice else None
+    made = _gain(verdict, profile) if item is verdict.choice else None
     return (made,) if made else ()
 
 
-def _about_gain(profile: DatasetProfile) -> tuple[str, ...]:
-    made, constants = predicted_gain(profile.base_loss, shipped()), shipped()
+def _gain(verdict: Verdict, profile: DatasetProfile) -> Evidence | None:
+    """As the choice's own probe has it, if that was as long as the training; else as other settings came out."""
+    raced, race = verdict.raced, verdict.race
+    own = raced_gain(profile.base_loss, race, raced.key, raced.learning_rate, shipped()) if raced and race else None
+    return own or predicted_gain(profile.base_loss, shipped())
+
+
+def _about_gain(verdict: Verdict, profile: DatasetProfile) -> tuple[str, ...]:
+    made, constants = _gain(verdict, profile), shipped()
     if made is None or made.standard_error is None:
         return ()
-    return (
-        f"Predicted: held-out loss falls by {made.value:.2f} ± {1.96 * made.standard_error:.2f} nats/token (95 %), as plain LoRA did in "
-        f"{constants.settings} settings of {constants.steps} steps ({100 * constants.gain_share:.0f} ± {100 * constants.gain_share_sd:.0f} % of the base loss).",
+    head = (
+        f"Predicted: held-out loss falls by {made.value:.2f} ± {1.96 * made.standard_error:.2f} nats/token (95 %), as "
     )
+    if made.source == "race":
+        return (f"{head}it did in the choice's own probe of as many steps, for other rows and another seed.",)
+    share = f"{100 * constants.gain_share:.0f} ± {100 * constants.gain_share_sd:.0f} % of the base loss"
+    return (f"{head}plain LoRA did in {constants.settings} settings of {constants.steps} steps ({share}).",)
 
 
 def _about_race(verdict: Verdict) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case
 from benchmarks.selection.judging import cases, fit
 from benchmarks.selection.predictors import RUNG_FINAL, SHARE_FINAL, correlations
-from benchmarks.selection.strategies import PLAIN_FULL, TRIED
+from benchmarks.selection.strategies import DEFAULT, FOUR, TRIED, TWO_RANDOM
 from benchmarks.selection.table import Run, Table
 from benchmarks.selection.tasks import CONTROLS, TASKS, answers, shuffled
 
@@ -36,7 +36,7 @@ def four(folder, **losses) -> list[Case]:
 def test_all_hold_where_lora_is_best_and_the_others_are_far_behind(tmp_path):
     everything = four(tmp_path)
     assert acceptance.never_far_behind(everything, TRIED).kept
-    assert acceptance.covers(everything).kept
+    assert acceptance.covers(everything, DEFAULT).kept
     assert acceptance.abstains([Case(swept(tmp_path, "a-shuffled"), SHARES, {}, fit([]))], TRIED).kept
 
 
@@ -61,8 +61,20 @@ def test_a_variant_that_wins_on_shuffled_labels_fails_the_control(tmp_path):
 def test_a_gain_far_off_the_others_is_not_covered(tmp_path):
     everything = four(tmp_path)
     table = everything[0].table
-    table.add(outcome(Run(REFERENCE, everything[0].rate(REFERENCE), 0), 2.9))
-    claim = acceptance.covers(everything)
+    for seed in range(3):
+        table.add(outcome(Run(REFERENCE, everything[0].rate(REFERENCE), seed), 2.9))
+    claim = acceptance.covers(everything, DEFAULT)
+    assert claim.kept is False
+    assert claim.numbers.startswith("3 of 4")
+
+
+def test_a_gain_that_another_seed_does_not_repeat_is_not_covered(tmp_path):
+    """The race's probe is the run of the first seed; the rows agree, so its interval is as wide as seeds are apart."""
+    everything = four(tmp_path)
+    assert acceptance.covers(everything, FOUR).kept
+    table = everything[0].table
+    table.add(outcome(Run(REFERENCE, 1e-3, 2), 2.0))
+    claim = acceptance.covers(everything, FOUR)
     assert claim.kept is False
     assert claim.numbers.startswith("3 of 4")
 
@@ -79,7 +91,7 @@ def test_forgetting_is_claimed_only_where_a_tie_spares(tmp_path, level, kept):
 
 
 def test_nothing_is_claimed_of_an_empty_sweep():
-    assert {claim.kept for claim in acceptance.claims([], [], TRIED, PLAIN_FULL)} == {None}
+    assert {claim.kept for claim in acceptance.claims([], [], TRIED, TWO_RANDOM)} == {None}
 
 
 def test_a_rung_that_orders_as_the_end_does_correlates_fully(tmp_path):

@@ -8,9 +8,9 @@ from oracle_tables import EVA, SETTING, bowl, empty, outcome, sweep
 
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case
-from benchmarks.selection.judging import Regret, fit, loss, regrets, seed_sd
+from benchmarks.selection.judging import Regret, fit, hindsight, loss, regrets, seed_sd
 from benchmarks.selection.schedule import GRID, RUNG, next_run
-from benchmarks.selection.strategies import SHIPPED, TUNED
+from benchmarks.selection.strategies import FOUR, TUNED, by_rows
 from benchmarks.selection.table import Run, Setting, Table, tables
 
 
@@ -63,11 +63,11 @@ def test_regret_is_measured_on_rows_that_no_strategy_saw(table):
     while run := next_run(table, EVA, 1.0, repeats=False):
         table.add(outcome(run, 0.5 * bowl(1e-3)(run.rate), odd=2.0))
     case = Case(table, {EVA: 0.9}, {}, fit([table]))
-    assert regrets(case, SHIPPED) is None  # one rival is no shortlist
+    assert regrets(case, FOUR) is None  # one rival is no shortlist
     for other in ("lora-mlp-only-r16", "pissa-all-linear-r16"):
         sweep(table, other, lambda rate: 1.5 * bowl(1e-3)(rate), repeats=False)
     case = Case(table, {EVA: 0.9}, {}, fit([table]))
-    found = regrets(case, SHIPPED)
+    found = regrets(case, FOUR)
     assert isinstance(found, Regret)
     assert found.nats == pytest.approx(1.0, abs=0.05)
     assert found.sds == pytest.approx(found.nats / seed_sd(table))
@@ -78,6 +78,27 @@ def test_regret_is_measured_on_rows_that_no_strategy_saw(table):
 def test_what_was_not_run_is_not_scored(table):
     sweep(table, REFERENCE, bowl(1e-3), repeats=False)
     assert regrets(Case(table, {}, {}, fit([])), "LoRA r 8, 1e-4 (trainers' default)") is None
+
+
+def test_the_best_in_hindsight_is_the_one_with_the_lowest_median_regret_over_three_settings(tmp_path):
+    made = []
+    for task in "abc":
+        table = empty(tmp_path, dataclasses.replace(SETTING, task=task))
+        sweep(table, REFERENCE, bowl(1e-3))
+        sweep(table, EVA, lambda rate: 0.8 * bowl(1e-3)(rate), repeats=False)
+        made.append(Case(table, {}, {}, dataclasses.replace(fit([table]), rate=1e-3)))
+    key, found = hindsight(made)
+    assert (key, len(found)) == (EVA, 3)
+    assert hindsight(made[:2]) == ("", [])
+
+
+@pytest.mark.parametrize(("rows", "key"), [(192, "lora-all-linear-r8"), (1000, REFERENCE)])
+def test_rank_by_row_count(tmp_path, rows, key):
+    table = empty(tmp_path, dataclasses.replace(SETTING, rows=rows))
+    for candidate in (REFERENCE, "lora-all-linear-r8"):
+        sweep(table, candidate, bowl(1e-3))
+    [choice] = by_rows(Case(table, {}, {}, dataclasses.replace(fit([table]), rate=1e-3)))
+    assert choice.run == Run(key, 1e-3, 0)
 
 
 def test_a_diverged_choice_has_a_regret_and_no_forgetting(table):

@@ -11,6 +11,7 @@ from lora_select.errors import InputError
 from lora_select.records import Probe, Race, from_json, to_json
 from lora_select.selection import race as rules
 from lora_select.selection.calibration import shipped
+from lora_select.selection.outcome import PREDICTED_GAIN
 from lora_select.selection.select import prepare_race, select
 
 HOME, MLP, EVA = "lora-all-linear-r16", "lora-mlp-only-r16", "eva-all-linear-r16"
@@ -37,12 +38,19 @@ def decide(made: Race, **constraints):
     return select(planted.profile(), planted.spectra(), planted.inputs(race_budget=1.0, **constraints), made)
 
 
-def test_the_shortlist_is_the_reference_then_mlp_only_then_the_largest_shares():
+def test_plain_lora_races_alone_at_three_rates_unless_more_are_asked_for():
+    [entrant] = prepare_race(planted.profile(), planted.spectra(), planted.inputs(race_budget=10.0)).entrants
+    middle = entrant.spec.learning_rate
+    assert entrant.key == HOME
+    assert entrant.rates == pytest.approx((middle / 3, middle, middle * 3), rel=0.05)
+
+
+@pytest.mark.parametrize("entrants", [2, 3, 4])
+def test_the_shortlist_is_the_reference_then_mlp_only_then_the_largest_shares(entrants):
     spectra = planted.spectra(shares={"eva": 0.5, "pissa": 0.7})
-    plan = prepare_race(planted.profile(), spectra, planted.inputs(race_budget=10.0))
-    assert [entrant.key for entrant in plan.entrants] == [HOME, MLP, "pissa-all-linear-r16", EVA]
-    middle = plan.entrants[0].spec.learning_rate
-    assert plan.entrants[0].rates == pytest.approx((middle / 3, middle, middle * 3), rel=0.05)
+    inputs = planted.inputs(race_budget=20.0, race_entrants=entrants)
+    plan = prepare_race(planted.profile(), spectra, inputs)
+    assert [entrant.key for entrant in plan.entrants] == [HOME, MLP, "pissa-all-linear-r16", EVA][:entrants]
 
 
 def test_what_the_user_named_races_alone_and_a_named_rate_is_the_only_one():
@@ -51,10 +59,12 @@ def test_what_the_user_named_races_alone_and_a_named_rate_is_the_only_one():
     assert (entrant.key, entrant.rates) == ("eva-all-linear-r8", (2e-4,))
 
 
-@pytest.mark.parametrize("budget", [0.4, 1.0, 2.0, 8.0])
+@pytest.mark.parametrize("budget", [1.2, 2.0, 3.0, 8.0, 20.0])
 def test_a_race_never_costs_more_than_its_budget(budget):
-    plan = prepare_race(planted.profile(), planted.spectra(), planted.inputs(race_budget=budget, planned_steps=60))
+    inputs = planted.inputs(race_budget=budget, planned_steps=60, race_entrants=4)
+    plan = prepare_race(planted.profile(), planted.spectra(), inputs)
     probes = sum(len(entrant.rates) for entrant in plan.entrants)
+    assert plan.rungs[-1] >= rules.MINIMUM_STEPS
     assert probes * sum(plan.rungs) <= budget * 60
     assert plan.rungs[-1] <= 60
     assert len(plan.entrants) + len(plan.notes) == 4
@@ -63,9 +73,14 @@ def test_a_race_never_costs_more_than_its_budget(budget):
 
 def test_a_budget_that_pays_for_nothing_is_refused_with_the_one_that_would():
     with pytest.raises(
-        InputError, match=r"at least 3 probes of 6 steps, 30 % of the 60 planned ones; the budget is 5 %"
+        InputError, match=r"at least 3 probes of 24 steps, 120 % of the 60 planned ones; the budget is 5 %"
     ):
         prepare_race(planted.profile(), planted.spectra(), planted.inputs(race_budget=0.05))
+
+
+def test_probes_of_a_training_shorter_than_the_least_probe_are_as_long_as_the_training():
+    plan = prepare_race(planted.profile(), planted.spectra(), planted.inputs(race_budget=3.0, planned_steps=10))
+    assert plan.rungs == (10,)
 
 
 def test_a_clearly_better_candidate_replaces_the_reference():
@@ -92,9 +107,55 @@ def test_within_one_percent_of_the_loss_the_one_that_forgets_half_as_much_is_tak
     assert decide(trifle).choice_key == HOME
 
 
+def test_where_retention_is_preferred_a_rival_within_one_standard_error_that_forgets_half_as_much_is_taken():
+    home = probe(HOME, 1e-3, 1.2, forgets=0.3, spread=1.0, seed=3)
+    made = race(home, probe(MLP, 1e-3, rules.mean_loss(home.held_out, LABELS) + 0.05, forgets=0.1))
+    gap = rules.difference(made.probes[1].held_out, made.probes[0].held_out, LABELS)
+    assert 0.02 < gap.value < gap.error
+    assert decide(made).choice_key == HOME
+    assert decide(made, prefer_retention=True).choice_key == MLP
+
+
 def test_of_rates_that_tie_the_lowest_is_taken():
     decision = decide(race(probe(HOME, 3e-3, 1.200, forgets=1.0), probe(HOME, 1e-3, 1.205), probe(HOME, 3e-4, 1.6)))
     assert decision.choice.learning_rate == pytest.approx(1e-3 * shipped().rung_shift, rel=0.05)
+
+
+def test_where_retention_is_preferred_a_lower_rate_within_one_standard_error_is_taken_if_it_forgets_half_as_much():
+    """Rows that disagree by 1 nat give a standard error of about 0.2, far more than the difference of 0.05."""
+    best = probe(HOME, 3e-3, 1.20, forgets=0.3, spread=1.0, seed=3)
+    level = rules.mean_loss(best.held_out, LABELS)
+    error = rules.difference(probe(HOME, 1e-3, level).held_out, best.held_out, LABELS).error
+    assert 0.1 < error < 0.3
+
+    def taken(behind, forgets):
+        lower = probe(HOME, 1e-3, level + behind, forgets=forgets)
+        assert rules.gentlest([lower, best], LABELS, 3.0) == best
+        return rules.gentlest([lower, best], LABELS, 3.0, retention=True).learning_rate
+
+    assert taken(0.05, forgets=0.14) == 1e-3
+    assert taken(0.05, forgets=0.16) == 3e-3
+    assert taken(1.1 * error, forgets=0.0) == 3e-3
+
+
+def test_the_gain_of_a_probe_as_long_as_the_training_is_what_is_predicted_for_other_rows_and_another_seed():
+    made = race(probe(HOME, 1e-3, 1.2, steps=80, spread=0.5, seed=1), probe(HOME, 3e-3, 1.9, steps=80), rungs=(80,))
+    decision = decide(made, planned_steps=80)
+    [gain] = [e for c in decision.candidates for e in c.evidence if e.name == PREDICTED_GAIN]
+    share = 1 - rules.mean_loss(made.probes[0].held_out, LABELS) / BASE
+    rows = rules.difference(made.base_held_out, made.probes[0].held_out, LABELS).error
+    seeds = shipped().seed_sd_share * rules.mean_loss(made.probes[0].held_out, LABELS)
+    scale = planted.profile().base_loss / BASE
+    assert gain.source == "race"
+    assert gain.value == pytest.approx(planted.profile().base_loss * share)
+    assert gain.standard_error == pytest.approx(scale * math.sqrt(2) * math.hypot(rows, seeds))
+    assert any("own probe of as many steps" in reason for reason in decision.reasons)
+
+
+def test_the_gain_of_a_shorter_probe_predicts_nothing():
+    decision = decide(race(probe(HOME, 1e-3, 1.2)))
+    [gain] = [e for c in decision.candidates for e in c.evidence if e.name == PREDICTED_GAIN]
+    assert gain.source == "calibration"
 
 
 def test_diverged_and_clearly_worse_probes_are_dropped_with_the_reason_and_the_reference_stays():

@@ -13,7 +13,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_select.errors import InputError
-from lora_select.selection.race import MOST_ENTRANTS
 
 
 class Section(BaseModel):
@@ -61,7 +60,7 @@ class SelectionConfig(Section):
     """Constraints on the choice, and overrides: a named variant, targets, r or rate is respected and recorded as such.
 
     `race_budget` is what probe trainings may cost before the decision, as a share of the training itself (0: none; 3: three as long
-    as the training). They try plain LoRA at three rates; with `race_entrants` above 1 also other candidates, at three rates each.
+    as the training). They try plain LoRA at three rates; 6 pays for a rival of as many, 9 for two, 12 for three.
     `prefer_retention` takes what forgets at most half as much of general text within one standard error of the race's best loss.
     """
 
@@ -74,7 +73,6 @@ class SelectionConfig(Section):
     r: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
     race_budget: float = Field(default=0.0, ge=0)
-    race_entrants: int = Field(default=1, ge=1, le=MOST_ENTRANTS)
     prefer_retention: bool = False
     claims: dict[str, bool] = Field(default_factory=dict)
 

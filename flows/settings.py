@@ -67,7 +67,6 @@ def constraints(config: RunConfig, train_rows: int) -> SelectionInputs:
         max_parameters=selection.max_parameters,
         claims=selection.claims,
         race_budget=selection.race_budget,
-        race_entrants=selection.race_entrants,
         prefer_retention=selection.prefer_retention,
     )
 

@@ -43,7 +43,7 @@ class Wish:
     """What the user wants of the answer: constraints on the choice, how it will be trained, and for which tools.
 
     `memory_gib` is that of one device (None: this machine's); `device` where training will run, `auto` being this machine;
-    `race` what probe trainings may cost, as a share of the training, at least 0; `entrants` how many candidates race at most;
+    `race` what probe trainings may cost, as a share of the training, at least 0;
     `prefer_retention` as in :class:`lora_select.records.SelectionInputs`.
     """
 
@@ -60,7 +60,6 @@ class Wish:
     epochs: float
     tools: tuple[str, ...]
     race: float
-    entrants: int
     prefer_retention: bool
 
 

@@ -129,7 +129,6 @@ def _inputs(wish: Wish, steps: int) -> SelectionInputs:
         max_parameters=None,
         claims={},
         race_budget=wish.race,
-        race_entrants=wish.entrants,
         prefer_retention=wish.prefer_retention,
     )
 

@@ -43,14 +43,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="that trains; auto: this machine's"
     )
     command.add_argument(
-        "--budget", default="0%", metavar="5%", help="share of the training for probes of plain LoRA at three rates"
-    )
-    command.add_argument(
-        "--entrants",
-        type=int,
-        default=1,
-        choices=range(1, 5),
-        help="candidates that race at most (default: LoRA alone)",
+        "--budget",
+        default="0%",
+        metavar="300%",
+        help="share of the training for probes: 300%% tries plain LoRA at three rates, 600%% also a rival (default: none)",
     )
     for option in ("variant", "targets"):
         command.add_argument(f"--{option}", help=f"as `selection.{option}` of a run")
@@ -131,7 +127,6 @@ def run(parsed: argparse.Namespace) -> int:
         epochs=parsed.epochs,
         tools=tuple(dict.fromkeys(parsed.emit)),
         race=share(parsed.budget),
-        entrants=parsed.entrants,
         prefer_retention=parsed.prefer_retention,
     )
     measuring = recommend.Measuring(

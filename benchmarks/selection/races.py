@@ -1,4 +1,4 @@
-"""Races on what the sweep has run, by the product's own rule: probes of 24 steps as the product has them, and shorter ones."""
+"""Races on what the sweep has run, by the product's own rule: probes as long as the training, and shorter ones."""
 
 import itertools
 import random
@@ -13,6 +13,7 @@ from lora_select.selection import standing
 from lora_select.selection.calibration import rate_shift
 from lora_select.selection.outcome import raced_gain
 from lora_select.selection.race import FACTORS, MINIMUM_STEPS, MOST_ENTRANTS
+from lora_select.selection.select import SHARE_FACTOR
 
 DRAWS = 30
 Order = Callable[[Case], list[list[str]]]
@@ -25,7 +26,7 @@ def alone(_case: Case) -> list[list[str]]:
 
 
 def by_share(case: Case) -> list[list[str]]:
-    """LoRA on the feed-forward layers, then the largest tangent shares: the product's order."""
+    """EVA where its tangent share is twice LoRA's, LoRA on the feed-forward layers, the largest shares: the product's order."""
     return [_by_share(case, case.shares)]
 
 
@@ -42,35 +43,31 @@ def drawn(case: Case) -> list[list[str]]:
     return [source.sample(rivals, len(rivals)) for _ in range(DRAWS)]
 
 
-def race(order: Order, entrants: int, share: float | None = None, *, retention: bool = False) -> Strategy:
+def race(order: Order, entrants: int, share: float | None = 1.0, *, retention: bool = False) -> Strategy:
     """The reference and the first of `order`, three rates each; none where the sweep has too few.
 
     Args:
         order: of the rivals.
         entrants: with the reference.
-        share: of the planned steps that a probe has; None: the product's least probe.
+        share: of the planned steps that a probe has; None: the shortest probe that the product allows.
         retention: as `selection.prefer_retention`.
     """
 
     def choose(case: Case) -> list[Choice]:
-        orders = [found for found in order(case) if len(found) >= entrants - 1]
+        swept = set(case.candidates)
+        orders = [
+            found for found in order(case) if len(found) >= entrants - 1 and swept.issuperset(found[: entrants - 1])
+        ]
         made = (_race(case, found[: entrants - 1], share, retention=retention) for found in orders)
         return list(itertools.chain.from_iterable(made))
 
     return choose
 
 
-def aligned(case: Case) -> list[Choice]:
-    """Three rates of the reference and, where its tangent share is twice LoRA's, of EVA."""
-    if not case.shares or (case.aligned() and EVA not in case.candidates):
-        return []
-    return _race(case, [EVA] if case.aligned() else [], None)
-
-
 def single_rates(case: Case) -> list[Choice]:
     """As many probes as the reference's rates are: the reference and random variants, each at its predicted rate alone."""
     orders = [found[: len(FACTORS) - 1] for found in drawn(case) if len(found) >= MOST_ENTRANTS - 1]
-    return list(itertools.chain.from_iterable(_race(case, found, None, factors=(1.0,)) for found in orders))
+    return list(itertools.chain.from_iterable(_race(case, found, 1.0, factors=(1.0,)) for found in orders))
 
 
 def _rivals(case: Case) -> list[str]:
@@ -78,8 +75,11 @@ def _rivals(case: Case) -> list[str]:
 
 
 def _by_share(case: Case, shares: Mapping[str, float]) -> list[str]:
-    others = sorted((key for key in _rivals(case) if key != MLP), key=lambda key: -shares.get(key, 0.0))
-    return [key for key in (MLP, *others) if key in case.candidates]
+    """Of all that the model has, run or not: what was not run is not passed over."""
+    keys = [key for key in dict.fromkeys((*case.shares, *case.candidates)) if key != REFERENCE]
+    clear = [EVA] if shares.get(EVA, 0.0) > SHARE_FACTOR * shares.get(REFERENCE, 1.0) else []
+    others = sorted(keys, key=lambda key: -shares.get(key, 0.0))
+    return [key for key in dict.fromkeys((*clear, MLP, *others)) if key in keys]
 
 
 def _race(

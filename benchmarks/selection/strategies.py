@@ -11,12 +11,21 @@ from benchmarks.selection.table import Run
 from lora_select.selection.race import MOST_ENTRANTS
 
 DEFAULT, ANY = "LoRA, predicted rate (the product's default)", "random variant, predicted rate"
-SHIPPED, EQUAL = "race of LoRA's three rates (the product's race)", "race of LoRA and two random variants, a rate each"
-RETAINING = "race of LoRA's three rates, retention preferred"
-FOUR, FOUR_RANDOM = "race of four by share, three rates each", "race of four at random, three rates each"
-TRIED, TWO_RANDOM = "race of LoRA and EVA by its share, three rates each", "race of two at random, three rates each"
+SHIPPED, EQUAL = "race of LoRA's three rates (race_budget=3)", "race of LoRA and two random variants, a rate each"
+LEAST = "the same, 24 steps each (the least budget)"
+TWO, TWO_RANDOM = "race of two, three rates each (race_budget=6)", "the same, the rival drawn at random"
+FOUR, FOUR_RANDOM = "race of four, three rates each (race_budget=12)", "the same, rivals drawn at random"
+RETAINING, TWO_RETAINING = f"{SHIPPED}, retention preferred", f"{TWO}, retention preferred"
 TUNED = "LoRA, best rate of the sweep"
-RULES = {DEFAULT: ANY, SHIPPED: EQUAL, RETAINING: EQUAL, FOUR: FOUR_RANDOM, TRIED: TWO_RANDOM}
+RULES = {
+    DEFAULT: ANY,
+    SHIPPED: EQUAL,
+    LEAST: EQUAL,
+    RETAINING: EQUAL,
+    TWO: TWO_RANDOM,
+    TWO_RETAINING: TWO_RANDOM,
+    FOUR: FOUR_RANDOM,
+}
 """Ways that the claims are held against, and the race of equal cost without the spectral stage."""
 
 
@@ -82,13 +91,13 @@ STRATEGIES: dict[str, Strategy] = {
     "quarter-length race of four at random": races.race(races.drawn, 4, RUNG),
     SHIPPED: races.race(races.alone, 1),
     RETAINING: races.race(races.alone, 1, retention=True),
+    LEAST: races.race(races.alone, 1, None),
     EQUAL: races.single_rates,
-    "race of two by share, three rates each": races.race(races.by_share, 2),
+    TWO: races.race(races.by_share, 2),
+    TWO_RETAINING: races.race(races.by_share, 2, retention=True),
     TWO_RANDOM: races.race(races.drawn, 2),
-    TRIED: races.aligned,
     FOUR: races.race(races.by_share, 4),
-    "race of four by share, retention preferred": races.race(races.by_share, 4, retention=True),
-    "race of four, spectra permuted": races.race(races.permuted, 4),
+    "the same, shares permuted": races.race(races.permuted, 4),
     FOUR_RANDOM: races.race(races.drawn, 4),
     TUNED: tuned,
 }

@@ -191,8 +191,6 @@ class SelectionInputs:
     claims: Mapping[str, bool]
     race_budget: float = 0.0
     """What a race may train on, as a share of the planned training; 0: no race."""
-    race_entrants: int = 1
-    """Candidates that race, at most; 1: LoRA's rates alone."""
     prefer_retention: bool = False
     """Whether what forgets at most half as much is taken within one standard error of the best loss, and not within 1 % alone."""
 

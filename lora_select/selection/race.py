@@ -1,8 +1,8 @@
 """Who races, how long, and what the probes say: pure functions. The probes themselves are run by `lora_select.training.race`.
 
 References:
-    Successive halving: Jamieson and Talwalkar, 2016, arXiv:1502.07943. Two rungs, and only what is clearly worse is dropped, because
-    short runs find bad configurations and cannot order ties.
+    Successive halving: Jamieson and Talwalkar, 2016, arXiv:1502.07943. Two rungs at most, and only what is clearly worse is dropped,
+    because short runs find bad configurations and cannot order ties.
 """
 
 import math
@@ -16,9 +16,8 @@ from lora_select.records import AdapterSpec, Probe, Race
 FACTORS = (1 / 3, 1.0, 3.0)
 """Rates of a candidate over its predicted one."""
 MOST_ENTRANTS = 4
-"""That a user may ask for."""
 FIRST_RUNG = 0.4
-"""Steps of the first rung over those of the last; each has a schedule of its own length."""
+"""Steps of the first rung over the planned ones; each rung has a schedule of its own length."""
 MINIMUM_STEPS = 24
 """Of a probe, or the planned ones where they are fewer: probes of 6 steps ordered nothing in the oracle (docs/theory.md)."""
 CLEAR = 2.0
@@ -44,7 +43,7 @@ class Entrant:
 @final
 @dataclass(frozen=True)
 class RacePlan:
-    """Who races at which rates over how many steps, and sentences on what had to be left out. `rungs` rise; one or two."""
+    """Who races at which rates over how many steps, and sentences on who is left out. `rungs` rise; one or two."""
 
     entrants: tuple[Entrant, ...]
     rungs: tuple[int, ...]
@@ -54,7 +53,10 @@ class RacePlan:
 def plan_race(
     specs: Mapping[str, AdapterSpec], planned_steps: int, budget: float, *, fixed_rate: bool = False
 ) -> RacePlan:
-    """As many entrants as the budget pays for, in the order given; three rates each, a factor 3 apart.
+    """Three rates of the reference, a factor 3 apart, for as many steps as the budget pays for; then rivals, all of them for all steps.
+
+    Length comes first: probes of the whole training find the best rate, shorter ones miss it by a factor of three at times, and a
+    rival gains less than that (docs/theory.md).
 
     Args:
         specs: key -> adapter at its predicted rate, the reference first.
@@ -81,31 +83,31 @@ the budget is 5 %: raise it, or set it to 0 for a decision without a race
             f"a race needs at least {rates} probes of {least} steps, {needed}; the budget is {100 * budget:.3g} %: raise it, "
             "or set it to 0 for a decision without a race"
         )
-    keys, notes = list(specs), list[str]()
-    while len(keys) > 1 and _rungs(len(keys) * rates, budget * planned_steps, planned_steps) is None:
-        notes.append(
-            f"{keys.pop()} does not race: {100 * budget:.3g} % of the training does not pay for {least} steps of it"
-        )
-    rungs = _rungs(len(keys) * rates, budget * planned_steps, planned_steps) or (least,)
+    most = min(MOST_ENTRANTS, max(1, int(budget / rates)))
+    keys, left_out = list(specs)[:most], list(specs)[most:MOST_ENTRANTS]
+    notes = tuple(
+        f"{key} does not race: a budget of {100 * rates * (most + place):.0f} % would pay for it"
+        for place, key in enumerate(left_out, start=1)
+    )
+    rungs = _rungs(len(keys) * rates, budget * planned_steps, planned_steps)
     entrants = tuple(
         Entrant(key, specs[key], (specs[key].learning_rate,) if fixed_rate else _rates(specs[key].learning_rate))
         for key in keys
     )
-    return RacePlan(entrants, rungs, tuple(notes))
+    return RacePlan(entrants, rungs, notes)
 
 
-def _rungs(probes: int, steps: float, planned: int) -> tuple[int, ...] | None:
-    """The rungs that `steps` in all pay for if nothing is dropped on the way; at most `planned`. None: not even the shortest.
+def _rungs(probes: int, steps: float, planned: int) -> tuple[int, ...]:
+    """As many steps as `steps` in all pay for, at most `planned`; with a first rung where that is paid for even if nothing is dropped.
 
     Example:
-        >>> _rungs(12, 1200.0, 200), _rungs(12, 400.0, 200), _rungs(12, 240.0, 200), _rungs(12, 240.0, 20)
-        ((28, 71), (33,), None, (20,))
+        >>> _rungs(3, 300.0, 200), _rungs(3, 600.0, 200), _rungs(3, 900.0, 200), _rungs(3, 900.0, 20)
+        ((100,), (200,), (80, 200), (20,))
     """
-    last = min(planned, int(steps / (probes * (1 + FIRST_RUNG))))
-    if last * FIRST_RUNG >= MINIMUM_STEPS:
-        return round(last * FIRST_RUNG), last
-    alone = min(planned, int(steps / probes))
-    return (alone,) if alone >= min(MINIMUM_STEPS, planned) else None
+    first = round(FIRST_RUNG * planned)
+    if first >= MINIMUM_STEPS and steps >= probes * (first + planned):
+        return first, planned
+    return (min(planned, int(steps / probes)),)
 
 
 def _rates(middle: float) -> tuple[float, ...]:

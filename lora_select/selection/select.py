@@ -9,10 +9,10 @@ from lora_select.records import DatasetProfile, Decision, Race, SelectionInputs,
 from lora_select.selection import standing
 from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
 from lora_select.selection.limits import check_names, claims_in_force, contradictions
-from lora_select.selection.race import RacePlan, plan_race
+from lora_select.selection.race import MOST_ENTRANTS, RacePlan, plan_race
 from lora_select.selection.score import Scored, score_all
 from lora_select.selection.words import Verdict, reasons, record, spec, spec_of
-from lora_select.variants import VARIANTS, LoRA
+from lora_select.variants import EVA, VARIANTS, LoRA
 
 RULE = "filter, measure, race, tie, cheapest, abstain"
 RULE_VERSION = "4"
@@ -40,7 +40,7 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, r
     """
     scored, allowed, reference, claim = _open(profile, spectra, inputs)
     heard = claim and inputs.variant is None and inputs.planned_steps <= SHORT_RUN_STEPS
-    winners = _winners(allowed, scored, reference) if heard else ()
+    winners = _winners(_clear(allowed, scored, reference)) if heard else ()
     choice = min(winners, key=_cost) if winners else reference
     raced = _raced(race, allowed, reference, inputs)
     if raced is not None:
@@ -73,12 +73,14 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, r
 
 
 def prepare_race(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> RacePlan:
-    """Who races: the reference; where more are asked for, LoRA on the feed-forward layers and the largest tangent shares at its place.
+    """Who may race: the reference, EVA where its tangent share clears twice LoRA's, LoRA on feed-forward layers, the largest shares.
+
+    In this order. EVA comes before larger shares because the oracle has it on most settings, and not behind LoRA (docs/theory.md).
 
     Raises:
         InputError: as :func:`select`, or the budget pays for no race.
     """
-    _, allowed, reference, _ = _open(profile, spectra, inputs)
+    scored, allowed, reference, _ = _open(profile, spectra, inputs)
     place = (reference.candidate.targets, reference.candidate.variant.r)
     here = [i for i in allowed if (i.candidate.targets, i.candidate.variant.r) == place and i.measured]
     by_share = sorted(here, key=lambda item: (-item.score, _distance(item)))
@@ -89,8 +91,9 @@ def prepare_race(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInp
         and reference.candidate.targets == ALL_LINEAR
         and (item.candidate.variant.name, item.candidate.variant.r) == (reference.candidate.variant.name, place[1])
     ]
-    order = {item.candidate.key: item.candidate for item in (reference, *sparing, *by_share)}
-    specs = {key: spec(order[key], inputs) for key in list(order)[: inputs.race_entrants]}
+    first = [item for item in _clear(allowed, scored, reference) if item.candidate.variant.name == EVA.name]
+    order = {item.candidate.key: item.candidate for item in (reference, *first, *sparing, *by_share)}
+    specs = {key: spec(order[key], inputs) for key in list(order)[:MOST_ENTRANTS]}
     return plan_race(specs, inputs.planned_steps, inputs.race_budget, fixed_rate=inputs.learning_rate is not None)
 
 
@@ -129,15 +132,19 @@ def _cost(item: Scored) -> tuple[int, tuple[int, int, float, int]]:
     return item.candidate.num_parameters, _distance(item)
 
 
-def _winners(allowed: Sequence[Scored], scored: Sequence[Scored], reference: Scored) -> tuple[Scored, ...]:
-    """Variants whose share clears LoRA's at the reference's targets and rank, and that tie with the best of them."""
+def _clear(allowed: Sequence[Scored], scored: Sequence[Scored], reference: Scored) -> list[Scored]:
+    """Variants whose share clears twice LoRA's, beyond two standard errors of both, at the reference's targets and rank."""
     place = (reference.candidate.targets, reference.candidate.variant.r)
     here = [item for item in scored if (item.candidate.targets, item.candidate.variant.r) == place and item.measured]
     plain = next((item for item in here if item.candidate.variant.name == LoRA.name), None)
     if plain is None:
-        return ()
+        return []
     bar = SHARE_FACTOR * (plain.score + 2 * plain.error)
-    clear = [item for item in here if item in allowed and item.score - 2 * item.error > bar]
+    return [item for item in here if item in allowed and item.score - 2 * item.error > bar]
+
+
+def _winners(clear: Sequence[Scored]) -> tuple[Scored, ...]:
+    """Those that tie with the best of what clears LoRA's share."""
     if not clear:
         return ()
     best = max(clear, key=lambda item: item.score)

@@ -66,13 +66,8 @@ def write_initial_factors(
     return Path(out)
 
 
-def takes_from_base(init: str) -> bool:
-    """Whether the start takes scale * B A off the frozen weight, which then has to be kept in fp32."""
-    return init != "default" and _starts()[init][1]
-
-
 def changes_base(init: str) -> bool:
-    """Whether a start takes its product off the frozen weights."""
+    """Whether a start takes scale * B A off the frozen weights, which then have to be kept in fp32."""
     return init != "default" and _starts()[init][1]
 
 

@@ -14,7 +14,7 @@ from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, Probe, Race, TrainingPlan, append_line, from_json, whole_lines
 from lora_select.selection.race import Entrant, RacePlan, dropped, probe_name
-from lora_select.starts import takes_from_base, write_initial_factors
+from lora_select.starts import changes_base, write_initial_factors
 from lora_select.training.batches import trained_tokens
 
 PROBES = "probes.jsonl"
@@ -77,7 +77,7 @@ def run(
         InputError: too few rows.
     """
     began = time.monotonic()
-    whole = any(takes_from_base(entrant.spec.init) for entrant in plan.entrants)
+    whole = any(changes_base(entrant.spec.init) for entrant in plan.entrants)
     track = _Track(training, material, folder, whole=whole)
     finished: list[Probe] = []
     out: dict[str, str] = {}

@@ -10,7 +10,7 @@ from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case
 from benchmarks.selection.judging import cases, fit
 from benchmarks.selection.predictors import RUNG_FINAL, SHARE_FINAL, correlations
-from benchmarks.selection.strategies import DEFAULT, FOUR, TRIED, TWO_RANDOM
+from benchmarks.selection.strategies import DEFAULT, FOUR, TWO, TWO_RANDOM
 from benchmarks.selection.table import Run, Table
 from benchmarks.selection.tasks import CONTROLS, TASKS, answers, shuffled
 
@@ -35,9 +35,9 @@ def four(folder, **losses) -> list[Case]:
 
 def test_all_hold_where_lora_is_best_and_the_others_are_far_behind(tmp_path):
     everything = four(tmp_path)
-    assert acceptance.never_far_behind(everything, TRIED).kept
+    assert acceptance.never_far_behind(everything, TWO).kept
     assert acceptance.covers(everything, DEFAULT).kept
-    assert acceptance.abstains([Case(swept(tmp_path, "a-shuffled"), SHARES, {}, fit([]))], TRIED).kept
+    assert acceptance.abstains([Case(swept(tmp_path, "a-shuffled"), SHARES, {}, fit([]))], TWO).kept
 
 
 def test_a_choice_that_only_looked_better_on_the_rows_of_the_race_fails_the_first_claim(tmp_path):
@@ -46,14 +46,14 @@ def test_a_choice_that_only_looked_better_on_the_rows_of_the_race_fails_the_firs
     for run in list(table.outcomes):
         if run.candidate == EVA:
             table.add(outcome(run, 0.5 * bowl(1e-3)(run.rate), odd=2.0))
-    claim = acceptance.never_far_behind(everything, TRIED)
+    claim = acceptance.never_far_behind(everything, TWO)
     assert claim.kept is False
     assert "above 1 SD on 1 of 4" in claim.numbers
     assert table.setting.name in claim.numbers
 
 
 def test_a_variant_that_wins_on_shuffled_labels_fails_the_control(tmp_path):
-    claim = acceptance.abstains([Case(swept(tmp_path, "a-shuffled", eva=0.5), SHARES, {}, fit([]))], TRIED)
+    claim = acceptance.abstains([Case(swept(tmp_path, "a-shuffled", eva=0.5), SHARES, {}, fit([]))], TWO)
     assert claim.kept is False
     assert EVA in claim.numbers
 
@@ -87,11 +87,11 @@ def test_forgetting_is_claimed_only_where_a_tie_spares(tmp_path, level, kept):
         for run, made in list(case.table.outcomes.items()):
             value = level if run.candidate == EVA else 3.5
             case.table.add(dataclasses.replace(made, reference=value))
-    assert acceptance.spares(everything, TRIED).kept is kept
+    assert acceptance.spares(everything, TWO).kept is kept
 
 
 def test_nothing_is_claimed_of_an_empty_sweep():
-    assert {claim.kept for claim in acceptance.claims([], [], TRIED, TWO_RANDOM)} == {None}
+    assert {claim.kept for claim in acceptance.claims([], [], TWO, TWO_RANDOM)} == {None}
 
 
 def test_a_rung_that_orders_as_the_end_does_correlates_fully(tmp_path):

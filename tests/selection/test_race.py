@@ -38,19 +38,27 @@ def decide(made: Race, **constraints):
     return select(planted.profile(), planted.spectra(), planted.inputs(race_budget=1.0, **constraints), made)
 
 
-def test_plain_lora_races_alone_at_three_rates_unless_more_are_asked_for():
-    [entrant] = prepare_race(planted.profile(), planted.spectra(), planted.inputs(race_budget=10.0)).entrants
+def test_below_six_trainings_plain_lora_races_alone_at_three_rates():
+    [entrant] = prepare_race(planted.profile(), planted.spectra(), planted.inputs(race_budget=5.9)).entrants
     middle = entrant.spec.learning_rate
     assert entrant.key == HOME
     assert entrant.rates == pytest.approx((middle / 3, middle, middle * 3), rel=0.05)
 
 
-@pytest.mark.parametrize("entrants", [2, 3, 4])
-def test_the_shortlist_is_the_reference_then_mlp_only_then_the_largest_shares(entrants):
+@pytest.mark.parametrize("entrants", [1, 2, 3, 4])
+def test_three_trainings_pay_for_each_entrant_eva_first_then_mlp_only_then_the_largest_shares(entrants):
     spectra = planted.spectra(shares={"eva": 0.5, "pissa": 0.7})
-    inputs = planted.inputs(race_budget=20.0, race_entrants=entrants)
-    plan = prepare_race(planted.profile(), spectra, inputs)
-    assert [entrant.key for entrant in plan.entrants] == [HOME, MLP, "pissa-all-linear-r16", EVA][:entrants]
+    plan = prepare_race(planted.profile(), spectra, planted.inputs(race_budget=3.0 * entrants))
+    order = [HOME, EVA, MLP, "pissa-all-linear-r16"]
+    assert [entrant.key for entrant in plan.entrants] == order[:entrants]
+    assert plan.rungs == (planted.inputs().planned_steps,)
+    assert [note.split(" ")[0] for note in plan.notes] == order[entrants:]
+
+
+def test_eva_is_no_first_rival_where_its_share_does_not_clear_twice_loras():
+    spectra = planted.spectra(shares={"eva": 0.01, "pissa": 0.7})
+    plan = prepare_race(planted.profile(), spectra, planted.inputs(race_budget=6.0))
+    assert [entrant.key for entrant in plan.entrants] == [HOME, MLP]
 
 
 def test_what_the_user_named_races_alone_and_a_named_rate_is_the_only_one():
@@ -61,8 +69,7 @@ def test_what_the_user_named_races_alone_and_a_named_rate_is_the_only_one():
 
 @pytest.mark.parametrize("budget", [1.2, 2.0, 3.0, 8.0, 20.0])
 def test_a_race_never_costs_more_than_its_budget(budget):
-    inputs = planted.inputs(race_budget=budget, planned_steps=60, race_entrants=4)
-    plan = prepare_race(planted.profile(), planted.spectra(), inputs)
+    plan = prepare_race(planted.profile(), planted.spectra(), planted.inputs(race_budget=budget, planned_steps=60))
     probes = sum(len(entrant.rates) for entrant in plan.entrants)
     assert plan.rungs[-1] >= rules.MINIMUM_STEPS
     assert probes * sum(plan.rungs) <= budget * 60

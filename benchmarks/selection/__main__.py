@@ -42,9 +42,21 @@ def main() -> None:
     commands.add_parser("calibrate", help="fit the selector's constants to the sweep")
     spectra = commands.add_parser("spectra", help="keep what the scoring needs of the sweep's spectra")
     spectra.add_argument("--work", type=Path, default=Path("runs/oracle"))
+    reaching = commands.add_parser(
+        "reach", help="train a high-rank endpoint and keep what share of it each candidate could hold"
+    )
+    reaching.add_argument("--tasks", nargs="+", required=True, choices=list(tasks.TASKS), metavar="TASK")
+    reaching.add_argument("--model", default=MODELS[0], choices=MODELS)
+    reaching.add_argument("--work", type=Path, default=Path("runs/oracle"))
     options = parser.parse_args()
     if options.command == "sweep":
         sweep(options)
+    elif options.command == "reach":
+        from benchmarks.selection import reach
+        from benchmarks.selection.runner import Bench
+
+        for task in options.tasks:
+            reach.keep(Bench(Setting(task, options.model, ROWS, STEPS, BATCH), options.work))
     elif options.command == "spectra":
         keep_spectra(options.work)
     else:

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from benchmarks.selection import reach
 from benchmarks.selection.case import Case, best_run
 from benchmarks.selection.judging import level
 from benchmarks.selection.schedule import RUNG
@@ -13,6 +14,7 @@ FEWEST = 5
 SHARE_RUNG = "tangent share -> loss of the rung"
 SHARE_FINAL = "tangent share -> final loss"
 RUNG_FINAL = "loss of the rung -> final loss"
+REACH_FINAL = "reachable share of a rank-64 endpoint -> final loss"
 
 
 def correlations(case: Case) -> dict[str, float]:
@@ -29,6 +31,7 @@ def correlations(case: Case) -> dict[str, float]:
         SHARE_RUNG: (case.shares, rung, -1),
         SHARE_FINAL: (case.shares, final, -1),
         RUNG_FINAL: (rung, final, 1),
+        REACH_FINAL: (reach.shares(case.table.setting.name), final, -1),
     }
     found = {}
     for name, (known, wanted, sign) in pairs.items():
@@ -52,7 +55,7 @@ def lines(cases: Sequence[Case]) -> list[str]:
     """One a predictor: median and range over the settings that can say."""
     every = [found for case in cases if (found := correlations(case))]
     result = []
-    for name in (SHARE_RUNG, SHARE_FINAL, RUNG_FINAL):
+    for name in (SHARE_RUNG, SHARE_FINAL, RUNG_FINAL, REACH_FINAL):
         values = [found[name] for found in every if name in found]
         if values:
             result.append(

@@ -4,11 +4,13 @@ import dataclasses
 import math
 
 import pytest
+import torch
 from oracle_tables import EVA, SETTING, bowl, empty, outcome, sweep
 
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case
 from benchmarks.selection.judging import Regret, fit, hindsight, loss, regrets, seed_sd
+from benchmarks.selection.reach import held_share
 from benchmarks.selection.schedule import GRID, RUNG, next_run
 from benchmarks.selection.strategies import FOUR, TUNED, by_rows
 from benchmarks.selection.table import Run, Setting, Table, tables
@@ -99,6 +101,13 @@ def test_rank_by_row_count(tmp_path, rows, key):
         sweep(table, candidate, bowl(1e-3))
     [choice] = by_rows(Case(table, {}, {}, dataclasses.replace(fit([table]), rate=1e-3)))
     assert choice.run == Run(key, 1e-3, 0)
+
+
+def test_an_adapter_reaches_the_largest_directions_of_its_own_layers_alone():
+    energies = {"a": torch.tensor([4.0, 2.0]), "b": torch.tensor([3.0, 1.0])}
+    assert held_share(energies, ["a", "b"], 1) == pytest.approx(0.7)
+    assert held_share(energies, ["b"], 1) == pytest.approx(0.3)
+    assert held_share(energies, ["a", "b"], 8) == pytest.approx(1.0)
 
 
 def test_a_diverged_choice_has_a_regret_and_no_forgetting(table):

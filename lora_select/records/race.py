@@ -29,7 +29,7 @@ class Race:
 
     The held-out rows are taken from the training rows and are no evaluation rows: what the race saw is never what the adapter is
     judged by. `labels` are the label tokens of each. `cost` is what the probes trained on over what the planned training will,
-    in tokens; `budget` is the most it was allowed. `dropped` says why a probe did not go to the longer rung, by `<key> <rate>`.
+    in tokens; `budget` is the most it was allowed, kept in steps. `dropped` says why a probe did not go to the longer rung, by `<key> <rate>`.
     """
 
     profile_digest: str

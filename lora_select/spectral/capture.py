@@ -53,7 +53,7 @@ class SharedInput:
         if mask is not None and x.shape[:-1] == mask.shape:
             self.weights = mask.counted
         self._product: tuple[Tensor, Tensor] | None = None
-        self._moments: Moments | None = None
+        self._moments: tuple[Tensor | None, Moments] | None = None
 
     def times(self, test: Tensor) -> Tensor:
         """`rows @ test`, computed once for all layers that bring the same test matrix."""
@@ -61,24 +61,19 @@ class SharedInput:
             self._product = test, self.rows @ test
         return self._product[1]
 
-    def moments(self, test: Tensor | None, tokens: int) -> "Moments":
-        """Weighted sums over tokens: x x^T test (n, columns) (all of x x^T without `test`), x (n,), ||x||^2 () and weights ().
+    def moments(self, test: Tensor | None, chosen: slice) -> "Moments":
+        """Weighted sums over the chosen tokens, computed once for all layers that bring the same test matrix.
 
-        With `test`, over about `tokens` evenly spread tokens: directions of a second moment need no more, and cost as much as all
-        the sketches.
+        Returns:
+            x x^T test (n, columns), all of x x^T without `test`; x (n,); ||x||^2 (); weights ().
         """
-        if self._moments is None:
-            step = 1 if test is None else -(-len(self.rows) // tokens)
-            rows, weights = self.rows[::step], self.weights[::step]
+        if self._moments is None or self._moments[0] is not test:
+            rows, weights = self.rows[chosen], self.weights[chosen]
             seen = rows if test is None else rows @ test
             norms = torch.linalg.vector_norm(rows, dim=1).square()
-            self._moments = (
-                rows.T @ (seen * weights[:, None]),
-                weights @ rows,
-                (norms * weights).sum(dtype=torch.float64),
-                weights.sum(dtype=torch.float64),
-            )
-        return self._moments
+            energy, tokens = (norms * weights).sum(dtype=torch.float64), weights.sum(dtype=torch.float64)
+            self._moments = test, (rows.T @ (seen * weights[:, None]), weights @ rows, energy, tokens)
+        return self._moments[1]
 
 
 Moments = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -18,8 +18,11 @@ CALIBRATE_EVERY = 4
 CALIBRATION_TOKENS = 128
 """Of one microbatch in four so many tokens, evenly spread, give a norm both exactly, by Gram matrices, and through the sketches: their
 ratio corrects the sketches' error, which is common to all microbatches because they share the test matrices."""
-MOMENT_TOKENS = 128
-"""Second moments of wide inputs, and energies of outputs, are summed over so many evenly spread tokens of a microbatch."""
+MOMENT_TOKENS = 8_192
+"""Second moments of wide inputs are summed over so many tokens of the whole pass, evenly spread: more find no better directions, and all would
+cost a third of what the sketches do."""
+OUTPUT_TOKENS = 128
+"""Energies of outputs are summed over so many evenly spread tokens of a microbatch."""
 CORE_ROWS = 16
 """Rows of the small projection of every microbatch gradient that sampling errors are computed from."""
 
@@ -33,6 +36,28 @@ def fold_of_each(microbatches: int) -> list[int]:
     """
     half = microbatches // 2
     return [index % 2 + (0 if index < half else FOLDS // 2) for index in range(microbatches)]
+
+
+@final
+@dataclass(frozen=True)
+class Place:
+    """Rows `first` to `end` of microbatch `index`, which has `whole`; of its tokens every `spacing`-th gives second moments."""
+
+    index: int
+    first: int
+    end: int
+    whole: int
+    spacing: int = 1
+
+
+def spacing(tokens: int, microbatches: int) -> int:
+    """Distance of the tokens that give second moments, in a microbatch of so many.
+
+    Example:
+        >>> spacing(1024, 4), spacing(2048, 32)
+        (1, 8)
+    """
+    return max(1, -(-tokens * microbatches // MOMENT_TOKENS))
 
 
 @final
@@ -67,7 +92,7 @@ class LayerPass:
         directions = min(tests.sizes.directions, m, n)
         self.right = torch.zeros(FOLDS, m, k, device=device)
         self.left = torch.zeros(FOLDS, n, l, device=device)
-        self.activations = ActivationMoments(n, self.input_side.both)
+        self.activations = ActivationMoments(self.input_side.look, tests.sizes.moments)
         self.outputs = torch.zeros(2, dtype=torch.float64, device=device)
         """Sum of ||W x||^2 over counted tokens, and their number."""
         self.sketched_norms = torch.zeros(microbatches, dtype=torch.float64, device=device)
@@ -78,7 +103,7 @@ class LayerPass:
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
         """Microbatches and tokens that were added."""
         self._output_tests, self._right_directions = self.psi, None
-        self._rows_done = 0
+        self._rows_done = self._tokens_done = 0
         self._part: Part | None = None
 
     @property
@@ -93,32 +118,31 @@ class LayerPass:
 
     def begin(self) -> None:
         """Begin a microbatch."""
-        self._rows_done, self._part = 0, None
+        self._rows_done, self._tokens_done, self._part = 0, 0, None
 
-    def add(self, index: int, rows: tuple[int, int, int], shared: SharedInput, d: Tensor) -> None:
+    def add(self, place: Place, shared: SharedInput, d: Tensor) -> None:
         """Add rows of a microbatch.
 
         A microbatch that did not fit into memory comes again in smaller parts; what this layer has seen of it is not added twice.
 
         Args:
-            index: of the microbatch.
-            rows: first row, row after the last, and rows of the whole microbatch.
+            place: which rows.
             shared: the layer's input x (tokens, n).
             d: output gradient (tokens, m).
         """
-        first, end, whole = rows
-        if first < self._rows_done:
+        if place.first < self._rows_done:
             return
-        self._rows_done = end
-        part = self._measure(index, shared, d)
-        moments = shared.moments(self.activations.test, MOMENT_TOKENS)
-        self.activations.add(moments)
+        part = self._measure(place.index, shared, d)
+        test = self.activations.test
+        chosen = slice(None) if test is None else slice(-self._tokens_done % place.spacing, None, place.spacing)
+        self.activations.add(shared.moments(test, chosen))
+        self._rows_done, self._tokens_done = place.end, self._tokens_done + len(d)
         self.counts[1] += len(d)
         if self._part is not None:
             part = self._joined(self._part, part)
         self._part = part
-        if end == whole:
-            self._close(index, part)
+        if place.end == place.whole:
+            self._close(place.index, part)
 
     def fix_directions(self) -> None:
         """Choose the singular directions from what has been seen; later microbatches give their held-out values."""
@@ -136,7 +160,7 @@ class LayerPass:
 
     def watched(self, y: Tensor, weights: Tensor | None) -> Tensor:
         """What outputs y (tokens, m) add to `outputs`."""
-        step = -(-len(y) // MOMENT_TOKENS)
+        step = -(-len(y) // OUTPUT_TOKENS)
         plain = y[::step] if self._bias is None else y[::step] - self._bias
         norms = torch.linalg.vector_norm(plain, dim=1).square()
         weights = torch.ones_like(norms) if weights is None else weights[::step]

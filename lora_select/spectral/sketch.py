@@ -46,8 +46,13 @@ class Sizes:
         return 3 * self.columns // 2
 
     @property
+    def look(self) -> int:
+        """Columns of the activations' random test matrix, of which half as many directions are kept."""
+        return 3 * self.columns
+
+    @property
     def moments(self) -> int:
-        """Columns of the activations' test matrix: Omega's and half as many more, for the directions that EVA starts from."""
+        """Columns of the test matrix that replaces it: half as many more as directions that EVA may start from."""
         return 3 * self.columns // 2
 
     @property
@@ -76,10 +81,10 @@ def error_factor(q: int, k: int, l: int) -> float:  # noqa: E741
 @final
 @dataclass(frozen=True)
 class InputSide:
-    """Test matrices for a layer input of width n: Omega (n, k), and `both`, Omega with more columns for the second moment."""
+    """Test matrices for a layer input of width n: Omega (n, k) for the gradient, and `look` (n, 3 k) for the second moment."""
 
     omega: Tensor
-    both: Tensor
+    look: Tensor
 
     @property
     def k(self) -> int:
@@ -99,13 +104,12 @@ class TestMatrices:
     _outputs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def input_side(self, n: int, device: torch.device) -> InputSide:
-        """Omega and the columns beside it for inputs of width n."""
+        """Omega and the first test matrix of the second moment for inputs of width n."""
         key = (n, str(device))
         if key not in self._inputs:
             omega = gaussian(n, self.sizes.columns, self._generator(0, n))
-            more = gaussian(n, self.sizes.moments - self.sizes.columns, self._generator(1, n))
-            both = omega if omega.shape[1] == n else torch.cat([omega, more], 1)
-            self._inputs[key] = InputSide(omega.to(device), both.to(device))
+            look = gaussian(n, self.sizes.look, self._generator(1, n))
+            self._inputs[key] = InputSide(omega.to(device), look.to(device))
         return self._inputs[key]
 
     def output_side(self, m: int, device: torch.device) -> Tensor:

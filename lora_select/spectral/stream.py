@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -15,7 +15,7 @@ from lora_select.errors import InputError
 from lora_select.records import LayerSpectra
 from lora_select.spectral.capture import Capture, SharedInput, TokenMask, capturing, first_non_finite, select
 from lora_select.spectral.finish import Pass, finish
-from lora_select.spectral.layer import FOLDS, LayerPass
+from lora_select.spectral.layer import FOLDS, LayerPass, Place, spacing
 from lora_select.spectral.sketch import Sizes, TestMatrices
 from lora_select.spectral.view import MeasuredVariant
 
@@ -23,6 +23,8 @@ LossFunction = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Tensor]]
 """(model, batch) -> summed loss of each row in nats, label tokens of each row."""
 
 Progress = Callable[[int, int, str], None]
+TURN = 8
+"""One microbatch in so many, the first ones, choose the activations' test matrices."""
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -131,12 +133,11 @@ class _Rows:
     def __init__(self, sums: Mapping[str, LayerPass]):
         self._sums = sums
         self._outputs: dict[str, Tensor] = {}
-        self.index = 0
-        self.range: tuple[int, int, int] = (0, 0, 0)
+        self.place = Place(0, 0, 0, 0)
 
     def read(self, name: str, shared: SharedInput, gradient: Tensor) -> None:
         """An output gradient with its input."""
-        self._sums[name].add(self.index, self.range, shared, gradient)
+        self._sums[name].add(self.place, shared, gradient)
 
     def watch(self, name: str, y: Tensor, mask: TokenMask | None) -> None:
         """An output."""
@@ -162,7 +163,7 @@ def _accumulate(
     settings: Settings,
     done: Callable[[int], None],
 ) -> Totals:
-    """Forward and backward over all microbatches into `sums`; directions are fixed at half-time.
+    """Forward and backward over all microbatches into `sums`; test matrices turn after an eighth, directions are fixed at half-time.
 
     Raises:
         InputError: no label in any microbatch, a loss that is not finite, or a row that does not fit into memory.
@@ -173,14 +174,16 @@ def _accumulate(
     device, totals, rows = next(model.parameters()).device, Totals(), _Rows(sums)
     with capturing(model, layers, rows.read, rows.watch) as capture:
         for index in range(len(batches)):
+            if index == max(1, len(batches) // TURN):
+                _turn(sums, settings.group)
             if index == len(batches) // 2:
                 _half_time(sums, settings.group, rank)
             if index % world != rank:
                 continue
-            rows.index = index
             for layer in sums.values():
                 layer.begin()
             batch = {name: tensor.to(device) for name, tensor in batches[index].items()}
+            rows.place = Place(index, 0, 0, _rows_of(batch), spacing(_tokens_of(batch), len(batches)))
             _run(model, layers, batch, (0, _rows_of(batch)), settings, capture, rows, totals)
             done(index + 1)
     _meet(sums, settings.group)
@@ -209,12 +212,12 @@ def _run(
     batch = {
         name: tensor[first:end] if tensor.ndim and len(tensor) == count else tensor for name, tensor in whole.items()
     }
-    rows.range = (first, end, count)
+    rows.place = replace(rows.place, first=first, end=end)
     capture.start(batch.get("attention_mask"))
     try:
         with torch.enable_grad():
             nll, labels = settings.loss_fn(model, batch)
-        summed = _checked(nll.sum(), layers, lambda: settings.loss_fn(model, batch), rows.index)
+        summed = _checked(nll.sum(), layers, lambda: settings.loss_fn(model, batch), rows.place.index)
         if summed.requires_grad:
             torch.autograd.backward(summed)
     except (RuntimeError, MemoryError) as error:
@@ -225,7 +228,7 @@ def _run(
         rows.keep()
         totals.loss += summed.item()
         totals.label_tokens += int(labels.sum())
-        totals.tokens += int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+        totals.tokens += _tokens_of(batch)
         return
     rows.forget()
     capture.start(None)
@@ -233,7 +236,7 @@ def _run(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = _halved(first, end, batch, fault)
-    note = f"microbatch {rows.index + 1} did not fit into memory with {end - first} rows; it was run in halves, with the same result"
+    note = f"microbatch {rows.place.index + 1} did not fit into memory with {end - first} rows; it was run in halves, with the same result"
     if note not in totals.notes:
         totals.notes.append(note)
     for piece in ((first, middle), (middle, end)):
@@ -262,10 +265,29 @@ def _rows_of(batch: Mapping[str, Tensor]) -> int:
     return len(batch["input_ids"])
 
 
+def _tokens_of(batch: Mapping[str, Tensor]) -> int:
+    return int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+
+
 def _rank_and_world(group: Any) -> tuple[int, int]:
     if group is None:
         return 0, 1
     return torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+
+
+def _turn(sums: Mapping[str, LayerPass], group: Any) -> None:
+    """Turn the activations' test matrices, from what all ranks have seen; layers that share an input keep one matrix."""
+    latest: dict[int, Tensor] = {}
+    for layer in sums.values():
+        moments = layer.activations
+        if moments.test is None:
+            continue
+        _add_up(moments.sums(), group)
+        moments.turn()
+        known = latest.get(layer.in_features)
+        if known is not None and torch.equal(known, moments.test):
+            moments.test = known
+        latest[layer.in_features] = moments.test
 
 
 def _half_time(sums: Mapping[str, LayerPass], group: Any, rank: int) -> None:
@@ -280,11 +302,15 @@ def _half_time(sums: Mapping[str, LayerPass], group: Any, rank: int) -> None:
 
 def _meet(sums: Mapping[str, LayerPass], group: Any) -> None:
     """Add the sums of all ranks, on all ranks."""
+    for layer in sums.values():
+        _add_up(layer.sums(), group)
+
+
+def _add_up(tensors: Sequence[Tensor], group: Any) -> None:
     if group is None:
         return
-    for layer in sums.values():
-        for tensor in layer.sums():
-            torch.distributed.all_reduce(tensor, group=group)
+    for tensor in tensors:
+        torch.distributed.all_reduce(tensor, group=group)
 
 
 def _meet_totals(totals: Totals, group: Any, device: torch.device) -> None:

@@ -5,7 +5,7 @@ from torch import nn
 
 from lora_select.spectral.capture import SharedInput
 from lora_select.spectral.finish import Pass, finish
-from lora_select.spectral.layer import FOLDS, LayerPass, fold_of_each
+from lora_select.spectral.layer import FOLDS, LayerPass, Place, fold_of_each
 from lora_select.spectral.sketch import Sizes, TestMatrices
 from lora_select.variants import CATALOGUE
 
@@ -16,11 +16,13 @@ def run_layer(layer: nn.Module, microbatches, columns: int, seed: int = 0):
     sizes = Sizes(columns)
     sums = LayerPass(layer, TestMatrices(sizes, seed), len(pairs))
     for index, (x, d) in enumerate(pairs):
+        if index == 2:
+            sums.activations.turn()
         if index == len(pairs) // 2:
             sums.fix_directions()
         sums.begin()
         with torch.no_grad():
             sums.outputs += sums.watched(layer(x), None)
-        sums.add(index, (0, 1, 1), SharedInput(x, None), d)
+        sums.add(Place(index, 0, 1, 1), SharedInput(x, None), d)
     folds = fold_of_each(len(pairs))
     return finish("layer", sums, Pass(tuple(folds.count(f) for f in range(FOLDS)), sizes, 1.0, CATALOGUE, seed))

@@ -146,21 +146,25 @@ class Shapes(TorchDispatchMode):
         return result
 
 
-def test_no_gradient_of_a_weights_shape_is_ever_made(tmp_path):
+def wide_llama():
+    """One block whose inputs are too wide for their whole second moment."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    wide = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=260,
-            hidden_size=280,
-            intermediate_size=328,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-        )
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=280,
+        intermediate_size=328,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
     )
+    return LlamaForCausalLM(config).eval()
+
+
+def test_no_gradient_of_a_weights_shape_is_ever_made(tmp_path):
+    wide = wide_llama()
     names = ["gate_proj", "up_proj", "down_proj", "k_proj", "v_proj"]  # shapes that nothing else has
     with Shapes(wide) as shapes:
         run(wide, tmp_path, batches=microbatches(4), layers=select_layers(wide, names))

@@ -5,7 +5,8 @@ import copy
 import pytest
 import reference
 import torch
-from test_analyze import loss, microbatches, run
+from safetensors.torch import load_file
+from test_analyze import loss, microbatches, run, wide_llama
 from torch import nn
 
 from lora_select.errors import InputError
@@ -226,6 +227,20 @@ def test_a_microbatch_that_does_not_fit_is_run_in_halves_with_the_same_result(ll
         assert one.heldout_values == pytest.approx(other.heldout_values, rel=1e-3, abs=1e-5)
         assert one.noise_energy == pytest.approx(other.noise_energy, rel=0.1)
         assert one.output_energy == pytest.approx(other.output_energy, rel=1e-5)
+
+
+def test_halves_give_the_same_activation_directions_of_wide_layers(tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_select.spectral.layer.MOMENT_TOKENS", 150)
+    model = wide_llama()
+    whole = run(model, tmp_path, batches=wide())
+    halved = run(model, tmp_path, batches=wide(), loss_fn=out_of_memory_above(1))
+    assert halved.notes
+    tensors = [load_file(tmp_path / spectra.tensors.path) for spectra in (whole, halved)]
+    for one, other in zip(whole.layers, halved.layers, strict=True):
+        assert other.activation_values == pytest.approx(one.activation_values, rel=1e-3)
+        assert other.activation_energy == pytest.approx(one.activation_energy, rel=1e-5)
+        here, there = (parts[f"{one.name}.activation_vectors"][:, :8] for parts in tensors)
+        assert float((here.T @ there).square().sum()) == pytest.approx(8, abs=1e-3)
 
 
 def test_memory_that_runs_out_in_mid_backward_counts_nothing_twice(llama, tmp_path):

@@ -18,15 +18,18 @@ from transformers import AutoModelForCausalLM
 import test_analyze
 from lora_select.records import to_json
 model = AutoModelForCausalLM.from_pretrained(sys.argv[5])
+wide = test_analyze.wide_llama()
 with tempfile.TemporaryDirectory() as folder:
     spectra = test_analyze.run(model, Path(folder), group=dist.group.WORLD)
     Path(sys.argv[6], f"rank-{rank}.json").write_text(to_json(spectra))
+    spectra = test_analyze.run(wide, Path(folder), group=dist.group.WORLD)
+    Path(sys.argv[6], f"wide-{rank}.json").write_text(to_json(spectra))
 dist.destroy_process_group()
 """
 
 
 def test_two_ranks_give_the_one_rank_result(tiny_model_folder, tmp_path):
-    from test_analyze import run
+    from test_analyze import run, wide_llama
     from transformers import AutoModelForCausalLM
 
     from lora_select.records import Spectra, read
@@ -52,4 +55,8 @@ def test_two_ranks_give_the_one_rank_result(tiny_model_folder, tmp_path):
         assert shared.signal_energy == pytest.approx(one.signal_energy, rel=1e-3, abs=1e-5 * one.noise_energy)
         assert shared.noise_energy == pytest.approx(one.noise_energy, rel=1e-3)
         assert shared.heldout_values == pytest.approx(one.heldout_values, rel=1e-2, abs=1e-4)
+        assert shared.activation_energy == pytest.approx(one.activation_energy, rel=1e-5)
+    found = [read(Spectra, tmp_path / f"wide-{rank}.json") for rank in (0, 1)]
+    for shared, same, one in zip(*(f.layers for f in found), run(wide_llama(), tmp_path).layers, strict=True):
+        assert shared.activation_values == same.activation_values == pytest.approx(one.activation_values, rel=1e-3)
         assert shared.activation_energy == pytest.approx(one.activation_energy, rel=1e-5)

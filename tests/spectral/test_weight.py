@@ -1,9 +1,6 @@
 import pytest
-import reference
 import torch
 
-from lora_select.spectral.activation import ActivationMoments
-from lora_select.spectral.capture import SharedInput, TokenMask
 from lora_select.spectral.weight import minor_system, weight_system
 
 
@@ -54,35 +51,3 @@ def test_a_singular_weight_has_a_trailing_system():
 
 def test_a_zero_weight_has_stable_rank_zero():
     assert weight_system(torch.zeros(6, 5), 3, seed=0).stable_rank == 0.0
-
-
-def test_streamed_moments_of_a_wide_layer_find_the_leading_directions():
-    generator = torch.Generator().manual_seed(0)
-    width, tokens = 300, 2000
-    scales = torch.ones(width) * 0.1
-    scales[:6] = torch.tensor([9.0, 7.0, 5.0, 4.0, 3.0, 2.0])
-    x = 3.0 + torch.randn(tokens, width, generator=generator) * scales
-    moments = ActivationMoments(width, torch.linalg.qr(torch.randn(width, 48, generator=generator))[0])
-    for part in x.split(250):
-        shared = SharedInput(part, None)
-        moments.add(shared.moments(moments.test, tokens=250))
-    values, vectors = moments.leading(6)
-    truth = torch.linalg.eigvalsh(torch.as_tensor(reference.second_moment(x.double().numpy()))).flip(0)
-    assert values.tolist() == pytest.approx(truth[:6].tolist(), rel=0.02)
-    assert float(vectors[:6].square().sum()) > 5.9
-    assert moments.energy() == pytest.approx(float(x.square().sum(1).mean()), rel=1e-4)
-
-
-def test_padding_and_the_first_token_of_each_row_do_not_count():
-    x = torch.ones(2, 4, 3)
-    x[:, 0] = 1000.0
-    x[1, 3] = torch.inf
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-    shared = SharedInput(x, TokenMask(mask))
-    assert shared.rows.shape == (7, 3)
-    assert shared.weights.tolist() == [0, 1, 1, 1, 0, 1, 1]
-    second, total, energy, tokens = shared.moments(None, tokens=1)
-    assert float(tokens) == 5.0
-    assert float(energy) == 15.0
-    assert total.tolist() == [5.0] * 3
-    assert torch.equal(second, torch.full((3, 3), 5.0))

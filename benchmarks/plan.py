@@ -8,7 +8,7 @@ real micro-batches took (what the plan stage shows). Then three steps are traine
 time is that of the steps, one thread a rank, and, apart, of what comes before and after them. Where other work shares the machine the
 clock tells how that work came and went between trial and steps; so the same estimate is also made of processor seconds of rank 0
 (those of the trial) and laid beside those of the steps. Fitted to such runs are `memory.PROCESS_GIB["cpu"]`, which is a rank of a
-model of half a megabyte, and `memory.HEAP` (settings 0 to 3).
+model of half a megabyte, `memory.HEAP` (settings 0 to 3) and `memory.HOLES` (setting 8).
 
     python -m benchmarks.plan --again         no training: the memory model as it is now beside the peaks that were measured
 """
@@ -57,14 +57,13 @@ class Case:
     quantize: str | None = None
 
 
+# No bf16: a CPU without its instructions takes 36 to 140 times as long for the backward matrix products as in fp32.
 CASES = [
     Case("smollm2", 1),
     Case("smollm2", 4),
     Case("smollm2", 4, packing=False),
     Case("smollm2", 4, checkpointing=True),
-    Case("smollm2", 4, precision="bf16"),
     Case("smollm2", 4, quantize="nf4"),
-    Case("smollm2", 4, quantize="int8", precision="bf16"),
     Case("smollm2", 2, dora=True),
     Case("smollm2", 2, ranks=2, stage=1),
     Case("smollm2", 2, ranks=2, stage=2),
@@ -72,9 +71,9 @@ CASES = [
     Case("llama-30M", 8),
     Case("llama-30M", 8, ranks=2, stage=2, packing=False),
     Case("llama-85M", 8),
-    Case("llama-85M", 8, checkpointing=True, precision="bf16"),
     Case("llama-110M", 4, ranks=2),
     Case("llama-110M", 4, dora=True),
+    Case("llama-110M", 4, ranks=2, stage=3),
 ]
 
 

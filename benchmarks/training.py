@@ -6,15 +6,14 @@ Time is processor time in the timed steps, at one thread a rank, of the rank tha
 machine moves it little, while it can move wall-clock time by any factor; that is written down too.
 Every contender gets the same rows in the same steps, so that the losses show that all do the same work.
 
-    python -m benchmarks.training --data short --trl-site FOLDER --llama-factory PYTHON
+    S=.peers/trl/lib/python3.11/site-packages  L=.peers/llamafactory/bin/python
+    make peers && python -m benchmarks.training --data short --trl-site $S --llama-factory $L
 
 `--sampling grouped` is the peers' best case: each step holds rows of nearly one length, better than their own
 `group_by_length` sampler sorts them; `shuffled` is their default. Repetitions add to results/training.json.
 
-TRL and LLaMA-Factory live in places of their own. TRL: `pip install --no-deps --target FOLDER trl==1.16.0`. LLaMA-Factory: an
-environment with `pip install torch==2.13.0 llamafactory==0.9.5 transformers==5.6.0 peft==0.18.1 trl==0.24.0`. Where that torch is a CPU
-build, pip's torchvision and torchaudio do not load beside it: `pip uninstall torchvision torchaudio`; its import of torchaudio, which
-text does not need, is then answered by an empty module (peers/llama_factory.py).
+TRL and LLaMA-Factory live in places of their own, made by `make peers`; LLaMA-Factory's import of torchaudio, which text does not need, is
+answered by an empty module.
 """
 
 import argparse
@@ -87,8 +86,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sampling", choices=["shuffled", "grouped"], default="grouped")
     parser.add_argument("--padded", action="store_true", help="ours without packing too")
     parser.add_argument("--only", nargs="*", help="names of contenders")
-    parser.add_argument("--trl-site", help="folder with trl in it")
-    parser.add_argument("--llama-factory", help="python of an environment with llamafactory")
+    parser.add_argument("--trl-site", type=os.path.abspath, help="folder with trl in it")
+    parser.add_argument("--llama-factory", type=os.path.abspath, help="python of an environment with llamafactory")
     return parser.parse_args()
 
 

@@ -203,7 +203,7 @@ def _sample_file(source: str) -> Path:
 
 
 def _dequantised(gguf: Path, cache: Path) -> Path:
-    """The safetensors folder of a GGUF file, made once. A kill leaves only a temporary folder behind."""
+    """The safetensors folder of a GGUF file, made once: by the first of several processes to end. A kill leaves only a temporary folder behind."""
     digest = _file_digest(gguf, cache)
     folder = cache / "models" / f"{gguf.stem}-{digest[:16]}"
     if (folder / "config.json").is_file():
@@ -220,6 +220,9 @@ def _dequantised(gguf: Path, cache: Path) -> Path:
     try:
         _dequantise(gguf, temporary)
         os.replace(temporary, folder)
+    except OSError:
+        if not (folder / "config.json").is_file():  # another process was first, and its folder is as good
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

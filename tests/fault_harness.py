@@ -25,8 +25,8 @@ from lora_select.training.job import TrainingJob
 ROOT = Path(__file__).parents[1]
 WANTED = "wanted.json"
 """The job as asked for; `job.json` beside it is what the launcher made of it."""
-PATIENCE = 240.0
-"""Seconds for a start and some steps on a machine with other work: four processes import torch."""
+PATIENCE = 900.0
+"""Seconds for a start and some steps on a machine with other work: four processes import torch, which has taken minutes."""
 
 
 def main(folder: Path) -> int:
@@ -122,7 +122,7 @@ class Run:
         """Wait for the ranks' `number`-th start to be in its steps."""
         self.until(lambda: job.last_attempt(self.folder) >= number and len(beat.read(self.folder)) > 0)
 
-    def wait(self, seconds: float = 400) -> int:
+    def wait(self, seconds: float = 1200) -> int:
         """Its exit code."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < deadline:

@@ -55,7 +55,7 @@ def served(folder: Path, model: Path, **sections: Any) -> Iterator[Mapping[str, 
         start = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         server = subprocess.Popen(start, env=environment, stdout=log, stderr=log)
         try:
-            wait_for(lambda: httpx.get(f"{environment['PREFECT_API_URL']}/health").is_success, 120, "server")
+            wait_for(lambda: httpx.get(f"{environment['PREFECT_API_URL']}/health").is_success, 600, "server")
             for command in (["work-pool", "create", "--type", "process", POOL], ["--no-prompt", "deploy", "--all"]):
                 subprocess.run([*PREFECT, *command], env=environment, cwd=ROOT, check=True, stdout=log, stderr=log)
             yield environment

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -67,6 +69,21 @@ def test_hub_out_of_reach_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="the hub cannot be reached|the hub has no model"):
         resolve("someone/some-model", tmp_path)
+
+
+def test_two_that_dequantise_the_same_file_at_once_both_get_it(tmp_path, monkeypatch):
+    file, both_wrote = tmp_path / "one.gguf", threading.Barrier(2)
+    file.write_bytes(b"weights")
+
+    def dequantise(_gguf, folder):
+        (folder / "config.json").write_text("{}")
+        both_wrote.wait(60)
+
+    monkeypatch.setattr(models, "_dequantise", dequantise)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: models._dequantised(file, tmp_path / "cache"), range(2))
+    assert one == other
+    assert [place.name for place in one.parent.iterdir()] == [one.name]
 
 
 def test_gguf_of_unknown_architecture_leaves_nothing_behind(tmp_path):

@@ -82,7 +82,7 @@ def job(
     count: int = 477,
     initial_factors: Path | None = None,
     adapter: AdapterSpec | None = None,
-    patience: float = 120,
+    patience: float = 600,
     **changes,
 ) -> TrainingJob:
     folder.mkdir(parents=True, exist_ok=True)

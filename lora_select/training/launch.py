@@ -21,7 +21,7 @@ from lora_select.training.job import TrainingJob
 from lora_select.training.resume import metrics_until
 from lora_select.training.show import Report, show
 from lora_select.training.stages import working
-from lora_select.training.supervise import GRACE_SECONDS
+from lora_select.training.supervise import GRACE_SECONDS, WORKER
 
 POLL_SECONDS = 0.5
 RENDEZVOUS = "LORA_SELECT_RENDEZVOUS"
@@ -108,11 +108,11 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not SECRET.search(name)}
 
 
-def supervisor(job_file: Path, log: Path, node: int = 0) -> "subprocess.Popen[bytes]":
-    """Start the supervisor of a node; it ends when this process does."""
+def supervisor(job_file: Path, log: Path, node: int = 0, module: str = WORKER) -> "subprocess.Popen[bytes]":
+    """Start the supervisor of a node, whose ranks run `module`; it ends when this process does."""
     parent = watch.identity()
     me = f"{parent[0]}:{parent[1]}"
-    command = [sys.executable, "-m", "lora_select.training.supervise", str(job_file), me, str(node)]
+    command = [sys.executable, "-m", "lora_select.training.supervise", str(job_file), me, str(node), module]
     with log.open("ab") as stream:
         return subprocess.Popen(
             command,

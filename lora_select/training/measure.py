@@ -1,6 +1,7 @@
 """A few real micro-batches of the real model on this machine, before the plan is settled: `python -m lora_select.training.measure`.
 
 It runs in a process of its own, so that its peak memory is that of a rank and a lack of memory does not take the flow along.
+At ZeRO-3 a single process is no rank, for weights are gathered from all of them while a step runs: there all ranks run (`trial.py`).
 """
 
 import dataclasses
@@ -15,20 +16,23 @@ from typing import Any
 from lora_select import models
 from lora_select.data.tokens import TokenRow, read_rows
 from lora_select.records import write_text
-from lora_select.training import batches, job
+from lora_select.training import batches, beat, failures, job, launch
 from lora_select.training.job import TrainingJob
 
 ANSWER = "measured.json"
 TIMED_SECONDS = 8.0
 TIMED_BATCHES = 3
 LIMIT_SECONDS = 900
+TOO_LONG = f"speed was not measured: a few micro-batches took more than {LIMIT_SECONDS} s"
+RANK = "lora_select.training.trial"
 
 
 @dataclass(frozen=True)
 class Measured:
     """What a rank did here. `refusal` says why rows must not be packed; `peak_gib` is of one rank; `tokens` were timed.
 
-    `processor_seconds` are those of all its threads in the same time, which other work on the machine moves less.
+    `processor_seconds` are those of all its threads in the same time, which other work on the machine moves less. `ranks` that
+    ran together had DeepSpeed and the optimizer's state; where it is 0, one process ran and had neither.
     """
 
     refusal: str | None
@@ -37,6 +41,7 @@ class Measured:
     peak_gib: float
     heaviest_tokens: int
     processor_seconds: float = 0.0
+    ranks: int = 0
 
 
 def measure(told: TrainingJob, folder: Path) -> Measured | str:
@@ -48,16 +53,45 @@ def measure(told: TrainingJob, folder: Path) -> Measured | str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ANSWER).unlink(missing_ok=True)
+    if told.plan.zero_stage == 3 and told.plan.nodes == 1:  # the ranks of other nodes cannot be had beforehand
+        return _by_ranks(told, folder)
     file = job.write_job(folder, told)
     command = [sys.executable, "-m", "lora_select.training.measure", str(file)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"speed was not measured: a few micro-batches took more than {LIMIT_SECONDS} s"
+        return TOO_LONG
     if not (folder / ANSWER).is_file():
         lines = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
         return f"speed was not measured: the attempt ended with {lines[-1][:200]}"
+    return _answer(folder)
+
+
+def _by_ranks(told: TrainingJob, folder: Path) -> Measured | str:
+    """The ranks themselves; a supervisor ends them with this process."""
+    file, log = job.write_job(folder, told), folder / job.LOG
+    beat.clear(folder)
+    log.unlink(missing_ok=True)
+    process = launch.supervisor(file, log, module=RANK)
+    try:
+        code = process.wait(LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return TOO_LONG
+    finally:
+        launch.stop(process)
+    if not (folder / ANSWER).is_file():
+        why = failures.diagnose(folder, log, failures.Ending(code)).message
+        return f"speed was not measured: the attempt ended with {' '.join(why.split())[:200]}"
+    return _answer(folder)
+
+
+def _answer(folder: Path) -> Measured:
     return Measured(**json.loads((folder / ANSWER).read_text(encoding="utf-8")))
+
+
+def write_answer(folder: Path, found: Measured) -> None:
+    """Leave what was measured where :func:`measure` looks for it."""
+    write_text(folder / ANSWER, json.dumps(dataclasses.asdict(found), indent=2) + "\n")
 
 
 def main(job_file: Path) -> None:
@@ -68,7 +102,7 @@ def main(job_file: Path) -> None:
     if told.plan.device == "cpu":
         torch.set_num_threads(told.plan.threads_per_process)
     torch.manual_seed(told.plan.seed)
-    write_text(job_file.parent / ANSWER, json.dumps(dataclasses.asdict(_measured(told)), indent=2) + "\n")
+    write_answer(job_file.parent, _measured(told))
 
 
 def _measured(told: TrainingJob) -> Measured:
@@ -88,7 +122,7 @@ def _measured(told: TrainingJob) -> Measured:
     for part in _ordinary(rows, plan):
         began, spent = time.monotonic(), time.process_time()
         smoke.run(network, smoke.batch_of(part, plan, pad_id, device))
-        _wait(device)
+        wait(device)
         seconds += time.monotonic() - began
         processor += time.process_time() - spent
         tokens += sum(len(row.input_ids) for row in part)
@@ -109,7 +143,8 @@ def _ordinary(rows: list[TokenRow], plan: Any) -> list[list[TokenRow]]:
     return found[:TIMED_BATCHES]
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
     if device.startswith("cuda"):
         import torch
 

@@ -3,8 +3,9 @@
 P base parameters, A adapter parameters, N ranks, L layers, d hidden size, V vocabulary, T tokens that the heaviest micro-batch runs
 over (padding included), s bytes a number of the base's precision.
 
-    weights      s P; int8: 1 + 4 / d, nf4: 1/2 + 4 / 64 bytes for the linear layers [1]; ZeRO-3: / N, and while a step runs up to
-                 1e9 gathered parameters besides [2, DeepSpeed's `stage3_max_live_parameters`]
+    weights      s P; int8: 1 + 4 / d, nf4: 1/2 + 4 / 64 bytes for the linear layers [1]; ZeRO-3: / N, and while a step runs 2e7 gathered
+                 parameters (`LIVE_PARAMETERS`) and the largest one, V d, besides [2, DeepSpeed's `stage3_max_live_parameters`, which
+                 keeps back what is gathered ahead of use and not what is used]
     adapter      4 A of parameters; gradients 4 A, / N from ZeRO-2; two moments 8 A, / N from ZeRO-1 [2], with a master copy of
                  4 A / N there; 0 where offloaded
     activations  T L e s, with e = 6 d + a + f the numbers that a block keeps for its backward pass (below); with checkpointing
@@ -13,7 +14,9 @@ over (padding included), s bytes a number of the base's precision.
                  of T x V for a trainer that forms the logits of every token
 
     heap         on a CPU, 0.6 of the activations of a pass without checkpointing: memory that was given back to glibc's heap and not to
-                 the system. Fitted to four settings of SmolLM2 (`HEAP`)
+                 the system. Fitted to four settings of SmolLM2 (`HEAP`). At ZeRO-3 1.3 s P besides: each gathered weight that is released
+                 leaves a hole among activations that stay (fitted to SmolLM2, `HOLES`), unless one of d x f is of 32 MiB or more,
+                 which glibc takes from the system and gives back [mallopt(3), M_MMAP_THRESHOLD]
 
 What a Llama-like block keeps when only its adapters are trained, in numbers a token: both norms' input and normalised input (4 d),
 the adapters' inputs x of the attention and of the MLP (2 d), the query, key, value and output of attention (2 d + 2 d_kv),
@@ -38,7 +41,10 @@ PROCESS_GIB = {"cpu": 0.55, "cuda": 1.0}
 """Of a CPU rank: interpreter with torch, transformers, PEFT and DeepSpeed (measured); of a GPU rank: CUDA's context (not measured)."""
 HEAP = 0.6
 """A fixed threshold for mmap (MALLOC_MMAP_THRESHOLD_) removes this and costs a quarter more processor time: not done."""
-LIVE_PARAMETERS = 1e9
+HOLES = 1.3
+"""Of the weights, at ZeRO-3 on a CPU: between what SmolLM2 left over in three steps (1.1) and in five (1.6) on two ranks."""
+MMAP_BYTES = 2**25
+LIVE_PARAMETERS = 2 * 10**7
 CHUNK_ELEMENTS = 2**24
 LOW, HIGH = 0.8, 1.3
 """Spread around the expected value; see the measured error in docs/operations.md."""
@@ -106,7 +112,8 @@ def _weights(base: BaseModel, setting: Setting) -> float:
     if setting.zero_stage < 3:
         return whole
     part = 0.0 if setting.offload_parameters else whole / setting.ranks
-    return part + whole * min(1.0, LIVE_PARAMETERS / max(1, base.num_parameters))
+    gathered = LIVE_PARAMETERS + base.vocab_size * base.hidden_size
+    return part + whole * min(1.0, gathered / max(1, base.num_parameters))
 
 
 def _adapter(parameters: int, setting: Setting) -> float:
@@ -132,17 +139,27 @@ def _activations(base: BaseModel, spec: AdapterSpec, setting: Setting) -> float:
 def _heap(base: BaseModel, spec: AdapterSpec, setting: Setting) -> float:
     if setting.device != "cpu":
         return 0.0
-    return HEAP * setting.tokens * base.num_hidden_layers * kept_bytes(base, spec, setting.precision)
+    kept = HEAP * setting.tokens * base.num_hidden_layers * kept_bytes(base, spec, setting.precision)
+    gathers = setting.zero_stage == 3 and setting.ranks > 1
+    if not gathers or BYTES[setting.precision] * base.hidden_size * _inner(base)[1] >= MMAP_BYTES:
+        return kept
+    return kept + HOLES * weight_bytes(base, setting.precision, setting.quantize)
 
 
 def kept_bytes(base: BaseModel, spec: AdapterSpec, precision: str) -> float:
     """Bytes a token that one block keeps for its backward pass."""
     width, size = base.hidden_size, BYTES[precision]
-    a = (base.num_parameters - base.vocab_size * width) / (base.num_hidden_layers * width)
-    inner = max(0.0, (a - 8 / 3 * width) / 3)
+    a, inner = _inner(base)
     kept = size * (6 * width + a + inner)
     if precision == "bf16":
         kept += 4 * (6 * width + inner)
     if spec.peft_arguments.get("use_dora"):
         kept += size * 2 * (3 * width + 2 * inner)
     return kept
+
+
+def _inner(base: BaseModel) -> tuple[float, float]:
+    """`a` = P_block / d, and the width f of the MLP."""
+    width = base.hidden_size
+    a = (base.num_parameters - base.vocab_size * width) / (base.num_hidden_layers * width)
+    return a, max(0.0, (a - 8 / 3 * width) / 3)

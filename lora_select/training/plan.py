@@ -213,12 +213,12 @@ def _with_measured(plan: TrainingPlan, spec: AdapterSpec, measured: Measured | s
         f"measured here: {speed:,.0f} tokens/s a rank over {measured.tokens} tokens, peak {measured.peak_gib:.2f} GiB at the heaviest "
         f"micro-batch of {measured.heaviest_tokens} tokens"
     )
-    state = memory.optimizer_bytes(spec.num_parameters, plan.zero_stage, plan.num_processes) / GIB  # the trial has none
-    extra = DEEPSPEED_GIB if plan.device == "cpu" else memory.PROCESS_GIB["cuda"]
-    need = measured.peak_gib + state + extra
-    known = (
-        plan.memory_gib if plan.zero_stage == 3 else Range(*(round(need * factor, 2) for factor in (0.9, 1.0, 1.15)))
-    )
+    need = measured.peak_gib + (0.0 if plan.device == "cpu" else memory.PROCESS_GIB["cuda"])
+    if not measured.ranks:  # one process has no optimizer's state and has not loaded DeepSpeed
+        state = memory.optimizer_bytes(spec.num_parameters, plan.zero_stage, plan.num_processes) / GIB
+        need += state + (DEEPSPEED_GIB if plan.device == "cpu" else 0.0)
+    split = plan.zero_stage == 3 and not measured.ranks  # over several nodes: what one process takes says nothing
+    known = plan.memory_gib if split else Range(*(round(need * factor, 2) for factor in (0.9, 1.0, 1.15)))
     return dataclasses.replace(plan, memory_gib=known, reasons=(*plan.reasons, reason))
 
 

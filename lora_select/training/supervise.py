@@ -1,4 +1,4 @@
-"""The process between the flow and torchrun: `python -m lora_select.training.supervise job.json PARENT_PID:CREATED [NODE]`.
+"""The process between the flow and torchrun: `python -m lora_select.training.supervise job.json PARENT_PID:CREATED NODE MODULE`.
 
 It lives in a session of its own, starts torchrun, remembers every process below it (torchrun gives its ranks sessions of
 their own, so killing a process group would miss them), and ends them all when it is told to, when its parent is gone, or
@@ -23,10 +23,12 @@ from lora_select.training import beat, job, watch
 from lora_select.training.failures import LAUNCHER_CODE, ORPHANED_CODE, STUCK_CODE
 
 GRACE_SECONDS = 15.0
+WORKER = "lora_select.training.worker"
+"""What a rank runs."""
 
 
-def main(job_file: Path, parent: watch.Identity, node: int = 0) -> int:
-    """Run torchrun to its end; returns its exit code, or the one that says why there is none."""
+def main(job_file: Path, parent: watch.Identity, node: int = 0, module: str = WORKER) -> int:
+    """Run torchrun to its end, `module` in every rank; returns its exit code, or the one that says why there is none."""
     told = job.read_job(job_file)
     folder = job_file.parent
     stopping: list[int] = []
@@ -40,7 +42,7 @@ def main(job_file: Path, parent: watch.Identity, node: int = 0) -> int:
     log = folder / job.node_file(job.LOG, node)
     with log.open("ab") as stream:
         child = subprocess.Popen(
-            command(job_file, told, node), stdout=stream, stderr=stream, env=_environment(me, told)
+            command(job_file, told, node, module), stdout=stream, stderr=stream, env=_environment(me, told)
         )
     seen: set[watch.Identity] = set()
     started = time.time()
@@ -64,12 +66,12 @@ def main(job_file: Path, parent: watch.Identity, node: int = 0) -> int:
     return code if code >= 0 else LAUNCHER_CODE
 
 
-def command(job_file: Path, told: job.TrainingJob, node: int) -> list[str]:
+def command(job_file: Path, told: job.TrainingJob, node: int, module: str = WORKER) -> list[str]:
     """How torchrun is started on a node."""
     plan = told.plan
     launcher = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", "0"]
     ranks = ["--nproc-per-node", str(plan.num_processes // plan.nodes)]
-    worker = ["-m", "lora_select.training.worker", str(job_file)]
+    worker = ["-m", module, str(job_file)]
     if plan.nodes == 1 or told.rendezvous is None:
         return [*launcher, "--standalone", *ranks, *worker]
     conf = f"is_host={str(node == 0).lower()},join_timeout={int(told.patience_seconds)}"
@@ -117,7 +119,7 @@ def _dump_stacks(seen: set[watch.Identity], log: Path) -> None:
         stream.write(f"no rank moved for too long; {beat.laggard(log.parent)}; stacks of the ranks follow\n")
     for who in seen:
         with contextlib.suppress(OSError):
-            if watch.alive(who) and b"lora_select.training.worker" in Path(f"/proc/{who[0]}/cmdline").read_bytes():
+            if watch.alive(who) and b"lora_select.training." in Path(f"/proc/{who[0]}/cmdline").read_bytes():
                 os.kill(who[0], signal.SIGUSR1)
     time.sleep(2)
 
@@ -131,4 +133,4 @@ def _note(folder: Path, node: int, me: watch.Identity, seen: set[watch.Identity]
 
 if __name__ == "__main__":
     pid, created = sys.argv[2].split(":")
-    sys.exit(main(Path(sys.argv[1]), (int(pid), float(created)), int(sys.argv[3]) if len(sys.argv) > 3 else 0))
+    sys.exit(main(Path(sys.argv[1]), (int(pid), float(created)), int(sys.argv[3]), sys.argv[4]))

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from lora_select import models
@@ -17,6 +18,11 @@ from lora_select.training.rank import join, seed_start
 
 def main(job_file: Path) -> None:
     """Train as the job says; `result.json` is written last, by rank 0, and only then is the run a success."""
+    as_rank(work, job_file)
+
+
+def as_rank(work: Callable[[Path, Heart], None], job_file: Path) -> None:
+    """Do a rank's work: it ends with its supervisor, shows its stacks when it is asked to, and leaves an account of a failure."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if watch.SUPERVISOR in os.environ:
         pid, created = os.environ[watch.SUPERVISOR].split(":")

@@ -64,7 +64,7 @@ class Page:
         return self.evaluate("document.body ? document.body.innerText + ' ' + [...document.querySelectorAll('svg text')]"
                              ".map(t => t.textContent).join(' ') : ''") or ""  # fmt: skip
 
-    def wait_for(self, texts: Sequence[str], *, seconds: float = 60.0) -> str:
+    def wait_for(self, texts: Sequence[str], *, seconds: float = 180.0) -> str:
         """The page's text once it holds all of `texts`."""
         until = time.monotonic() + seconds
         while missing := [text for text in texts if text not in (seen := self.text())]:

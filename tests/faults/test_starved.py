@@ -30,7 +30,7 @@ MEMORY = Path("/sys/fs/cgroup/memory")
 
 def test_a_rank_that_sleeps(reference, harmed, tmp_path, outcome):
     """SIGSTOP: every rank stands still soon, the watchdog dumps stacks and ends them, the run goes on."""
-    run = harmed(patience=90)  # longer than a start takes between two heartbeats on a busy machine
+    run = harmed(patience=240)  # longer than a start takes between two heartbeats on a busy machine
     run.until_step(12)
     before = last_step(tmp_path)
     os.kill(run.ranks[1], signal.SIGSTOP)
@@ -47,7 +47,7 @@ def test_a_rank_that_sleeps(reference, harmed, tmp_path, outcome):
 
 def test_a_collective_that_never_ends(reference, harmed, tmp_path, outcome):
     """SIGSTOP of a rank whose heartbeat goes on (written here in its stead): the watchdog is blind, the other rank's reduction times out."""
-    run = harmed(patience=96)  # as above
+    run = harmed(patience=240)  # as above
     run.until_step(12)
     before = last_step(tmp_path)
     stopped = run.ranks[1]
@@ -59,12 +59,12 @@ def test_a_collective_that_never_ends(reference, harmed, tmp_path, outcome):
             os.utime(heartbeat)
 
     run.watched = still_moving
-    assert run.wait(600) == 0, tail(tmp_path)
+    assert run.wait() == 0, tail(tmp_path)
     run.no_process_is_left()
     assert_equal(tmp_path, reference)
     (remedy,) = remedies.read(tmp_path)
     assert remedy.failure == "no progress"
-    assert "120000ms" in remedy.message, remedy.message  # 1.25 times the patience, in gloo's own words
+    assert "300000ms" in remedy.message, remedy.message  # 1.25 times the patience, in gloo's own words
     again = before - result(tmp_path).resumed_from[-1]
     text = "the other rank's collective timed out, ranks ended, restarted"
     outcome(f"a collective that waits for rank 1, stopped after step {before}", text, again)

@@ -42,7 +42,7 @@ def training(folder: Path) -> Path | None:
 
 
 def until_step(folder: Path, step: int) -> Path:
-    wait_for(lambda: (at := training(folder)) and last_step(at) >= step, 240, f"step {step}")
+    wait_for(lambda: (at := training(folder)) and last_step(at) >= step, 900, f"step {step}")
     found = training(folder)
     assert found
     return found
@@ -85,7 +85,7 @@ def test_the_next_run_goes_on(place, outcome, victims):
     again = worker(environment, folder)
     try:
         begin(environment)
-        wait_for(lambda: ended_well(environment, at), 700, "the end of the second run")
+        wait_for(lambda: ended_well(environment, at), 1500, "the end of the second run")
     finally:
         again.terminate()
         again.wait(60)

@@ -22,6 +22,29 @@ def test_a_real_model_is_measured_and_its_packing_proven(tiny_model_folder, tmp_
     assert found.heaviest_tokens >= found.tokens / 3
 
 
+def test_at_zero_3_the_ranks_themselves_are_tried(tiny_model_folder, tmp_path):
+    """Split weights, DeepSpeed, two ranks; the batches are those of the plan though the trial steps after each of them."""
+    told = job(tmp_path / "job", tiny_model_folder, count=45, packing=True, total_steps=5, zero_stage=3)
+    found = measure.measure(told, tmp_path / "measured")
+    assert isinstance(found, Measured), found
+    assert (found.ranks, found.refusal) == (2, None)
+    alone = measure.measure(
+        dataclasses.replace(told, plan=dataclasses.replace(told.plan, zero_stage=2)), tmp_path / "alone"
+    )
+    assert isinstance(alone, Measured)
+    assert alone.ranks == 0
+    assert found.heaviest_tokens == alone.heaviest_tokens
+    assert 0.2 < found.peak_gib < 2
+
+
+def test_ranks_that_fail_leave_their_own_words(tiny_model_folder, tmp_path):
+    told = job(tmp_path / "job", tiny_model_folder, count=9, total_steps=1, zero_stage=3)
+    found = measure.measure(dataclasses.replace(told, base_path=str(tmp_path / "away")), tmp_path / "measured")
+    assert isinstance(found, str)
+    assert found.startswith("speed was not measured: the attempt ended with rank ")
+    assert "away" in found
+
+
 def test_a_failed_attempt_is_a_sentence_and_the_base_is_held_as_told(tiny_model_folder, tmp_path):
     told = job(tmp_path / "job", tiny_model_folder, count=9, total_steps=1)
     found = measure.measure(dataclasses.replace(told, quantized_base="fp4"), tmp_path / "measured")

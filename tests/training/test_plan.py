@@ -112,6 +112,16 @@ def test_what_was_measured_replaces_what_was_computed():
     assert any("100 tokens/s a rank" in reason for reason in made.reasons)
 
 
+def test_memory_of_zero_3_is_that_of_ranks_that_ran_together():
+    """They had DeepSpeed and the optimizer's state; what one process alone takes says nothing of them."""
+    computed = plan_of_rows(zero_stage=3).memory_gib
+    alone, together = Measured(None, 1000, 10.0, 2.0, 300), Measured(None, 1000, 10.0, 2.0, 300, ranks=2)
+    made = [make_plan(PROFILE, spec(), BASE, CPU, WANTED | {"zero_stage": 3}, ROWS, one) for one in (alone, together)]
+    assert made[0].memory_gib == computed
+    assert made[1].memory_gib.expected == 2.0
+    assert made[0].minutes == made[1].minutes
+
+
 @pytest.mark.parametrize(
     "measured", [Measured("rows are padded, not packed: X", 10, 1.0, 1.0, 10), "speed was not measured: X"]
 )

@@ -20,6 +20,8 @@ from lora_select.selection import calibration
 
 SCORE = RESULTS / "score.json"
 FIGURE = RESULTS / "regret.png"
+DRAWN = 6
+"""Settings; a way of choosing that fewer have is in the table alone."""
 
 
 def calibrate() -> int:
@@ -84,10 +86,10 @@ def _line(items: Sequence[Regret]) -> str:
 
 
 def draw(found: dict[str, list[Regret]]) -> None:
-    """One row a strategy, one point a setting."""
+    """One row a strategy that enough settings have, one point a setting."""
     from matplotlib.figure import Figure
 
-    named = [(name, items) for name, items in found.items() if items]
+    named = [(f"{name} · {len(items)}", items) for name, items in found.items() if len(items) >= DRAWN]
     figure = Figure(figsize=(8, 0.42 * len(named) + 1.1), layout="constrained")
     axes = figure.subplots()
     for place, (_name, items) in enumerate(reversed(named)):
@@ -97,7 +99,9 @@ def draw(found: dict[str, list[Regret]]) -> None:
     axes.set_yticks(range(len(named)), [name for name, _ in reversed(named)])
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(left=-0.1)
-    figure.supxlabel("regret, % of the gain (a point: a setting; the bar: their median)", fontsize=10)
+    figure.supxlabel(
+        "regret, % of the gain (a point: a setting; the bar: their median; the number: settings)", fontsize=10
+    )
     axes.grid(axis="x", alpha=0.3)
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=110, metadata={"Software": None})

@@ -12,9 +12,9 @@ from lora_select.selection.race import MOST_ENTRANTS
 
 DEFAULT, ANY = "LoRA, predicted rate (the product's default)", "random variant, predicted rate"
 SHIPPED, EQUAL = "race of LoRA's three rates (race_budget=3)", "race of LoRA and two random variants, a rate each"
-LEAST = "the same, 24 steps each (the least budget)"
-TWO, TWO_RANDOM = "race of two, three rates each (race_budget=6)", "the same, the rival drawn at random"
-FOUR, FOUR_RANDOM = "race of four, three rates each (race_budget=12)", "the same, rivals drawn at random"
+LEAST = "race of LoRA's three rates, 24 steps each (least budget)"
+TWO, TWO_RANDOM = "race of LoRA and EVA (race_budget=6)", "race of LoRA and a random rival"
+FOUR, FOUR_RANDOM = "race of four (race_budget=12)", "race of four, rivals at random"
 RETAINING, TWO_RETAINING = f"{SHIPPED}, retention preferred", f"{TWO}, retention preferred"
 TUNED = "LoRA, best rate of the sweep"
 RULES = {
@@ -97,7 +97,7 @@ STRATEGIES: dict[str, Strategy] = {
     TWO_RETAINING: races.race(races.by_share, 2, retention=True),
     TWO_RANDOM: races.race(races.drawn, 2),
     FOUR: races.race(races.by_share, 4),
-    "the same, shares permuted": races.race(races.permuted, 4),
+    "race of four, shares permuted": races.race(races.permuted, 4),
     FOUR_RANDOM: races.race(races.drawn, 4),
     TUNED: tuned,
 }

@@ -35,6 +35,7 @@ _TIMEOUT = re.compile(
 )
 _PEER = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Socket closed|remote process exited", re.IGNORECASE)
 _KILLED = re.compile(r"exitcode\s*:\s*-(\d+)")
+SIGTERM = "15"
 _EXCEPTION = re.compile(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exception|InputError|TrainingError)\b")
 
 
@@ -105,25 +106,26 @@ def diagnose(folder: Path, log: Path, ending: Ending) -> Failure:
         for account in accounts:
             if account["kind"] == kind:
                 return Failure(kind, account["step"], f"rank {account['rank']}: {account['message']}")
-    found = _of_signs(folder, log, ending, step) or _of_accounts(accounts, step)
+    found = _of_signs(folder, log, ending, step, told=bool(accounts)) or _of_accounts(accounts, step)
     return found or Failure(ERROR, step, _last_words(_log_since(log, ending.log_start), ending.code))
 
 
-def _of_signs(folder: Path, log: Path, ending: Ending, step: int) -> Failure | None:
-    """What exit codes, the log and the disk say."""
+def _of_signs(folder: Path, log: Path, ending: Ending, step: int, *, told: bool) -> Failure | None:
+    """What exit codes, the log and the disk say. Where a rank told its own end, SIGTERM is torchrun's to the others, and no cause."""
     if ending.code == STUCK_CODE:
         return Failure(STUCK, step, f"no rank moved; {beat.laggard(folder)}")
     if ending.code == ORPHANED_CODE:
         return Failure(STOPPED, step, "the process that started it is gone")
     if ending.code == LAUNCHER_CODE:
         return Failure(RANK_LOST, step, "torchrun was killed by a signal")
-    killed = _KILLED.search(_log_since(log, ending.log_start))
+    signals = _KILLED.findall(_log_since(log, ending.log_start))
+    killed = next((number for number in signals if not (told and number == SIGTERM)), None)
     if ending.memory_kills and (killed or ending.code < 0):
         return Failure(OUT_OF_MEMORY, step, "the kernel killed a process for memory")
     if shutil.disk_usage(folder).free < FULL_BYTES:
         return Failure(DISK_FULL, step, f"no space is left in {folder}")
     if killed:
-        return Failure(RANK_LOST, step, f"a rank was killed by signal {killed[1]}")
+        return Failure(RANK_LOST, step, f"a rank was killed by signal {killed}")
     if ending.code < 0:
         return Failure(RANK_LOST, step, f"the supervisor was killed by signal {-ending.code}")
     if ending.code > 128:

@@ -143,9 +143,23 @@ def test_a_collective_that_timed_out_comes_before_the_kill_of_the_rank_that_hung
 
 
 @pytest.mark.parametrize(
+    ("signals", "kind"), [((15,), failures.ERROR), ((15, 9), failures.RANK_LOST), ((9,), failures.RANK_LOST)]
+)
+def test_a_rank_that_torchrun_ended_after_another_s_error_is_not_the_cause(tmp_path, signals, kind):
+    (tmp_path / "train.log").write_text("\n".join(f"  exitcode  : -{number} (pid: 7)" for number in signals))
+    heart = beat.Heart(tmp_path, 0)
+    heart("loading", 0)
+    failures.report(tmp_path, 0, heart, ValueError("no such layer"))
+    found = failures.diagnose(tmp_path, tmp_path / "train.log", Ending(1))
+    assert found.kind == kind
+    assert ("no such layer" in found.message) == (kind == failures.ERROR)
+
+
+@pytest.mark.parametrize(
     ("log", "ending", "kind"),
     [
         ("  exitcode  : -9 (pid: 7)", Ending(1), failures.RANK_LOST),
+        ("  exitcode  : -15 (pid: 7)", Ending(1), failures.RANK_LOST),
         ("  exitcode  : -9 (pid: 7)", Ending(1, memory_kills=1), failures.OUT_OF_MEMORY),
         ("  exitcode  : -9 (pid: 7)", Ending(1, log_start=27), failures.ERROR),
         ("", Ending(-9), failures.RANK_LOST),

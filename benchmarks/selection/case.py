@@ -47,11 +47,15 @@ class Case:
 @final
 @dataclass(frozen=True)
 class Choice:
-    """A run that a strategy would make, the probes that it ran before, in full runs, and the gain that these predict, if they do."""
+    """A run that a strategy would make, and the probes that it ran before, in full runs.
+
+    `gain` is what the probes predict, if they do; `rivals` how many others than LoRA could have been chosen.
+    """
 
     run: Run
     probes: float = 0.0
     gain: Evidence | None = None
+    rivals: int = 0
 
 
 Strategy = Callable[[Case], Sequence[Choice]]

@@ -15,6 +15,7 @@ from benchmarks.selection.strategies import STRATEGIES
 from benchmarks.selection.table import RESULTS, Run, Table
 from lora_select.selection import calibration
 from lora_select.selection.calibration import Calibration
+from lora_select.selection.outcome import MINIMUM_SETTINGS
 
 SPECTRA = RESULTS / "spectra.json"
 MINIMUM_SEEDS = 3
@@ -163,7 +164,7 @@ def hindsight(everything: Sequence[Case]) -> tuple[str, list[Regret]]:
     for key in NAMED:
         made = [regret_of(case, case.known([Choice(Run(key, case.rate(key), 0))])) for case in everything]
         found[key] = [one for one in made if one and one.sds is not None]
-    whole = {key: items for key, items in found.items() if len(items) >= MINIMUM_SEEDS}
+    whole = {key: items for key, items in found.items() if len(items) >= MINIMUM_SETTINGS}
     if not whole:
         return "", []
     best = min(whole, key=lambda key: statistics.median(one.sds or 0.0 for one in whole[key]))

@@ -1,8 +1,9 @@
 """Races on what the sweep has run, by the product's own rule: probes as long as the training, and shorter ones."""
 
+import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import EVA, MLP, Case, Choice, Strategy, base_loss
@@ -13,7 +14,6 @@ from lora_select.selection import standing
 from lora_select.selection.calibration import rate_shift
 from lora_select.selection.outcome import raced_gain
 from lora_select.selection.race import FACTORS, MINIMUM_STEPS, MOST_ENTRANTS
-from lora_select.selection.select import SHARE_FACTOR
 
 DRAWS = 30
 Order = Callable[[Case], list[list[str]]]
@@ -27,14 +27,14 @@ def alone(_case: Case) -> list[list[str]]:
 
 def by_share(case: Case) -> list[list[str]]:
     """EVA where its tangent share is twice LoRA's, LoRA on the feed-forward layers, the largest shares: the product's order."""
-    return [_by_share(case, case.shares)]
+    return [_by_share(case)]
 
 
 def permuted(case: Case) -> list[list[str]]:
     """The same with the tangent shares dealt out anew: what is left when the spectra say nothing."""
     source, keys, values = random.Random(0), list(case.shares), list(case.shares.values())
     deals = [dict(zip(keys, source.sample(values, len(keys)), strict=True)) for _ in range(DRAWS)]
-    return [_by_share(case, deal) for deal in deals]
+    return [_by_share(dataclasses.replace(case, shares=deal)) for deal in deals]
 
 
 def drawn(case: Case) -> list[list[str]]:
@@ -74,11 +74,11 @@ def _rivals(case: Case) -> list[str]:
     return [key for key in case.candidates if key != REFERENCE]
 
 
-def _by_share(case: Case, shares: Mapping[str, float]) -> list[str]:
+def _by_share(case: Case) -> list[str]:
     """Of all that the model has, run or not: what was not run is not passed over."""
     keys = [key for key in dict.fromkeys((*case.shares, *case.candidates)) if key != REFERENCE]
-    clear = [EVA] if shares.get(EVA, 0.0) > SHARE_FACTOR * shares.get(REFERENCE, 1.0) else []
-    others = sorted(keys, key=lambda key: -shares.get(key, 0.0))
+    clear = [EVA] if case.aligned() else []
+    others = sorted(keys, key=lambda key: -case.shares.get(key, 0.0))
     return [key for key in dict.fromkeys((*clear, MLP, *others)) if key in keys]
 
 
@@ -119,7 +119,7 @@ def _race(
         return []
     rate = nearest(found.learning_rate * rate_shift(share, case.constants))
     gain = raced_gain(base_loss(case.table), made, found.key, found.learning_rate, case.constants)
-    return case.known([Choice(Run(found.key, rate, 0), share * len(runs), gain)])
+    return case.known([Choice(Run(found.key, rate, 0), share * len(runs), gain, len(others))])
 
 
 def _probe(table: Table, run: Run) -> Probe:

@@ -19,8 +19,8 @@ CALIBRATION_TOKENS = 128
 """Of one microbatch in four so many tokens, evenly spread, give a norm both exactly, by Gram matrices, and through the sketches: their
 ratio corrects the sketches' error, which is common to all microbatches because they share the test matrices."""
 MOMENT_TOKENS = 8_192
-"""Second moments of wide inputs are summed over so many tokens of the whole pass, evenly spread: more find no better directions, and all would
-cost a third of what the sketches do."""
+"""Second moments of wide inputs are summed over so many tokens of the whole pass, evenly spread. Half as many agree nearly as well with
+exact directions (0.93 for 0.94), and all of 32 x 2,048 would cost a third of what all hooks do."""
 OUTPUT_TOKENS = 128
 """Energies of outputs are summed over so many evenly spread tokens of a microbatch."""
 CORE_ROWS = 16

@@ -5,6 +5,7 @@ import errno
 import json
 import re
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -35,7 +36,7 @@ _TIMEOUT = re.compile(
 )
 _PEER = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Socket closed|remote process exited", re.IGNORECASE)
 _KILLED = re.compile(r"exitcode\s*:\s*-(\d+)")
-SIGTERM = "15"
+SIGTERM = str(int(signal.SIGTERM))
 _EXCEPTION = re.compile(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exception|InputError|TrainingError)\b")
 
 

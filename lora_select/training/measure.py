@@ -11,11 +11,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_select import models
 from lora_select.data.tokens import TokenRow, read_rows
-from lora_select.records import write_text
+from lora_select.records import TrainingPlan, write_text
 from lora_select.training import batches, beat, failures, job, launch
 from lora_select.training.job import TrainingJob
 
@@ -132,15 +131,17 @@ def _measured(told: TrainingJob) -> Measured:
     return Measured(refusal, tokens, seconds, peak_memory_gib(device), held, processor)
 
 
-def _ordinary(rows: list[TokenRow], plan: Any) -> list[list[TokenRow]]:
+def _ordinary(rows: list[TokenRow], plan: TrainingPlan) -> list[list[TokenRow]]:
     """The first micro-batches of the training, as the steps will take them."""
-    found = []
-    for step in range(plan.total_steps):
-        numbers = batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step)
-        found += [part for parts in batches.dealt([rows[number] for number in numbers], plan) for part in parts if part]
-        if len(found) >= TIMED_BATCHES:
-            break
-    return found[:TIMED_BATCHES]
+    every = (part for step in first_steps(rows, plan) for parts in step for part in parts)
+    return [part for part in every if part][:TIMED_BATCHES]
+
+
+def first_steps(rows: list[TokenRow], plan: TrainingPlan) -> list[list[list[list[TokenRow]]]]:
+    """Rows of the first steps as they will be dealt, by step, rank and micro-batch: as many steps as batches are timed."""
+    steps = range(min(plan.total_steps, TIMED_BATCHES))
+    dealt = (batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step) for step in steps)
+    return [batches.dealt([rows[number] for number in numbers], plan) for numbers in dealt]
 
 
 def wait(device: str) -> None:

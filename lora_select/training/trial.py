@@ -77,11 +77,8 @@ def _pass(rank: Rank, part: list[TokenRow], plan: TrainingPlan) -> None:
 
 def _ordinary(rows: list[TokenRow], plan: TrainingPlan) -> list[list[list[TokenRow]]]:
     """The first micro-batches of the training, those that run together side by side."""
-    found = []
-    for step in range(min(plan.total_steps, measure.TIMED_BATCHES)):
-        numbers = batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step)
-        found += zip(*batches.dealt([rows[number] for number in numbers], plan), strict=True)
-    return [list(parts) for parts in found[: measure.TIMED_BATCHES]]
+    together = (list(parts) for step in measure.first_steps(rows, plan) for parts in zip(*step, strict=True))
+    return list(together)[: measure.TIMED_BATCHES]
 
 
 def _largest(value: float, device: str) -> float:

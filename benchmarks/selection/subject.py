@@ -4,13 +4,15 @@ import functools
 from dataclasses import dataclass
 from typing import Any, final
 
+from benchmarks.models import gguf
 from benchmarks.selection import tasks
 from lora_select import models
 from lora_select.data.tokens import TokenRow
 from lora_select.evaluation.forgetting import reference_rows
 from lora_select.records import BaseModel
 
-CAUSAL = {"smollm2-135m": "sample:smollm2-135m-instruct"}
+CAUSAL = ("smollm2-135m", "gemma3-270m")
+"""A model that follows instructions, and one that was only pretrained; see `benchmarks/models.py` for the packages."""
 ENCODER = "minilm"
 MODELS = (*CAUSAL, ENCODER)
 REFERENCE_TOKENS = 1024
@@ -33,7 +35,7 @@ def load(model: str, task: tasks.Task, count: int) -> Subject:
     """A model of `MODELS` with `count` training rows of the task.
 
     Raises:
-        ValueError: too few usable rows, or a task that the encoder cannot do.
+        ValueError: too few usable rows, a task that the encoder cannot do, or a model whose packages are missing.
     """
     if model == ENCODER:
         from benchmarks.selection import encoder
@@ -41,7 +43,10 @@ def load(model: str, task: tasks.Task, count: int) -> Subject:
         if task.name.removesuffix("-shuffled") not in encoder.TASKS:
             raise ValueError(f"task {task.name} is no classification; the encoder does {', '.join(encoder.TASKS)}")
         return encoder.subject(task, count)
-    source = models.resolve(CAUSAL[model])
+    file = gguf(model)
+    if file is None:
+        raise ValueError(f"model {model} is not installed; benchmarks/models.py names its packages")
+    source = models.resolve(str(file))
     tokenizer = models.load_tokenizer(source.path)
     return Subject(
         model=models.load_model(source.path),

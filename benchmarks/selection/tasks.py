@@ -213,7 +213,7 @@ TASKS = {
         Task("news", "Name the section: business, entertainment, politics, sport or tech.", _news),
         Task("entities", samples.TWEET_SYSTEM, _entities),
         Task("tools", "Answer with the call as JSON.", _tools, max_tokens=128),
-        Task("arithmetic", "Solve step by step.", _arithmetic, max_tokens=192),
+        Task("arithmetic", "Solve step by step.", _arithmetic, max_tokens=160),
     )
 }
 

@@ -25,7 +25,8 @@ def is_text(row: Row) -> bool:
 def render(row: Row, tokenizer: "PreTrainedTokenizerBase", *, upto: int | None = None, prompt: bool = False) -> str:
     """The text of the first `upto` messages (all when None), with the opening of an answer when `prompt`.
 
-    Without a chat template, messages are separated by one newline and answers end with the end-of-text token. With a
+    Without a chat template the text opens as the tokenizer opens any text (`<bos>`, where it has one), messages are separated
+    by one newline and answers end with the end-of-text token. With a
     template that does not render tools or tool calls (found by rendering), tools go into the system message and calls
     into the answer's content, both as JSON: nothing the row holds is dropped.
     """
@@ -83,10 +84,16 @@ def _shifted(row: Row, upto: int | None) -> int | None:
     return upto if has_system else upto + 1
 
 
+def opening(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the tokenizer puts before plain text, as text: models that were trained with a start token are lost without it."""
+    ids = tokenizer("")["input_ids"]
+    return str(tokenizer.decode(ids)) if ids else ""  # pyright: ignore[reportArgumentType]
+
+
 def _plain(messages: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", prompt: bool) -> str:
     end = tokenizer.eos_token or ""
     parts = [m["content"] + (end if m["role"] == "assistant" else "") + "\n" for m in messages]
-    text = "".join(parts)
+    text = opening(tokenizer) + "".join(parts)
     return text if prompt or not text.endswith(f"{end}\n") or not end else text[:-1]
 
 

@@ -66,7 +66,7 @@ def pieces(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Pieces:
     """The rendered row in turns of context and answer; what follows the last answer teaches nothing and is left out."""
     text = render.render(row, tokenizer)
     if render.is_text(row):
-        return ((False, _opening(tokenizer)), (True, text))
+        return ((False, render.opening(tokenizer)), (True, text))
     made: list[tuple[bool, str]] = []
     place = 0
     for low, high in answer_spans(row, tokenizer, text):
@@ -84,12 +84,6 @@ def tokens(made: Pieces, tokenizer: "PreTrainedTokenizerBase") -> tuple[tuple[in
         ids += found  # pyright: ignore[reportOperatorIssue]
         mask += [learnt] * len(found)  # pyright: ignore[reportArgumentType]
     return tuple(ids), (False, *mask[1:]) if mask else ()
-
-
-def _opening(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """What the tokenizer puts before plain text, as text."""
-    ids = tokenizer("")["input_ids"]
-    return str(tokenizer.decode(ids)) if ids else ""  # pyright: ignore[reportArgumentType]
 
 
 def _trimmed(ids: Sequence[int], mask: Sequence[bool]) -> tuple[tuple[int, ...], tuple[bool, ...]]:

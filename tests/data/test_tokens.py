@@ -41,6 +41,24 @@ def test_plain_text_is_all_labels_but_the_first_token(tokenizer):
     assert labels(made, tokenizer) == "bc<|im_end|>"
 
 
+def test_without_a_template_the_text_opens_as_the_tokenizer_opens_any_text(tokenizer):
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    row = {"messages": TURNS[:1] + TURNS[3:], "tools": None}
+    bare = tokenize("id", row, plain, 1000).row
+    plain.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", plain.bos_token_id)]
+    )
+    made = tokenize("id", row, plain, 1000)
+    assert made.row.input_ids == (plain.bos_token_id, *bare.input_ids)
+    assert made.row.label_mask == (False, *bare.label_mask)
+    assert render.prompt_and_answer(row, plain) == ("<|im_start|>hi\n", "bye")
+
+
 def test_truncation_is_counted(tokenizer):
     row = {"messages": TURNS[2:], "tools": None}
     whole = tokenize("id", row, tokenizer, 1000)

@@ -11,7 +11,7 @@ from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import best_run
 from benchmarks.selection.judging import Regret, cases, fit, hindsight, regrets
 from benchmarks.selection.strategies import RULES, STRATEGIES
-from benchmarks.selection.subject import CAUSAL
+from benchmarks.selection.subject import CAUSAL, ENCODER
 from benchmarks.selection.table import RESULTS, STEPS, Table, tables
 from benchmarks.selection.tasks import CONTROLS
 from lora_select import records
@@ -53,7 +53,9 @@ def main() -> int:
     best, items = hindsight(everything)
     found[f"best candidate in hindsight ({best})"] = items
     width = max(map(len, found))
-    print(f"{'':{width}}  settings  median SD  worst SD  median share of gain  worst  forgetting  cost of sweep")
+    print(
+        f"{'':{width}}  settings  median SD  worst SD  median share of gain  worst  forgetting  cost of sweep  causal models  median SD"
+    )
     for name, items in found.items():
         print(f"{name:{width}}  " + (_line(items) if items else "not run"))
     named = ", ".join(f"{case.table.setting.name} ({len(case.candidates)} candidates)" for case in everything)
@@ -77,11 +79,13 @@ def main() -> int:
 
 def _line(items: Sequence[Regret]) -> str:
     sds = [item.sds for item in items if item.sds is not None] or [math.nan]
+    causal = [item.sds for item in items if item.sds is not None and ENCODER not in item.setting]
     rises = [item.forgetting for item in items if item.forgetting is not None] or [math.nan]
     shares = [item.share_of_gain for item in items]
     return (
         f"{len(items):8}  {statistics.median(sds):9.2f}  {max(sds):8.2f}  {statistics.median(shares):20.1%}  {max(shares):5.1%}  "
-        f"{statistics.median(rises):10.3f}  {statistics.median(item.cost for item in items):13.1%}"
+        f"{statistics.median(rises):10.3f}  {statistics.median(item.cost for item in items):13.1%}  "
+        f"{len(causal):13}  {statistics.median(causal or [math.nan]):9.2f}"
     )
 
 

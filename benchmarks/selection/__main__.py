@@ -19,6 +19,7 @@ from benchmarks.selection.table import STEPS, Setting
 
 if TYPE_CHECKING:
     from benchmarks.selection.runner import Bench
+    from lora_select.selection.candidates import Candidate
 
 BATCH, ROWS = 8, 192
 
@@ -28,7 +29,11 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     sweeping = commands.add_parser("sweep")
     sweeping.add_argument(
-        "--tasks", nargs="+", default=list(tasks.TASKS), choices=[*tasks.TASKS, *tasks.CONTROLS], metavar="TASK"
+        "--tasks",
+        nargs="+",
+        default=list(tasks.TASKS),
+        choices=[*tasks.TASKS, *tasks.CONTROLS, *tasks.LATER],
+        metavar="TASK",
     )
     sweeping.add_argument("--model", default=MODELS[0], choices=MODELS)
     sweeping.add_argument("--rows", type=int, default=ROWS)
@@ -83,13 +88,14 @@ def sweep(options: argparse.Namespace) -> None:
 def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool, rungs: bool) -> None:
     """Every run of one candidate on one setting."""
     from benchmarks.selection.schedule import next_run
-    from lora_select.selection.learning_rate import rate_factor
+    from lora_select.selection.calibration import shipped
+    from lora_select.selection.learning_rate import rate_ratio
 
     made = candidate(*parts, bench.spectra.layers)
     if made is None:
         print(f"{bench.setting.name}: {' '.join(map(str, parts))} has no targets on this model", flush=True)
         return
-    while run := next_run(bench.table, made.key, rate_factor(made), repeats=repeats, rungs=rungs):
+    while run := next_run(bench.table, made.key, rate_ratio(made, shipped()), repeats=repeats, rungs=rungs):
         began = time.monotonic()
         outcome = bench.run(run)
         loss = bench.table.loss(run)
@@ -98,21 +104,27 @@ def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool, rungs: 
 
 
 def keep_spectra(work: Path) -> None:
-    """Tangent share and rate factor of every candidate, one small file for all settings."""
+    """Tangent share of every candidate, and its 1 / displacement, or its published rate over LoRA's: one small file for all settings."""
     from benchmarks.selection.judging import SPECTRA
     from lora_select.records import Spectra, read, write_text
     from lora_select.selection.candidates import aggregate_share
-    from lora_select.selection.learning_rate import rate_factor
 
     found = json.loads(SPECTRA.read_text(encoding="utf-8")) if SPECTRA.is_file() else {}
     for file in sorted(work.glob("*/spectra.json")):
         layers = read(Spectra, file).layers
         made = [one for parts in NAMED.values() if (one := candidate(*parts, layers))]
         found[file.parent.name] = {
-            one.key: {"share": (aggregate_share(one, layers) or (0.0, 1.0))[0], "factor": rate_factor(one)}
-            for one in made
+            one.key: {"share": (aggregate_share(one, layers) or (0.0, 1.0))[0]} | _rate_of(one) for one in made
         }
     write_text(SPECTRA, json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def _rate_of(made: "Candidate") -> dict[str, float]:
+    from lora_select.selection.calibration import LONG_RATE
+    from lora_select.selection.learning_rate import published_rate, rate_factor
+
+    published = published_rate(made)
+    return {"factor": rate_factor(made)} if published is None else {"published": published / LONG_RATE}
 
 
 if __name__ == "__main__":

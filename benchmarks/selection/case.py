@@ -9,7 +9,7 @@ from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.schedule import best_rate, nearest, next_rate
 from benchmarks.selection.table import Run, Table
 from lora_select.records import Evidence
-from lora_select.selection.calibration import Calibration, reference_rate
+from lora_select.selection.calibration import Calibration, reference_rate, tempered
 from lora_select.selection.select import SHARE_FACTOR
 
 MLP, EVA = "lora-mlp-only-r16", "eva-all-linear-r16"
@@ -18,17 +18,22 @@ MLP, EVA = "lora-mlp-only-r16", "eva-all-linear-r16"
 @final
 @dataclass(frozen=True)
 class Case:
-    """One setting as a strategy sees it: what was run, tangent shares and rate factors by candidate, constants of the others."""
+    """One setting as a strategy sees it: what was run, numbers by candidate, constants of the other settings.
+
+    `shares` are tangent shares, `factors` 1 / displacement, `published` published rates over LoRA's where there is no displacement.
+    """
 
     table: Table
     shares: Mapping[str, float]
     factors: Mapping[str, float]
+    published: Mapping[str, float]
     constants: Calibration
 
     def rate(self, candidate: str) -> float:
         """The predicted rate, on the grid."""
         home = reference_rate(self.table.setting.steps, self.constants)
-        return nearest(home * self.factors.get(candidate, 1.0) ** self.constants.displacement_power)
+        transferred = tempered(self.factors.get(candidate, 1.0), self.constants)
+        return nearest(home * self.published.get(candidate, transferred))
 
     @property
     def candidates(self) -> list[str]:

@@ -82,7 +82,7 @@ def subject(task: tasks.Task, count: int) -> Subject:
     with torch.inference_mode():
         vectors = [_vector(model, tokenizer, label) for _, label in labels]
     model.know([vector.clone() for vector in vectors], [TASKS.index(name) for name, _ in labels])
-    numbers, own = {pair: number for number, pair in enumerate(labels)}, task.name.removesuffix("-shuffled")
+    numbers, own = {pair: number for number, pair in enumerate(labels)}, task.name.split("-")[0]
     rows = tasks.rows(task, functools.partial(class_row, tokenizer, numbers, own), count, HELD_OUT)
     reference = []
     for name in TASKS:

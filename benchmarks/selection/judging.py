@@ -113,20 +113,20 @@ def fit(settings: Sequence[Table]) -> Calibration:
 
 
 def _power(settings: Sequence[Table]) -> float:
-    """Least squares of log(best rate over LoRA's) = power x log(predicted ratio), over all candidates with a displacement of their own."""
+    """Least squares of log(best rate over LoRA's) = power x log(predicted ratio), over the candidates that move farther than LoRA."""
     top = bottom = 0.0
     for table in settings:
         home = _gentle(table, 1.0)
         for key, values in spectra_of(table).items():
-            predicted = math.log(values["factor"])
-            if predicted and best_run(table, key):
+            predicted = math.log(values.get("factor", 1.0))
+            if predicted < 0 and best_run(table, key):
                 top += predicted * math.log(_gentle(table, 1.0, key) / home)
                 bottom += predicted**2
     return round(top / bottom, 2) if bottom else 1.0
 
 
 def spectra_of(table: Table) -> dict[str, dict[str, float]]:
-    """Tangent share and rate factor by candidate; nothing where they were not kept."""
+    """What `spectra` kept of each candidate; nothing where nothing was kept."""
     return (json.loads(SPECTRA.read_text(encoding="utf-8")) if SPECTRA.is_file() else {}).get(table.setting.name, {})
 
 
@@ -148,8 +148,11 @@ def cases(settings: Sequence[Table], known_settings: Sequence[Table] | None = No
     for table in settings:
         own = spectra_of(table)
         others = [other for other in pool if other.setting.task.split("-")[0] != table.setting.task.split("-")[0]]
-        shares, factors = ({key: values[name] for key, values in own.items()} for name in ("share", "factor"))
-        found.append(Case(table, shares, factors, fit(others)))
+        shares, factors, published = (
+            {key: values[name] for key, values in own.items() if name in values}
+            for name in ("share", "factor", "published")
+        )
+        found.append(Case(table, shares, factors, published, fit(others)))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from benchmarks.selection import tasks
 from benchmarks.selection.candidates import adapter, candidate
-from benchmarks.selection.subject import load
+from benchmarks.selection.subject import check_rows, load, rows_digest
 from benchmarks.selection.table import Base, Outcome, Run, Setting, Table
 from lora_select import records
 from lora_select.data.microbatches import draw
@@ -40,6 +40,8 @@ class Bench:
         self.subject = load(setting.model, tasks.find(setting.task), setting.rows)
         if self.table.base is None:
             self.table.start(self._base())
+        else:
+            check_rows(self.table.base, self.subject, setting.name)
         self.spectra = self._spectra()
 
     def run(self, run: Run) -> Outcome:
@@ -123,6 +125,7 @@ class Bench:
             too_long=self.subject.rows.too_long,
             versions={name: metadata.version(name) for name in ("torch", "transformers", "peft")},
             machine=_cpu(),
+            rows_digest=rows_digest(self.subject),
         )
 
     def _spectra(self) -> Spectra:

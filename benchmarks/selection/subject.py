@@ -1,11 +1,14 @@
 """What is trained on: a base model with a task's rows."""
 
 import functools
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, final
 
 from benchmarks.models import gguf
 from benchmarks.selection import tasks
+from benchmarks.selection.table import Base
 from lora_select import models
 from lora_select.data.tokens import TokenRow
 from lora_select.evaluation.forgetting import reference_rows
@@ -31,6 +34,28 @@ class Subject:
     packing: bool
 
 
+def check_rows(base: Base, subject: Subject, name: str) -> None:
+    """Runs of a setting are compared row by row, so all must be on the same rows.
+
+    Raises:
+        ValueError: this machine's source of the task gives other rows than those that the setting was begun with.
+    """
+    labels = tuple(sum(row.label_mask) for row in subject.rows.held_out)
+    tokens = sum(len(row.input_ids) for row in subject.rows.train)
+    known = (base.rows_digest,) if base.rows_digest else (base.labels, base.train_tokens)
+    if known != ((rows_digest(subject),) if base.rows_digest else (labels, tokens)):
+        raise ValueError(
+            f"{name} was begun on other rows than this machine's source gives (Debian's package lists change); "
+            "sweep the task under a name of its own, as section-later in benchmarks/selection/tasks.py"
+        )
+
+
+def rows_digest(subject: Subject) -> str:
+    """Of the token ids of training, held-out and general rows, in order."""
+    rows = (*subject.rows.train, *subject.rows.held_out, *subject.reference)
+    return hashlib.sha256(json.dumps([row.input_ids for row in rows]).encode()).hexdigest()[:16]
+
+
 def load(model: str, task: tasks.Task, count: int) -> Subject:
     """A model of `MODELS` with `count` training rows of the task.
 
@@ -40,7 +65,7 @@ def load(model: str, task: tasks.Task, count: int) -> Subject:
     if model == ENCODER:
         from benchmarks.selection import encoder
 
-        if task.name.removesuffix("-shuffled") not in encoder.TASKS:
+        if task.name.split("-")[0] not in encoder.TASKS:
             raise ValueError(f"task {task.name} is no classification; the encoder does {', '.join(encoder.TASKS)}")
         return encoder.subject(task, count)
     file = gguf(model)

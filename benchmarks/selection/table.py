@@ -1,5 +1,6 @@
 """The results: one JSON Lines file a setting, one line a finished run, appended and synced at once. Nothing is ever dropped."""
 
+import dataclasses
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ class Run:
 class Outcome:
     """What came out. Losses are nats: `held_out` summed over each row's labels, `reference` per token of general text.
 
-    `held_out` is empty and `reference` None when the run diverged; `train` then ends where it did.
+    `held_out` is empty and `reference` None when the run diverged; `train` then ends where it did. `base_reference` is the base
+    model's on the general text of this run, where that was not the setting's (Debian's package lists had changed).
     """
 
     run: Run
@@ -56,6 +58,7 @@ class Outcome:
     parameters: int
     seconds: float
     peak_gib: float
+    base_reference: float | None = None
 
     @property
     def diverged(self) -> bool:
@@ -75,6 +78,8 @@ class Base:
     too_long: int
     versions: dict[str, str]
     machine: str
+    rows_digest: str = ""
+    """Of the token ids of all rows: training, held out, general text; empty in files older than this check."""
 
 
 @final
@@ -92,8 +97,14 @@ class Table:
                 self.base = Base(**{name: _plain(value) for name, value in line["base"].items()})
             else:
                 values = {name: _plain(value) for name, value in line["outcome"].items()}
-                outcome = Outcome(Run(**values.pop("run")), **values)
+                outcome = self._rebased(Outcome(Run(**values.pop("run")), **values))
                 self.outcomes[outcome.run] = outcome
+
+    def _rebased(self, outcome: Outcome) -> Outcome:
+        """With the reference loss that has the same rise over the setting's base model."""
+        if outcome.base_reference is None or outcome.reference is None or self.base is None:
+            return outcome
+        return dataclasses.replace(outcome, reference=outcome.reference - outcome.base_reference + self.base.reference)
 
     def start(self, base: Base) -> None:
         """Write the first line."""

@@ -27,7 +27,8 @@ class Calibration:
     `rate` is the geometric mean of LoRA's best rate over the settings, all of `steps` steps, with the standard deviation
     `rate_log_sd` of its logarithm. `gain_share` is what LoRA takes off the base loss, as a share of it, with the standard deviation
     between settings. `rung_shift` is the best rate of a full run over that of a race's rung, by candidate the geometric mean.
-    `displacement_power` is the power of the displacement ratio by which other variants' best rates fall below LoRA's.
+    `displacement_power` is the power of the displacement ratio by which best rates of variants that move farther than LoRA fall
+    below LoRA's; those of variants that move less far rise as the displacement says.
     `seed_sd_share` is the standard deviation between seeds over the loss. `settings` counts tasks x models x sizes.
     """
 
@@ -48,6 +49,20 @@ class Calibration:
 def shipped() -> Calibration:
     """The constants of this version."""
     return from_json(Calibration, FILE.read_text(encoding="utf-8"), place=FILE.name)
+
+
+def tempered(factor: float, constants: Calibration) -> float:
+    """Best rate over LoRA's from 1 / displacement: itself above 1, its fitted power below.
+
+    What moves farther than LoRA does so at first, and less so later; VeRA and HiRA, which move a tenth to a fortieth as far, have
+    best rates 10 to 100 times LoRA's (docs/log.md, 2026-11-29).
+
+    Example:
+        >>> known = Calibration("", 4, 24, 3e-3, 0.5, 0.5, 0.1, 0.5, 0.1, 0.5, 0.01)
+        >>> tempered(1 / 16, known), tempered(16.0, known)
+        (0.25, 16.0)
+    """
+    return factor if factor > 1 else factor**constants.displacement_power
 
 
 def rate_shift(share: float, constants: Calibration) -> float:

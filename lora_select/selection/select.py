@@ -15,7 +15,7 @@ from lora_select.selection.words import Verdict, reasons, record, spec, spec_of
 from lora_select.variants import EVA, VARIANTS, LoRA
 
 RULE = "filter, measure, race, tie, cheapest, abstain"
-RULE_VERSION = "4"
+RULE_VERSION = "5"
 REFERENCE_RANK = 16
 SHORT_RUN_STEPS = 100
 """Tangent energy tells early speed, not the final loss (selection.md 2.5): the claim is heard up to this many steps."""

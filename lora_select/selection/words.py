@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, Race, SelectionInputs, Spectra
-from lora_select.selection.calibration import Calibration, rate_shift, reference_rate, shipped
+from lora_select.selection.calibration import LONG_RATE, Calibration, rate_shift, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, published_rate
 from lora_select.selection.limits import rank_floor
@@ -285,13 +285,14 @@ def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
         moved = f", times {shift:g} from the rung's length to the full one" if shift != 1 else ""
         return f"Learning rate {verdict.raced.learning_rate:g} of the race{moved}."
     rate = learning_rate(candidate, inputs.planned_steps)
-    if published_rate(candidate) is not None:
-        return (
-            f"Learning rate {rate:g}, {candidate.variant.rate_source} ({candidate.variant.name}): no "
-            "displacement was measured by which LoRA's could be transferred."
-        )
-    constants = shipped()
+    constants, published = shipped(), published_rate(candidate)
     home = reference_rate(inputs.planned_steps, constants)
+    if published is not None:
+        return (
+            f"Learning rate {rate:g}: {published:g}, {candidate.variant.rate_source} ({candidate.variant.name}), times "
+            f"{home / LONG_RATE:.3g}, as LoRA's own rises in a run of {inputs.planned_steps} steps; no displacement was measured by "
+            "which LoRA's could be transferred."
+        )
     source = (
         f"all-linear LoRA's for {inputs.planned_steps} steps (from {constants.settings} settings of {constants.steps} steps and the public "
         "sweep of 780)"
@@ -302,13 +303,13 @@ def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
         return f"Learning rate {rate:g}, {source}."
     return (
         f"Learning rate {rate:g}: {home:g}, {source}, over the displacement of one step relative to LoRA's at the same rank, "
-        f"{displacement_ratio(candidate):.3g}{_power(constants)}."
+        f"{displacement_ratio(candidate):.3g}{_power(displacement_ratio(candidate), constants)}."
     )
 
 
-def _power(constants: Calibration) -> str:
+def _power(displacement: float, constants: Calibration) -> str:
     power = constants.displacement_power
-    return f", to the fitted power {power:g}" if power != 1 else ""
+    return f", to the fitted power {power:g}" if displacement > 1 and power != 1 else ""
 
 
 def _share(item: Scored) -> str:

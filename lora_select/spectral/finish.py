@@ -29,7 +29,7 @@ given, with an error as wide as the range that any gradient could give."""
 @final
 @dataclass(frozen=True)
 class Pass:
-    """What holds for all layers: microbatches per fold, sketch sizes, the variants to measure, `scale`, and the seed.
+    """What holds for all layers: microbatches per fold, sketch sizes, the variants to measure, `scale`, inputs of the widest, and the seed.
 
     `scale` = K / label tokens turns gradients of the summed loss into microbatch gradients whose mean over the K
     microbatches is the gradient of the loss per label token.
@@ -39,6 +39,7 @@ class Pass:
     sizes: Sizes
     scale: float
     variants: tuple[MeasuredVariant, ...]
+    widest: int
     seed: int
 
 
@@ -52,7 +53,7 @@ def finish(name: str, layer: LayerPass, run: Pass) -> tuple[LayerSpectra, dict[s
     leading = weight_system(weight, activation_count(run.sizes), run.seed, squared)
     trailing = minor_system(weight, max(ranks(layer), default=1), run.seed, leading.values[:1], squared)
     systems = Systems(leading, trailing, column_system(weight, leading), vectors)
-    static = static_view(layer, systems, values)
+    static = static_view(layer, systems, values, run.widest)
     heldout, heldout_se = signal.heldout(layer.heldout[len(layer.folds) // 2 :].double().cpu().numpy() * run.scale)
     parts = None
     if energy.value > CLEAR * energy.standard_error:

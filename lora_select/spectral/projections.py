@@ -56,7 +56,7 @@ def ranks(layer: LayerPass) -> list[int]:
     return [r for r in RANKS if r <= min(layer.out_features, layer.in_features)]
 
 
-def static_view(layer: LayerPass, systems: Systems, activation_values: Tensor) -> LayerView:
+def static_view(layer: LayerPass, systems: Systems, activation_values: Tensor, widest: int) -> LayerView:
     """The numbers of a layer that do not depend on folds; shares are filled in by :func:`fold_view`."""
     vectors, mean = systems.activation_vectors, layer.activations.mean()
     values = activation_values + (mean @ vectors).square()
@@ -74,6 +74,7 @@ def static_view(layer: LayerPass, systems: Systems, activation_values: Tensor) -
         weight_left={},
         weight_right={},
         weight_both={},
+        widest=widest,
     )
 
 

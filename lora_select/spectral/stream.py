@@ -92,6 +92,7 @@ def stream(
         settings.sizes,
         len(batches) / totals.label_tokens,
         settings.variants,
+        max(layer.in_features for layer in sums.values()),
         settings.seed,
     )
     records, tensors = [], {}

@@ -69,6 +69,8 @@ class LayerView:
     """Share of the leading Kronecker product A x B (squarest factors), chosen on other microbatches."""
     sparse: float = 0.0
     """Share of the 8 (m + n) largest entries, chosen on other microbatches."""
+    widest: int = 0
+    """Inputs of the model's widest measured layer, by which VeRA scales its bank; 0: this layer's own."""
 
 
 class MeasuredVariant(Protocol):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from lora_select.spectral.view import LayerView
 from lora_select.starts.rules import UNKNOWN, measured
-from lora_select.variant import ClosedForm, Context, Cost, Support, common_violations, divides
+from lora_select.variant import ClosedForm, Context, Cost, Support, common_violations, divides, mean_square_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,3 +75,8 @@ class OFT(ClosedForm):
     def tangent_share_spread(self, view: LayerView) -> float:
         """The start is fixed by W."""
         return 0.0 if self.block in view.rotation else UNKNOWN
+
+    def displacement(self, view: LayerView) -> float:
+        """Q moves: mean square 4 (b - 1) ||W||^2 / (m n) E||x||^2, for x whose energy does not know W's columns."""
+        columns = view.weight_energy * view.activation_energy / (view.in_features * view.out_features)
+        return (4 * (self.block - 1) * columns / mean_square_output(view)) ** 0.5

@@ -5,10 +5,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from lora_select.spectral.view import LayerView
-from lora_select.variant import ClosedForm, Context, Cost, Support, common_violations, random_rows_spread
+from lora_select.variant import (
+    ClosedForm,
+    Context,
+    Cost,
+    Support,
+    common_violations,
+    mean_square_output,
+    random_rows_spread,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+D_INITIAL = 0.1
 
 
 @final
@@ -17,8 +27,8 @@ class VeRA(ClosedForm):
     """W(theta) = W + diag(b) B diag(d) A, A (r, n) and B (m, r) random, frozen and shared by all layers, from b = 0, d = 0.1.
 
     Tangent at the start: row i moves along row i of B diag(d) A alone, m dimensions, so the mean share is 1 / n whatever the
-    gradient: the bank's distribution is the same after any exchange or change of sign of inputs and of outputs. Only b moves at first. The published form (Kopiczko et al., equation 2). The bank is cut from matrices of the
-    largest layer's shape, so the size of a step depends on the other layers and no displacement is given.
+    gradient: the bank's distribution is the same after any exchange or change of sign of inputs and of outputs. Only b moves at
+    first. The bank is cut from matrices of the widest layer's shape. The published form (Kopiczko et al., equation 2).
     """
 
     r: int
@@ -33,7 +43,7 @@ class VeRA(ClosedForm):
 
     def peft_arguments(self) -> dict[str, Any]:
         """The bank is saved: its generator need not be the same elsewhere."""
-        return {"r": self.r, "d_initial": 0.1, "save_projection": True, "vera_dropout": 0.0, "bias": "none"}
+        return {"r": self.r, "d_initial": D_INITIAL, "save_projection": True, "vera_dropout": 0.0, "bias": "none"}
 
     def num_parameters(self, shape: tuple[int, int]) -> int:
         """`r + m`."""
@@ -56,3 +66,8 @@ class VeRA(ClosedForm):
     def tangent_share_spread(self, view: LayerView) -> float:
         """At most that of a gradient with one row: of a projection on one random direction."""
         return random_rows_spread(1, view.in_features)
+
+    def displacement(self, view: LayerView) -> float:
+        """b moves: mean square 4 d^2 E||x||^2 / n of the widest layer, PEFT's bank having variances 2 / n (A) and 2 / r (B)."""
+        moved = (2 * D_INITIAL) ** 2 * view.activation_energy / max(view.widest, view.in_features)
+        return (moved / mean_square_output(view)) ** 0.5

@@ -37,7 +37,7 @@ def test_all_hold_where_lora_is_best_and_the_others_are_far_behind(tmp_path):
     everything = four(tmp_path)
     assert acceptance.never_far_behind(everything, TWO).kept
     assert acceptance.covers(everything, DEFAULT).kept
-    assert acceptance.abstains([Case(swept(tmp_path, "a-shuffled"), SHARES, {}, fit([]))], TWO).kept
+    assert acceptance.abstains([Case(swept(tmp_path, "a-shuffled"), SHARES, {}, {}, fit([]))], TWO).kept
 
 
 def test_a_choice_that_only_looked_better_on_the_rows_of_the_race_fails_the_first_claim(tmp_path):
@@ -53,7 +53,7 @@ def test_a_choice_that_only_looked_better_on_the_rows_of_the_race_fails_the_firs
 
 
 def test_a_variant_that_wins_on_shuffled_labels_fails_the_control(tmp_path):
-    claim = acceptance.abstains([Case(swept(tmp_path, "a-shuffled", eva=0.5), SHARES, {}, fit([]))], TWO)
+    claim = acceptance.abstains([Case(swept(tmp_path, "a-shuffled", eva=0.5), SHARES, {}, {}, fit([]))], TWO)
     assert claim.kept is False
     assert EVA in claim.numbers
 

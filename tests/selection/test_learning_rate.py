@@ -3,7 +3,7 @@ import dataclasses
 import planted
 import pytest
 
-from lora_select.selection.calibration import shipped
+from lora_select.selection.calibration import reference_rate, shipped
 from lora_select.selection.candidates import enumerate_candidates
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate
 
@@ -28,7 +28,7 @@ def test_lora_keeps_the_reference_rate_at_every_rank_and_target():
             )
 
 
-@pytest.mark.parametrize(("displacement", "rate"), [(1e6, 1e-5), (1e-6, 9e-4), (0.0, 3e-4)])
+@pytest.mark.parametrize(("displacement", "rate"), [(1e6, 1e-5), (1e-6, 6e-3), (0.0, 3e-4)])
 def test_transfer_is_bounded_and_survives_a_dead_layer(displacement, rate):
     assert learning_rate(
         candidate("eva-all-linear-r8", displacements={"eva": displacement}), 780, PROPORTIONAL
@@ -55,3 +55,17 @@ def test_the_fitted_power_tempers_the_displacement():
     tempered = dataclasses.replace(shipped(), displacement_power=0.5)
     pissa = candidate("pissa-all-linear-r16", displacements={"pissa": 16.0})
     assert learning_rate(pissa, 780, tempered) == pytest.approx(3e-4 / 4, rel=0.02)
+
+
+def test_variants_that_move_less_far_than_lora_follow_the_displacement_itself():
+    slow = candidate("eva-all-linear-r16", displacements={"eva": 1 / 16})
+    constants = dataclasses.replace(shipped(), displacement_power=0.5)
+    assert learning_rate(slow, 780, constants) == pytest.approx(3e-4 * 16, rel=0.02)
+
+
+def test_a_published_rate_rises_in_short_runs_as_lora_s_does():
+    miss = next(c for c in enumerate_candidates(planted.spectra(), 16, "miss") if c.variant.name == "miss")
+    assert learning_rate(miss, 780) == miss.variant.reference_rate == 1e-4
+    short = reference_rate(24, shipped())
+    assert learning_rate(miss, 24) == pytest.approx(1e-4 * short / 3e-4, rel=0.05)
+    assert short > 6e-4

@@ -9,11 +9,14 @@ from oracle_tables import EVA, SETTING, bowl, empty, outcome, sweep
 
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case
-from benchmarks.selection.judging import Regret, fit, hindsight, loss, regrets, seed_sd
+from benchmarks.selection.judging import Regret, fit, forgetting, hindsight, loss, regrets, seed_sd
 from benchmarks.selection.reach import held_share
 from benchmarks.selection.schedule import GRID, RUNG, next_run
 from benchmarks.selection.strategies import FOUR, TUNED, by_rows
-from benchmarks.selection.table import Run, Setting, Table, tables
+from benchmarks.selection.subject import Subject, check_rows, rows_digest
+from benchmarks.selection.table import Base, Run, Setting, Table, tables
+from benchmarks.selection.tasks import Rows
+from lora_select.data.tokens import TokenRow
 
 
 @pytest.fixture
@@ -64,11 +67,11 @@ def test_regret_is_measured_on_rows_that_no_strategy_saw(table):
     sweep(table, REFERENCE, bowl(1e-3))
     while run := next_run(table, EVA, 1.0, repeats=False):
         table.add(outcome(run, 0.5 * bowl(1e-3)(run.rate), odd=2.0))
-    case = Case(table, {EVA: 0.9}, {}, fit([table]))
+    case = Case(table, {EVA: 0.9}, {}, {}, fit([table]))
     assert regrets(case, FOUR) is None  # one rival is no shortlist
     for other in ("lora-mlp-only-r16", "pissa-all-linear-r16"):
         sweep(table, other, lambda rate: 1.5 * bowl(1e-3)(rate), repeats=False)
-    case = Case(table, {EVA: 0.9}, {}, fit([table]))
+    case = Case(table, {EVA: 0.9}, {}, {}, fit([table]))
     found = regrets(case, FOUR)
     assert isinstance(found, Regret)
     assert found.nats == pytest.approx(1.0, abs=0.05)
@@ -79,7 +82,7 @@ def test_regret_is_measured_on_rows_that_no_strategy_saw(table):
 
 def test_what_was_not_run_is_not_scored(table):
     sweep(table, REFERENCE, bowl(1e-3), repeats=False)
-    assert regrets(Case(table, {}, {}, fit([])), "LoRA r 8, 1e-4 (trainers' default)") is None
+    assert regrets(Case(table, {}, {}, {}, fit([])), "LoRA r 8, 1e-4 (trainers' default)") is None
 
 
 def test_the_best_in_hindsight_is_the_one_with_the_lowest_median_regret_over_three_settings(tmp_path):
@@ -88,7 +91,7 @@ def test_the_best_in_hindsight_is_the_one_with_the_lowest_median_regret_over_thr
         table = empty(tmp_path, dataclasses.replace(SETTING, task=task))
         sweep(table, REFERENCE, bowl(1e-3))
         sweep(table, EVA, lambda rate: 0.8 * bowl(1e-3)(rate), repeats=False)
-        made.append(Case(table, {}, {}, dataclasses.replace(fit([table]), rate=1e-3)))
+        made.append(Case(table, {}, {}, {}, dataclasses.replace(fit([table]), rate=1e-3)))
     key, found = hindsight(made)
     assert (key, len(found)) == (EVA, 3)
     assert hindsight(made[:2]) == ("", [])
@@ -99,7 +102,7 @@ def test_rank_by_row_count(tmp_path, rows, key):
     table = empty(tmp_path, dataclasses.replace(SETTING, rows=rows))
     for candidate in (REFERENCE, "lora-all-linear-r8"):
         sweep(table, candidate, bowl(1e-3))
-    [choice] = by_rows(Case(table, {}, {}, dataclasses.replace(fit([table]), rate=1e-3)))
+    [choice] = by_rows(Case(table, {}, {}, {}, dataclasses.replace(fit([table]), rate=1e-3)))
     assert choice.run == Run(key, 1e-3, 0)
 
 
@@ -112,7 +115,7 @@ def test_an_adapter_reaches_the_largest_directions_of_its_own_layers_alone():
 
 def test_a_diverged_choice_has_a_regret_and_no_forgetting(table):
     sweep(table, REFERENCE, lambda rate: math.inf if rate > 1e-3 else bowl(1e-3)(rate))
-    case = Case(table, {}, {}, dataclasses.replace(fit([table]), rate=3e-3))
+    case = Case(table, {}, {}, {}, dataclasses.replace(fit([table]), rate=3e-3))
     found = regrets(case, "LoRA, predicted rate (the product's default)")
     assert math.isinf(found.nats)
     assert found.forgetting is None
@@ -120,3 +123,25 @@ def test_a_diverged_choice_has_a_regret_and_no_forgetting(table):
 
 def test_constants_of_no_setting_are_the_public_anchor():
     assert (fit([]).rate, fit([]).settings) == (3e-4, 0)
+
+
+def test_runs_on_other_rows_are_refused():
+    def subject(*rows):
+        made = tuple(TokenRow(str(ids), ids, (False, *[True] * (len(ids) - 1))) for ids in rows)
+        return Subject(None, None, 0, Rows(made[1:], made[:1], 0), (), packing=True)  # pyright: ignore[reportArgumentType]
+
+    old = Base((2,), (1.0,), 1.0, 2, 0, {}, "")
+    check_rows(old, subject((1, 2, 3), (1, 2)), "a-setting")
+    with pytest.raises(ValueError, match="a-setting was begun on other rows"):
+        check_rows(old, subject((1, 2, 3), (1, 2, 3)), "a-setting")
+    new = dataclasses.replace(old, rows_digest=rows_digest(subject((1, 2, 3), (1, 2))))
+    check_rows(new, subject((1, 2, 3), (1, 2)), "a-setting")
+    with pytest.raises(ValueError, match="Debian's package lists change"):
+        check_rows(new, subject((1, 2, 3), (1, 4)), "a-setting")
+
+
+def test_a_reference_on_other_general_text_keeps_its_rise(table, tmp_path):
+    [first, *_] = sweep(table, REFERENCE, bowl(1e-3))
+    run = dataclasses.replace(first, seed=7)
+    table.add(dataclasses.replace(outcome(run, 1.0), reference=9.5, base_reference=9.0))
+    assert forgetting(Table(SETTING, tmp_path), run) == pytest.approx(0.5)

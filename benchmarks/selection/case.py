@@ -21,6 +21,7 @@ class Case:
     """One setting as a strategy sees it: what was run, numbers by candidate, constants of the other settings.
 
     `shares` are tangent shares, `factors` 1 / displacement, `published` published rates over LoRA's where there is no displacement.
+    `displacement` is LoRA's own.
     """
 
     table: Table
@@ -28,10 +29,11 @@ class Case:
     factors: Mapping[str, float]
     published: Mapping[str, float]
     constants: Calibration
+    displacement: float = 0.0
 
     def rate(self, candidate: str) -> float:
         """The predicted rate, on the grid."""
-        home = reference_rate(self.table.setting.steps, self.constants)
+        home = reference_rate(self.table.setting.steps, self.constants, self.displacement)
         transferred = tempered(self.factors.get(candidate, 1.0), self.constants)
         return nearest(home * self.published.get(candidate, transferred))
 

@@ -88,6 +88,7 @@ def fit(settings: Sequence[Table]) -> Calibration:
     if not usable:
         return calibration.Calibration("no setting", 0, 24, calibration.LONG_RATE, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)
     logs = [math.log(_gentle(table, 1.0)) for table in usable]
+    moves = [math.log(moved) for table in usable if (moved := displacement(table))]
     shifts = [
         math.log(_gentle(table, 1.0) / _gentle(table, RUNG)) for table in usable if table.rates(REFERENCE, share=RUNG)
     ]
@@ -109,6 +110,7 @@ def fit(settings: Sequence[Table]) -> Calibration:
         rung_shift_log_sd=round(_sd(shifts), 3),
         displacement_power=_power(usable),
         seed_sd_share=round(statistics.median(spreads), 4) if spreads else 0.0,
+        displacement=float(f"{math.exp(statistics.mean(moves)):.3g}") if moves else 0.0,
     )
 
 
@@ -123,6 +125,11 @@ def _power(settings: Sequence[Table]) -> float:
                 top += predicted * math.log(_gentle(table, 1.0, key) / home)
                 bottom += predicted**2
     return round(top / bottom, 2) if bottom else 1.0
+
+
+def displacement(table: Table) -> float:
+    """LoRA's on the setting's model; 0 where it was not kept."""
+    return spectra_of(table).get(REFERENCE, {}).get("displacement", 0.0)
 
 
 def spectra_of(table: Table) -> dict[str, dict[str, float]]:
@@ -152,7 +159,7 @@ def cases(settings: Sequence[Table], known_settings: Sequence[Table] | None = No
             {key: values[name] for key, values in own.items() if name in values}
             for name in ("share", "factor", "published")
         )
-        found.append(Case(table, shares, factors, published, fit(others)))
+        found.append(Case(table, shares, factors, published, fit(others), displacement(table)))
     return found
 
 

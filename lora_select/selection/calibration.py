@@ -15,6 +15,7 @@ FILE = Path(__file__).with_name("calibration.json")
 LONG_STEPS, LONG_RATE = 780.0, 3e-4
 """The best constant rate of all-linear LoRA over 35 models, Tulu-3, 780 steps: regret 0.30 % of the loss (selection.md 2.2)."""
 COVERAGE = 0.9
+MODELS_APART = 6.0
 QUARTER = 0.25
 """Share of the steps that `rung_shift` was fitted at."""
 
@@ -25,7 +26,7 @@ class Calibration:
     """Fitted constants.
 
     `rate` is the geometric mean of LoRA's best rate over the settings, all of `steps` steps, with the standard deviation
-    `rate_log_sd` of its logarithm. `gain_share` is what LoRA takes off the base loss, as a share of it, with the standard deviation
+    `rate_log_sd` of its logarithm; `displacement` is that of LoRA's displacements at r 16 (0: not known). `gain_share` is what LoRA takes off the base loss, as a share of it, with the standard deviation
     between settings. `rung_shift` is the best rate of a full run over that of a race's rung, by candidate the geometric mean.
     `displacement_power` is the power of the displacement ratio by which best rates of variants that move farther than LoRA fall
     below LoRA's; those of variants that move less far rise as the displacement says.
@@ -43,6 +44,7 @@ class Calibration:
     rung_shift_log_sd: float
     displacement_power: float
     seed_sd_share: float
+    displacement: float = 0.0
 
 
 @functools.cache
@@ -76,10 +78,32 @@ def rate_shift(share: float, constants: Calibration) -> float:
     return float(f"{constants.rung_shift ** (math.log(share) / math.log(QUARTER)):.3g}")
 
 
-def reference_rate(steps: int, constants: Calibration) -> float:
+def model_factor(displacement: float, constants: Calibration) -> float:
+    """What a model on which LoRA moves by `displacement` does to its best rate in short runs: equal displacement, to the fitted power.
+
+    1 where either displacement is not known; a factor beyond 6 between displacements is not trusted, the oracle's models lie 5 apart.
+
+    Example:
+        >>> known = Calibration("", 4, 24, 3e-3, 0.5, 0.5, 0.1, 1.0, 0.1, 0.5, 0.01, displacement=1.0)
+        >>> [model_factor(displacement, known) for displacement in (0.0, 1.0, 4.0)]
+        [1.0, 1.0, 0.5]
+    """
+    if not displacement or not constants.displacement:
+        return 1.0
+    ratio = min(MODELS_APART, max(1 / MODELS_APART, constants.displacement / displacement))
+    return ratio**constants.displacement_power
+
+
+def reference_rate(steps: int, constants: Calibration, displacement: float = 0.0) -> float:
     """LoRA's rate for a run of so many steps: a line in log steps and log rate through the fitted and the public anchor.
 
-    Outside of them the nearer one is taken.
+    Outside of them the nearer one is taken. The fitted anchor is moved to the model by :func:`model_factor`; the public one is of 35
+    models, on which one rate served.
+
+    Args:
+        steps: planned.
+        constants: the anchors.
+        displacement: LoRA's on the model, no unit; 0 where it is not known.
 
     Example:
         >>> known = Calibration("", 4, 24, 3e-3, 0.5, 0.5, 0.1, 1.0, 0.1, 1.0, 0.01)
@@ -88,5 +112,6 @@ def reference_rate(steps: int, constants: Calibration) -> float:
     """
     share = math.log(min(max(steps, constants.steps), LONG_STEPS) / constants.steps)
     share /= math.log(LONG_STEPS / constants.steps)
-    rate = math.exp((1 - share) * math.log(constants.rate) + share * math.log(LONG_RATE))
+    short = constants.rate * model_factor(displacement, constants)
+    rate = math.exp((1 - share) * math.log(short) + share * math.log(LONG_RATE))
     return float(f"{rate:.1e}")

@@ -29,6 +29,13 @@ def displacement_ratio(candidate: Candidate) -> float:
     return math.exp(math.fsum(logs) / len(logs)) if logs else 1.0
 
 
+def lora_displacement(candidate: Candidate) -> float:
+    """LoRA's displacement at r 16 on the candidate's layers, the geometric mean; 0 where none was measured."""
+    key = f"{LoRA.name}@{REFERENCE_RANK}"
+    logs = [math.log(found) for layer in candidate.layers if (found := layer.displacements.get(key, 0)) > 0]
+    return math.exp(math.fsum(logs) / len(logs)) if logs else 0.0
+
+
 def published_rate(candidate: Candidate) -> float | None:
     """The published rate, for a variant that has one and no measured displacement."""
     measured = any(name.startswith(f"{candidate.variant.name}@") for name in candidate.layers[0].displacements)
@@ -47,6 +54,7 @@ def rate_ratio(candidate: Candidate, constants: Calibration) -> float:
 
 
 def learning_rate(candidate: Candidate, planned_steps: int, constants: Calibration | None = None) -> float:
-    """LoRA's rate for so many steps times :func:`rate_ratio`, in two significant digits."""
+    """LoRA's rate for so many steps on this model times :func:`rate_ratio`, in two significant digits."""
     known = constants or shipped()
-    return float(f"{reference_rate(planned_steps, known) * rate_ratio(candidate, known):.1e}")
+    home = reference_rate(planned_steps, known, lora_displacement(candidate))
+    return float(f"{home * rate_ratio(candidate, known):.1e}")

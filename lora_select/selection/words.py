@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, Race, SelectionInputs, Spectra
-from lora_select.selection.calibration import LONG_RATE, Calibration, rate_shift, reference_rate, shipped
+from lora_select.selection.calibration import LONG_RATE, Calibration, model_factor, rate_shift, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
-from lora_select.selection.learning_rate import displacement_ratio, learning_rate, published_rate
+from lora_select.selection.learning_rate import displacement_ratio, learning_rate, lora_displacement, published_rate
 from lora_select.selection.limits import rank_floor
 from lora_select.selection.outcome import predicted_gain, raced_gain
 from lora_select.selection.score import Scored
@@ -286,7 +286,7 @@ def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
         return f"Learning rate {verdict.raced.learning_rate:g} of the race{moved}."
     rate = learning_rate(candidate, inputs.planned_steps)
     constants, published = shipped(), published_rate(candidate)
-    home = reference_rate(inputs.planned_steps, constants)
+    home = reference_rate(inputs.planned_steps, constants, lora_displacement(candidate))
     if published is not None:
         return (
             f"Learning rate {rate:g}: {published:g}, {candidate.variant.rate_source} ({candidate.variant.name}), times "
@@ -295,7 +295,7 @@ def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
         )
     source = (
         f"all-linear LoRA's for {inputs.planned_steps} steps (from {constants.settings} settings of {constants.steps} steps and the public "
-        "sweep of 780)"
+        f"sweep of 780{_model(lora_displacement(candidate), constants)})"
         if constants.settings
         else "the reference of all-linear LoRA"
     )
@@ -305,6 +305,13 @@ def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
         f"Learning rate {rate:g}: {home:g}, {source}, over the displacement of one step relative to LoRA's at the same rank, "
         f"{displacement_ratio(candidate):.3g}{_power(displacement_ratio(candidate), constants)}."
     )
+
+
+def _model(displacement: float, constants: Calibration) -> str:
+    factor = model_factor(displacement, constants)
+    if f"{factor:.2g}" == "1":
+        return ""
+    return f"; the former times {factor:.2g}, since LoRA's displacement on this model is {displacement:.3g} and was {constants.displacement:.3g} there"
 
 
 def _power(displacement: float, constants: Calibration) -> str:

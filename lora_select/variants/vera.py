@@ -68,6 +68,6 @@ class VeRA(ClosedForm):
         return random_rows_spread(1, view.in_features)
 
     def displacement(self, view: LayerView) -> float:
-        """b moves: mean square 4 d^2 E||x||^2 / n of the widest layer, PEFT's bank having variances 2 / n (A) and 2 / r (B)."""
+        """B moves: mean square 4 d^2 E||x||^2 / n of the widest layer, PEFT's bank having variances 2 / n (A) and 2 / r (B)."""
         moved = (2 * D_INITIAL) ** 2 * view.activation_energy / max(view.widest, view.in_features)
         return (moved / mean_square_output(view)) ** 0.5

@@ -66,6 +66,15 @@ def test_variants_that_move_less_far_than_lora_follow_the_displacement_itself():
 def test_a_published_rate_rises_in_short_runs_as_lora_s_does():
     miss = next(c for c in enumerate_candidates(planted.spectra(), 16, "miss") if c.variant.name == "miss")
     assert learning_rate(miss, 780) == miss.variant.reference_rate == 1e-4
-    short = reference_rate(24, shipped())
+    short = reference_rate(24, shipped(), displacement=1.0)
     assert learning_rate(miss, 24) == pytest.approx(1e-4 * short / 3e-4, rel=0.05)
     assert short > 6e-4
+
+
+def test_short_runs_follow_the_displacement_of_the_model_and_long_ones_do_not():
+    constants = dataclasses.replace(shipped(), rate=2e-3, displacement=1.0, displacement_power=0.5)
+    still, moving = (candidate("lora-all-linear-r16", displacements={"lora": moved}) for moved in (1.0, 4.0))
+    assert learning_rate(still, 24, constants) == 2e-3
+    assert learning_rate(moving, 24, constants) == 1e-3
+    assert learning_rate(moving, 780, constants) == 3e-4
+    assert reference_rate(24, constants, 1e6) == reference_rate(24, constants, 6.0)

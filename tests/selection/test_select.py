@@ -13,7 +13,7 @@ from lora_select.selection.calibration import reference_rate, shipped
 from lora_select.selection.select import RULE, RULE_VERSION, select
 from lora_select.variants import CANDIDATES
 
-HOME_RATE = reference_rate(60, shipped())
+HOME_RATE = reference_rate(60, shipped(), displacement=1.0)  # of planted layers
 CLAIM = {"tangent_share_predicts_short_runs": True}
 
 

@@ -23,7 +23,6 @@ SURVIVORS = {
     "randlora": (3, "alpha is a choice that PEFT is told as well"),
     "shira": (1, "the seed of the mask is a choice"),
     "tinylora": (1, "with one layer, tying changes nothing"),
-    "vera": (1, "the start of d is a choice that PEFT is told as well"),
     "waveft": (2, "the scale is a choice that PEFT is told as well; the cap at 1"),
 }
 """How many may survive in a variant, and why."""

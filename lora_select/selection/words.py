@@ -231,7 +231,7 @@ def _about_variant(verdict: Verdict, inputs: SelectionInputs) -> str:
     elif verdict.claim:
         cause = f"{inputs.planned_steps} steps are planned, and tangent shares are heard up to {verdict.short_run_steps} only"
     else:
-        cause = "the claim that tangent shares predict short runs is off: in our sweep choosing by them lost no less than plain LoRA"
+        cause = "the claim that tangent shares predict short runs is off: our sweep has too few settings that could bear it out"
     return (
         f"No evidence that may decide tells the candidates apart ({cause}), so the rule abstains to the default, "
         f"{choice.candidate.key}.{named_text}"

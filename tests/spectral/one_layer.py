@@ -25,4 +25,6 @@ def run_layer(layer: nn.Module, microbatches, columns: int, seed: int = 0):
             sums.outputs += sums.watched(layer(x), None)
         sums.add(Place(index, 0, 1, 1), SharedInput(x, None), d)
     folds = fold_of_each(len(pairs))
-    return finish("layer", sums, Pass(tuple(folds.count(f) for f in range(FOLDS)), sizes, 1.0, CATALOGUE, seed))
+    return finish(
+        "layer", sums, Pass(tuple(folds.count(f) for f in range(FOLDS)), sizes, 1.0, CATALOGUE, layer.in_features, seed)
+    )

@@ -246,6 +246,11 @@ def random_start_displacement(scale: float, r: int, view: LayerView) -> float:
     return (moved / mean_square_output(view)) ** 0.5
 
 
+def mean_square_columns(view: LayerView) -> float:
+    """||W||^2 E||x||^2 / (m n): the mean square of an output if x's energy does not know W's columns."""
+    return view.weight_energy * view.activation_energy / (view.in_features * view.out_features)
+
+
 def mean_square_output(view: LayerView) -> float:
     """E||W x||^2 / m, kept above zero so that a dead layer gives a large but finite ratio."""
     return max(view.output_energy / view.out_features, 1e-12)

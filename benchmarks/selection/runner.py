@@ -41,7 +41,7 @@ class Bench:
         if self.table.base is None:
             self.table.start(self._base())
         else:
-            check_rows(self.table.base, self.subject, setting.name)
+            check_rows(self.table.base, self.subject, setting.name, self._base)
         self.spectra = self._spectra()
 
     def run(self, run: Run) -> Outcome:

@@ -10,6 +10,7 @@ from lora_select.variant import (
     Context,
     Cost,
     Support,
+    mean_square_columns,
     mean_square_output,
     random_rows_spread,
     rank_violations,
@@ -64,5 +65,4 @@ class HiRA(ClosedForm):
 
     def displacement(self, view: LayerView) -> float:
         """B moves: mean square r / (3 n) sum_j ||w_j||^2 E x_j^2 / m, for x whose energy does not know W's columns."""
-        columns = view.weight_energy * view.activation_energy / (view.in_features * view.out_features)
-        return (self.r / (3 * view.in_features) * columns / mean_square_output(view)) ** 0.5
+        return (self.r / (3 * view.in_features) * mean_square_columns(view) / mean_square_output(view)) ** 0.5

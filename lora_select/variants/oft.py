@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from lora_select.spectral.view import LayerView
 from lora_select.starts.rules import UNKNOWN, measured
-from lora_select.variant import ClosedForm, Context, Cost, Support, common_violations, divides, mean_square_output
+from lora_select.variant import (
+    ClosedForm,
+    Context,
+    Cost,
+    Support,
+    common_violations,
+    divides,
+    mean_square_columns,
+    mean_square_output,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,5 +87,4 @@ class OFT(ClosedForm):
 
     def displacement(self, view: LayerView) -> float:
         """Q moves: mean square 4 (b - 1) ||W||^2 / (m n) E||x||^2, for x whose energy does not know W's columns."""
-        columns = view.weight_energy * view.activation_energy / (view.in_features * view.out_features)
-        return (4 * (self.block - 1) * columns / mean_square_output(view)) ** 0.5
+        return (4 * (self.block - 1) * mean_square_columns(view) / mean_square_output(view)) ** 0.5

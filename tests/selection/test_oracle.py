@@ -130,14 +130,15 @@ def test_runs_on_other_rows_are_refused():
         made = tuple(TokenRow(str(ids), ids, (False, *[True] * (len(ids) - 1))) for ids in rows)
         return Subject(None, None, 0, Rows(made[1:], made[:1], 0), (), packing=True)  # pyright: ignore[reportArgumentType]
 
-    old = Base((2,), (1.0,), 1.0, 2, 0, {}, "")
-    check_rows(old, subject((1, 2, 3), (1, 2)), "a-setting")
-    with pytest.raises(ValueError, match="a-setting was begun on other rows"):
-        check_rows(old, subject((1, 2, 3), (1, 2, 3)), "a-setting")
-    new = dataclasses.replace(old, rows_digest=rows_digest(subject((1, 2, 3), (1, 2))))
-    check_rows(new, subject((1, 2, 3), (1, 2)), "a-setting")
+    rows, old = subject((1, 2, 3), (1, 2)), Base((2,), (1.0,), 1.0, 2, 0, {}, "")
+    check_rows(old, rows, "a-setting", lambda: dataclasses.replace(old, held_out=(1.001,)))
+    for other in ({"held_out": (1.1,)}, {"reference": 1.1}, {"train_tokens": 3}):
+        with pytest.raises(ValueError, match="a-setting was begun on other rows"):
+            check_rows(old, rows, "a-setting", lambda changed=other: dataclasses.replace(old, **changed))
+    new = dataclasses.replace(old, rows_digest=rows_digest(rows))
+    check_rows(new, rows, "a-setting", pytest.fail)
     with pytest.raises(ValueError, match="Debian's package lists change"):
-        check_rows(new, subject((1, 2, 3), (1, 4)), "a-setting")
+        check_rows(new, subject((1, 2, 3), (1, 4)), "a-setting", pytest.fail)
 
 
 def test_a_reference_on_other_general_text_keeps_its_rise(table, tmp_path):

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from lora_select import models
-from lora_select.curvature import adapter_curvature
 from lora_select.data import samples, tokenize
 from lora_select.data.tokens import collate, label_loss
+from lora_select.diagnostics.adapter_curvature import adapter_curvature
+from lora_select.initialization.linalg import principal_factors
 from lora_select.records import AdapterSpec
-from lora_select.starts.linalg import principal_factors
 
 RESULTS = Path(__file__).parent / "results" / "curvature.json"
 DIVISORS = {"lora": 1.0, "pissa": 10.0, "milora": 3.0, "olora": 18.0}

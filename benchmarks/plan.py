@@ -32,9 +32,11 @@ from benchmarks.training import MODULES, cpu
 from lora_select import models
 from lora_select.data.tokens import TokenRow, write_rows
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, FileRef, Quantiles, SplitProfile
-from lora_select.training import beat, launch, measure, show
-from lora_select.training import plan as plans
+from lora_select.training import heartbeat
 from lora_select.training.job import TrainingJob
+from lora_select.training.planning import measure
+from lora_select.training.planning import plan as plans
+from lora_select.training.supervisor import launch, progress
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 LLAMAS = {"llama-30M": (256, 8, 32_000), "llama-85M": (512, 12, 32_000), "llama-110M": (768, 8, 32_000)}
@@ -178,9 +180,9 @@ def watched(folder: Path):
 
     def look() -> None:
         while not done.wait(0.02) and len(ends) <= STEPS:
-            written = len(show.read_metrics(folder))
+            written = len(progress.read_metrics(folder))
             with contextlib.suppress(psutil.Error, IndexError):
-                rank = beat.read(folder)[0]
+                rank = heartbeat.read(folder)[0]
                 if rank["phase"] == "step" or written:
                     spent = psutil.Process(rank["pid"]).cpu_times()
                     ends.extend([spent.user + spent.system] * (written + 1 - len(ends)))

@@ -37,10 +37,10 @@ from lora_select.data import samples
 from lora_select.data.tokens import TokenRow, collate, label_loss
 from lora_select.records import write_text
 from lora_select.spectral.capture import _start_graph, frozen
-from lora_select.spectral.layers import linear_layers, shape_of
+from lora_select.spectral.linear_layers import linear_layers, shape_of
 from lora_select.spectral.sketch import Sizes
 from lora_select.spectral.stream import Measured, Settings, stream
-from lora_select.training.steps import peak_memory_gib
+from lora_select.training.worker.loop import peak_memory_gib
 from lora_select.variants import CATALOGUE
 
 RESULTS = Path(__file__).parent / "results" / "spectral.json"

@@ -15,7 +15,7 @@ from benchmarks.spectral import SKETCH, Batches, microbatches
 from benchmarks.spectral_peers import EVA_SECONDS, MICROBATCHES, RANK, agreement, of
 from lora_select import models
 from lora_select.data.tokens import label_loss
-from lora_select.spectral.layers import linear_layers
+from lora_select.spectral.linear_layers import linear_layers
 from lora_select.spectral.sketch import Sizes
 from lora_select.spectral.stream import Settings, stream
 from lora_select.variants import CATALOGUE

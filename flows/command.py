@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from flows import session
-from flows.config import load
+from lora_select.config import load
 from lora_select.errors import InputError, WorldError
 
 

@@ -8,10 +8,10 @@ from prefect import flow
 
 from flows import ending, session, settings
 from flows.command import run_from_command_line
-from flows.config import load
 from flows.session import Run
+from lora_select.config import load
 from lora_select.records import Decision
-from lora_select.training.plan import detect_machine
+from lora_select.training.planning.plan import detect_machine
 from tasks import adapt, choose, data, judge
 from tasks.store import StageRef
 
@@ -21,7 +21,7 @@ def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = Fa
     """Profile, analyze, select, train, prove, evaluate, promote, report; return the run's folder.
 
     Args:
-        config: a YAML file (see `flows.config.RunConfig`).
+        config: a YAML file (see `lora_select.config.RunConfig`).
         overrides: any field as `section.field=value`.
         dry_run: stop after the plan: what would be chosen and trained, how long, how much memory.
     """

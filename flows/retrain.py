@@ -8,9 +8,9 @@ from prefect.states import Completed
 
 from flows import session
 from flows.command import run_from_command_line
-from flows.config import load
 from flows.console import say
 from flows.finetune import finetune
+from lora_select.config import load
 from tasks.data import resolve_model
 
 
@@ -19,7 +19,7 @@ def retrain(config: str, overrides: list[str] | None = None) -> State | str:
     """Run `finetune` if its run has not been finished before.
 
     Args:
-        config: a YAML file (see `flows.config.RunConfig`).
+        config: a YAML file (see `lora_select.config.RunConfig`).
         overrides: any field as `section.field=value`.
     """
     loaded = load(config, overrides or [])

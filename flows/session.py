@@ -10,14 +10,14 @@ from typing import Any, TypeVar, final
 from prefect.runtime import flow_run
 
 from flows import console
-from flows.config import RunConfig
 from flows.summaries import summary
 from lora_select import __version__, records
-from lora_select.capability import known
+from lora_select.config import RunConfig
 from lora_select.data.intake import check_source
 from lora_select.errors import InputError
-from lora_select.fingerprint import key_of, library_digest, source_digest
 from lora_select.records import BaseModel
+from lora_select.records.digests import key_of, library_digest, source_digest
+from lora_select.variants import support
 from tasks import store, track
 from tasks.data import resolve_model
 from tasks.stage import Outcome, Place, Stage
@@ -70,7 +70,7 @@ def check(config: RunConfig) -> None:
 
 
 def _check_variant(config: RunConfig, base: BaseModel | None = None) -> None:
-    seen = known.faults(
+    seen = support.faults(
         config.selection.variant or "",
         quantized_base=config.base_model.quantize,
         zero_stage=0 if config.training.zero_stage == "auto" else config.training.zero_stage,

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from flows.config import RunConfig
-from lora_select.fingerprint import source_digest
+from lora_select.config import RunConfig
 from lora_select.records import SelectionInputs
-from lora_select.training.plan import Machine
+from lora_select.records.digests import source_digest
+from lora_select.training.planning.plan import Machine
 
 
 def intake(config: RunConfig) -> dict[str, Any]:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from lora_select import adapter_costs, models, records
+from lora_select import models, records
 from lora_select.data import intake as intake_library
 from lora_select.data import microbatches
 from lora_select.data.tokenize import tokenize
 from lora_select.data.tokens import TokenRow
+from lora_select.diagnostics import costs as adapter_costs
 from lora_select.errors import InputError
 from lora_select.records import AdapterCosts, BaseModel, LayerSpectra, QuantisationError, Spectra
 
 if TYPE_CHECKING:
-    from lora_select.spectral.quantise import Kind
+    from lora_select.diagnostics.quantisation import Kind
 
 Progress = Callable[[int, int, str], None]
 CLEAR = 2.0
@@ -27,7 +28,7 @@ CLEAR = 2.0
 class Request:
     """What to analyze: sources as in a run's config, the size of the pass, and the folder that gets record and figures.
 
-    `curvature` and `quantize` ask for more than the pass: see :mod:`lora_select.adapter_costs`.
+    `curvature` and `quantize` ask for more than the pass: see :mod:`lora_select.diagnostics.costs`.
     """
 
     model: str
@@ -59,7 +60,7 @@ def run(request: Request, progress: Progress | None = None) -> Spectra:
     Raises:
         InputError: the model or data cannot be used, or holds nothing to measure.
     """
-    from lora_select.tracking import plots
+    from lora_select.report import plots
 
     base = models.resolve(request.model)
     digest, rows = _rows(request, base)
@@ -87,7 +88,7 @@ def measure(
     """
     from lora_select.data.tokens import label_loss
     from lora_select.spectral.analyze import analyze
-    from lora_select.training.plan import detect_machine
+    from lora_select.training.planning.plan import detect_machine
     from lora_select.variants import CATALOGUE
 
     return analyze(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from lora_select import emit
+from lora_select import recipes
 from lora_select.data.tokens import read_rows
-from lora_select.emit import limits
 from lora_select.errors import InputError
+from lora_select.recipes import expressible
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, TrainingPlan
-from lora_select.training.plan import Machine, detect_machine
+from lora_select.training.planning.plan import Machine, detect_machine
 
 TRAINING: Mapping[str, Any] = {
     "num_processes": 1,
@@ -103,7 +103,7 @@ def refuse_early(wish: Wish, base: BaseModel, profile: DatasetProfile, machine: 
         InputError: either is so.
     """
     longest = max(profile.train.length.maximum, profile.eval.length.maximum)
-    emit.refuse_rows(longest, profile.max_length, wish.tools)
+    recipes.refuse_rows(longest, profile.max_length, wish.tools)
     smallest = AdapterSpec("lora", "", (), 1, 1, 1.0, "default", 1e-4, "LoraConfig", {}, {}, 1)
     _fitting(wish, 0, base, profile, smallest, machine, None)
 
@@ -118,7 +118,7 @@ def planned(
     out: Path,
 ) -> tuple[TrainingPlan, bool]:
     """The plan, its speed measured where the machine is this one; its memory that of a trainer that forms all logits."""
-    from lora_select.training import fit, memory
+    from lora_select.training.planning import fit, memory
 
     tokens = (out / profile.train_tokens_file.path).resolve()
     plan = _fitting(wish, seed, base, profile, spec, machine, tokens if _is_here(machine) else None)
@@ -137,12 +137,12 @@ def _fitting(
     machine: Machine,
     tokens: Path | None,
 ) -> TrainingPlan:
-    from lora_select.training import planned as trial
-    from lora_select.training.plan import make_plan
+    from lora_select.training.planning import planned as trial
+    from lora_select.training.planning.plan import make_plan
 
     training = training_of(wish, seed) | {
         "precision": "fp32"
-        if spec.init in limits.PEFT_MAKES
+        if spec.init in expressible.PEFT_MAKES
         else "auto",  # in bf16 the base less B0 A0 would be rounded
     }
     try:

@@ -8,9 +8,9 @@ from typing import Any, final
 from lora_select import records
 from lora_select.data.tokens import read_rows
 from lora_select.records import BaseModel, DatasetProfile, Race, SelectionInputs, Spectra
-from lora_select.selection.select import prepare_race
-from lora_select.training import race as probes
-from lora_select.training.plan import Machine, make_plan
+from lora_select.selection.rule import prepare_race
+from lora_select.training import trials as probes
+from lora_select.training.planning.plan import Machine, make_plan
 
 
 @final

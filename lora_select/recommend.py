@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lora_select import analysis, emit, models, prospect, racing, records
+from lora_select import analysis, models, prospect, racing, recipes, records
 from lora_select.analysis import Progress
 from lora_select.data import intake as intake_library
 from lora_select.data import tokens as token_rows
 from lora_select.data.profile import profile as profile_library
-from lora_select.emit import Emitted
-from lora_select.emit.order import Order
-from lora_select.emit.rows import read as read_rows
-from lora_select.fingerprint import key_of, library_digest, source_digest
 from lora_select.prospect import Wish
+from lora_select.recipes import Emitted
+from lora_select.recipes.recipe import Order
+from lora_select.recipes.rows import read as read_rows
 from lora_select.records import (
     BaseModel,
     Dataset,
@@ -27,9 +26,10 @@ from lora_select.records import (
     Spectra,
     TrainingPlan,
 )
-from lora_select.selection.limits import check_names
-from lora_select.selection.select import select
-from lora_select.training.plan import Machine, detect_machine
+from lora_select.records.digests import key_of, library_digest, source_digest
+from lora_select.selection.constraints import check_names
+from lora_select.selection.rule import select
+from lora_select.training.planning.plan import Machine, detect_machine
 
 MEASURED = "measured.json"
 """Names what dataset, profile and spectra of a folder were measured from; written last."""
@@ -86,7 +86,7 @@ def recommend(
     base = models.resolve(measuring.model)
     check_names(_inputs(wish, 1))
     if wish.variant is not None:
-        emit.refuse_named(wish.variant, wish.tools, wish.serve)
+        recipes.refuse_named(wish.variant, wish.tools, wish.serve)
     out.mkdir(parents=True, exist_ok=True)
     dataset, profile = _profiled(measuring, base, out, machine, say, progress)
     prospect.refuse_early(wish, base, profile, machine)
@@ -97,7 +97,7 @@ def recommend(
     race = _raced(measuring, wish, base, profile, spectra, inputs, out, machine, say, progress)
     decision = select(profile, spectra, inputs, race)
     records.write(out / "decision.json", decision)
-    emit.refuse(decision.choice, wish.tools, wish.serve)
+    recipes.refuse(decision.choice, wish.tools, wish.serve)
     plan, here = prospect.planned(wish, measuring.seed, base, profile, decision.choice, machine, out)
     records.write(out / "plan.json", plan)
     order = Order(
@@ -110,7 +110,7 @@ def recommend(
         max_length=measuring.max_length,
         start=None,
     )
-    emitted = emit.emit(order, wish.tools, out / spectra.tensors.path, out)
+    emitted = recipes.emit(order, wish.tools, out / spectra.tensors.path, out)
     return Recommendation(base, dataset, profile, decision, plan, emitted, _notes(order, wish.tools, out), here)
 
 
@@ -269,7 +269,7 @@ def _notes(order: Order, tools: tuple[str, ...], out: Path) -> tuple[str, ...]:
         found.append(
             f"the files name the model by its place on this machine, {order.model}; change that line where you train"
         )
-    older = [name for name in emit.TOOLS if name not in tools and (out / name).is_dir()]
+    older = [name for name in recipes.TOOLS if name not in tools and (out / name).is_dir()]
     if older:
         found.append(f"{', '.join(older)} in {out} are of an earlier call and may follow another decision")
     return tuple(found)

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+from lora_select.initialization import write_initialization
 from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, Proof, Spectra, TrainingPlan
-from lora_select.starts import write_initial_factors
-from lora_select.training import job, launch
-from lora_select.training import plan as plan_library
-from lora_select.training import prove as prove_library
+from lora_select.training import job
+from lora_select.training import reload_check as prove_library
 from lora_select.training.job import TrainingJob
-from lora_select.training.plan import Machine
-from lora_select.training.planned import planned
+from lora_select.training.planning import plan as plan_library
+from lora_select.training.planning.plan import Machine
+from lora_select.training.planning.planned import planned
+from lora_select.training.supervisor import launch
 from tasks.stage import Context, Stage
 from tasks.store import StageRef
 
@@ -46,7 +47,7 @@ def _train(
     measured, planned = context.load(profile, DatasetProfile), context.load(plan, TrainingPlan)
     plan_library.check_disk(planned, context.folder)
     tensors = context.folder_of(spectra) / context.load(spectra, Spectra).tensors.path
-    factors = write_initial_factors(
+    factors = write_initialization(
         spec, Path(base.path), tensors, context.folder / "initial_factors.safetensors", quantized_base
     )
     told = TrainingJob(

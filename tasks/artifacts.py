@@ -7,8 +7,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from lora_select import records
 from lora_select.records import Decision
-from lora_select.selection.explain import explain
-from lora_select.tracking import view
+from lora_select.selection.explanation import explain
+from lora_select.tracking import comparison
 from lora_select.tracking.store import web_address
 from lora_select.tracking.tracker import Tracker
 
@@ -24,7 +24,7 @@ def publish(tracker: Tracker, folder: Path) -> dict[str, str]:
         create_table_artifact(_table(decision), key="candidates", description="every candidate")
     except Exception as error:  # the orchestrator may be away; the run's files are complete without it
         get_run_logger().warning("Prefect artifacts were not created: %s", error)
-    links = {"run": tracker.link, "compare": view.view_link(host, experiment)}
+    links = {"run": tracker.link, "compare": comparison.view_link(host, experiment)}
     if not tracker.store.uri.startswith("http"):
         links["serve"] = "make ui   (opens the two links above; stop it with Ctrl-C)"
     return links

@@ -9,9 +9,9 @@ from lora_select.data.microbatches import draw
 from lora_select.racing import Evidence
 from lora_select.racing import race as race_library
 from lora_select.records import BaseModel, DatasetProfile, Decision, Race, SelectionInputs, Spectra
-from lora_select.selection.select import select as select_library
+from lora_select.selection.rule import select as select_library
 from lora_select.spectral.analyze import analyze as analyze_library
-from lora_select.training.plan import Machine
+from lora_select.training.planning.plan import Machine
 from lora_select.variants import CATALOGUE
 from tasks.stage import Context, Stage
 from tasks.store import StageRef

@@ -11,8 +11,8 @@ from lora_select.evaluation import gate
 from lora_select.evaluation.evaluate import EvaluationOptions
 from lora_select.evaluation.evaluate import evaluate as evaluate_library
 from lora_select.records import Adapter, BaseModel, Dataset, DatasetProfile, Evaluation, Promotion, Report
+from lora_select.report.report import ReportInputs, write_report
 from lora_select.tracking import names, registry
-from lora_select.tracking.report import ReportInputs, write_report
 from tasks import store
 from tasks.stage import Context, Stage
 from tasks.store import StageRef

@@ -17,8 +17,8 @@ from prefect.cache_policies import CacheKeyFnPolicy
 
 from lora_select import records
 from lora_select.errors import InputError
-from lora_select.fingerprint import key_of, library_digest
 from lora_select.records import BaseModel
+from lora_select.records.digests import key_of, library_digest
 from lora_select.tracking.tracker import Tracker
 from tasks import progress, store
 from tasks.progress import Reporter

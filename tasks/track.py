@@ -7,8 +7,8 @@ from pathlib import Path
 from prefect import task
 
 from lora_select.errors import InputError, WorldError
+from lora_select.tracking import comparison
 from lora_select.tracking import store as tracking_store
-from lora_select.tracking import view
 from lora_select.tracking.tracker import Tracker
 
 
@@ -48,5 +48,5 @@ def open_run(uri: str, experiment: str, folder: Path, run_key: str, name: str, t
         ready = tracking_store.prepare(uri, experiment)
     except WorldError as error:
         raise InputError(str(error)) from error
-    view.save(ready)
+    comparison.save(ready)
     return Tracker.start(ready, folder, run_key, name=name, tags=tags)

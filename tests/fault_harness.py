@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 
 from lora_select import records
 from lora_select.records import Adapter
-from lora_select.training import beat, job, launch, remedies, show, watch
+from lora_select.training import heartbeat, job, processes
 from lora_select.training.job import TrainingJob
+from lora_select.training.supervisor import launch, remedies
+from lora_select.training.supervisor import progress as show
 
 ROOT = Path(__file__).parents[1]
 WANTED = "wanted.json"
@@ -50,8 +52,8 @@ def shipper(folder: Path) -> Callable[[], int]:
     note = folder / "mlflow.json"
     if not note.is_file():
         return lambda: 0
-    from lora_select.tracking.ship import Shipment, ship
     from lora_select.tracking.store import Store
+    from lora_select.tracking.upload import Shipment, ship
 
     told = json.loads(note.read_text())
     from mlflow import MlflowClient
@@ -81,7 +83,7 @@ class Run:
         self.prefix = prefix
         self.process = start(folder, prefix)
         self.watched: Callable[[], object] | None = None
-        self._known: set[watch.Identity] = set()
+        self._known: set[processes.Identity] = set()
 
     @property
     def supervisor(self) -> int:
@@ -91,17 +93,17 @@ class Run:
     @property
     def ranks(self) -> list[int]:
         """Process ids by rank."""
-        return [one["pid"] for one in beat.read(self.folder)]
+        return [one["pid"] for one in heartbeat.read(self.folder)]
 
     @property
     def launcher(self) -> int:
         """torchrun's process id."""
         return psutil.Process(self.ranks[0]).ppid()
 
-    def known(self) -> set[watch.Identity]:
+    def known(self) -> set[processes.Identity]:
         """Every process that was ever seen below the training process."""
         me = (self.process.pid, psutil.Process(self.process.pid).create_time())
-        self._known |= set(watch.descendants(me))
+        self._known |= set(processes.descendants(me))
         return self._known
 
     def until_step(self, step: int) -> None:
@@ -120,7 +122,7 @@ class Run:
 
     def until_attempt(self, number: int) -> None:
         """Wait for the ranks' `number`-th start to be in its steps."""
-        self.until(lambda: job.last_attempt(self.folder) >= number and len(beat.read(self.folder)) > 0)
+        self.until(lambda: job.last_attempt(self.folder) >= number and len(heartbeat.read(self.folder)) > 0)
 
     def wait(self, seconds: float = 1200) -> int:
         """Its exit code."""
@@ -136,7 +138,7 @@ class Run:
     def no_process_is_left(self, seconds: float = 40) -> None:
         """Nothing that was ever below the run is alive, soon."""
         deadline = time.monotonic() + seconds
-        while left := [who for who in self._known if watch.alive(who)]:
+        while left := [who for who in self._known if processes.alive(who)]:
             assert time.monotonic() < deadline, f"still alive: {left}"
             time.sleep(0.1)
 

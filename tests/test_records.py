@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lora_select import fingerprint, records
-from lora_select.records import MetricComparison, Promotion
+from lora_select import records
+from lora_select.records import MetricComparison, Promotion, digests
 
 PROMOTION = Promotion("m", "1", "champion", None, ("beats base",))
 
@@ -36,10 +36,10 @@ def test_bad_text_names_place_and_field(text, words):
 
 
 def test_keys_do_not_depend_on_order_and_refuse_nan():
-    assert fingerprint.key_of({"a": 1, "b": [1.5, "ü"]}) == fingerprint.key_of({"b": [1.5, "ü"], "a": 1})
-    assert fingerprint.key_of({"a": 1}) != fingerprint.key_of({"a": 2})
+    assert digests.key_of({"a": 1, "b": [1.5, "ü"]}) == digests.key_of({"b": [1.5, "ü"], "a": 1})
+    assert digests.key_of({"a": 1}) != digests.key_of({"a": 2})
     with pytest.raises(ValueError, match="[Oo]ut of range|not JSON compliant"):
-        fingerprint.key_of({"a": math.inf})
+        digests.key_of({"a": math.inf})
 
 
 def test_source_digest_is_of_bytes_not_names(tmp_path):
@@ -48,13 +48,13 @@ def test_source_digest_is_of_bytes_not_names(tmp_path):
         folder.mkdir()
         for name, text in zip(names, ("first", "second"), strict=True):
             (folder / f"{name}.jsonl").write_text(text)
-    assert fingerprint.source_digest(str(one)) == fingerprint.source_digest(str(two))
+    assert digests.source_digest(str(one)) == digests.source_digest(str(two))
     (two / "x.jsonl").write_text("third")
-    assert fingerprint.source_digest(str(one)) != fingerprint.source_digest(str(two))
+    assert digests.source_digest(str(one)) != digests.source_digest(str(two))
 
 
 def test_no_source_is_not_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = fingerprint.source_digest("")
+    before = digests.source_digest("")
     (tmp_path / "mlflow.db").write_text("changes with every run")
-    assert fingerprint.source_digest("") == before
+    assert digests.source_digest("") == before

@@ -13,7 +13,7 @@ from benchmarks.selection.case import Case, base_loss
 from benchmarks.selection.judging import Regret, forgetting, loss, regrets, seed_sd, seeds
 from benchmarks.selection.strategies import STRATEGIES, TUNED
 from benchmarks.selection.table import Run
-from lora_select.selection.outcome import predicted_gain
+from lora_select.selection.prediction import predicted_gain
 
 TIE_SHARE = 0.01
 SPARES = 1 / 3

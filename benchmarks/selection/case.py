@@ -10,7 +10,7 @@ from benchmarks.selection.schedule import best_rate, nearest, next_rate
 from benchmarks.selection.table import Run, Table
 from lora_select.records import Evidence
 from lora_select.selection.calibration import Calibration, reference_rate, tempered
-from lora_select.selection.select import SHARE_FACTOR
+from lora_select.selection.rule import SHARE_FACTOR
 
 MLP, EVA = "lora-mlp-only-r16", "eva-all-linear-r16"
 

@@ -15,7 +15,7 @@ from benchmarks.selection.strategies import STRATEGIES
 from benchmarks.selection.table import RESULTS, Run, Table
 from lora_select.selection import calibration
 from lora_select.selection.calibration import Calibration
-from lora_select.selection.outcome import MINIMUM_SETTINGS
+from lora_select.selection.prediction import MINIMUM_SETTINGS
 
 SPECTRA = RESULTS / "spectra.json"
 MINIMUM_SEEDS = 3

@@ -12,7 +12,7 @@ from benchmarks.selection.table import Run, Table
 from lora_select.records import Probe, Race
 from lora_select.selection import standing
 from lora_select.selection.calibration import rate_shift
-from lora_select.selection.outcome import raced_gain
+from lora_select.selection.prediction import raced_gain
 from lora_select.selection.race import FACTORS, MINIMUM_STEPS, MOST_ENTRANTS
 
 DRAWS = 30

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.selection.candidates import NAMED, adapter, candidate
 from benchmarks.selection.case import best_run
 from benchmarks.selection.table import RESULTS, Run
+from lora_select.initialization import changes_base
 from lora_select.records import write_text
-from lora_select.starts import changes_base
 
 if TYPE_CHECKING:
     from benchmarks.selection.runner import Bench
@@ -66,13 +66,13 @@ def endpoint(bench: "Bench", run: Run) -> dict[str, Any]:
     """Squared singular values of the update of every layer, falling."""
     import torch
 
-    from lora_select.training import probe
+    from lora_select.training import single_trial
 
     made = candidate(*NAMED[ENDPOINT], bench.spectra.layers)
     assert made is not None
     plan = bench.plan(run)
-    with probe.adapted(bench.subject.model, adapter(made, run.rate), plan) as network:
-        probe.train(network, adapter(made, run.rate), plan, bench.subject.rows.train, bench.subject.pad_id)
+    with single_trial.adapted(bench.subject.model, adapter(made, run.rate), plan) as network:
+        single_trial.train(network, adapter(made, run.rate), plan, bench.subject.rows.train, bench.subject.pad_id)
         updates = {
             name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
             for name, module in network.named_modules()

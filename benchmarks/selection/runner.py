@@ -16,11 +16,11 @@ from lora_select import records
 from lora_select.data.microbatches import draw
 from lora_select.data.tokens import label_loss
 from lora_select.evaluation.measure import row_losses
+from lora_select.initialization import write_initialization
 from lora_select.records import Range, Spectra, TrainingPlan
 from lora_select.spectral.analyze import analyze
-from lora_select.starts import write_initial_factors
-from lora_select.training import probe
-from lora_select.training.steps import peak_memory_gib
+from lora_select.training import single_trial
+from lora_select.training.worker.loop import peak_memory_gib
 from lora_select.variants import CATALOGUE
 
 EVAL_BATCH = 16
@@ -52,11 +52,11 @@ class Bench:
         spec = adapter(made, run.rate)
         plan = self.plan(run)
         factors = self.work / f"{run.candidate}.safetensors"
-        start = write_initial_factors(spec, Path(self.subject.source.path), self.work / "spectra.safetensors", factors)
+        start = write_initialization(spec, Path(self.subject.source.path), self.work / "spectra.safetensors", factors)
         _reset_peak()
         began = time.perf_counter()
-        with probe.adapted(self.subject.model, spec, plan, str(start) if start else None) as network:
-            losses = probe.train(network, spec, plan, self.subject.rows.train, self.subject.pad_id)
+        with single_trial.adapted(self.subject.model, spec, plan, str(start) if start else None) as network:
+            losses = single_trial.train(network, spec, plan, self.subject.rows.train, self.subject.pad_id)
             seconds, peak = time.perf_counter() - began, peak_memory_gib("cpu")
             held_out, reference = self._measure(network.eval()) if len(losses) == plan.total_steps else ((), None)
         outcome = Outcome(

@@ -12,8 +12,8 @@ from lora_select.data import files, formats, samples
 from lora_select.data.files import RawRow
 from lora_select.data.render import Row
 from lora_select.errors import InputError
-from lora_select.fingerprint import canonical
 from lora_select.records import Dataset, RejectedRows, SourceFile, file_ref, sha256_file
+from lora_select.records.digests import canonical
 
 EXAMPLES = 5
 SPLIT_BITS = 2**32

@@ -11,8 +11,8 @@ from lora_select import models
 from lora_select.data.tokens import TokenRow, collate, label_loss
 from lora_select.evaluation import metrics
 from lora_select.evaluation.material import EvaluationOptions, Material
-from lora_select.fingerprint import key_of
 from lora_select.records import BaseModel, finite, sha256_file, write_text
+from lora_select.records.digests import key_of
 
 Progress = Callable[[int, int, str], None]
 

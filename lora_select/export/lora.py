@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from lora_select.errors import InputError
 from lora_select.export.updates import low_rank, updates
-from lora_select.variant import VLLM_MAX_RANK
+from lora_select.variants.base import VLLM_MAX_RANK
 
 if TYPE_CHECKING:
     from torch import Tensor

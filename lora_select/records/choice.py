@@ -47,7 +47,7 @@ class LayerSpectra:
     output_energy: float
     """Mean squared norm of the layer output, E||W x||^2, per token."""
     structure: Mapping[str, float]
-    """Structure scores of the signal's leading directions by field of `LayerView` (`rotation@32` for a block size); empty where the
+    """Structure scores of the signal's leading directions by field of `LayerStatistics` (`rotation@32` for a block size); empty where the
     signal energy is below two standard errors."""
     structure_se: Mapping[str, float]
     tangent_shares: Mapping[str, float]

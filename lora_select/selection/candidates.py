@@ -7,9 +7,9 @@ from typing import final
 
 from lora_select.errors import InputError
 from lora_select.records import LayerSpectra, Spectra
-from lora_select.spectral.view import RANKS
-from lora_select.variant import Context, Variant
+from lora_select.spectral.statistics import RANKS
 from lora_select.variants import CANDIDATES, VARIANTS, offered
+from lora_select.variants.base import Context, Variant
 
 ALL_LINEAR, MLP_ONLY = "all-linear", "mlp-only"
 TARGETS = (ALL_LINEAR, MLP_ONLY)

@@ -4,7 +4,7 @@ import math
 
 from lora_select.selection.calibration import LONG_RATE, Calibration, reference_rate, shipped, tempered
 from lora_select.selection.candidates import Candidate
-from lora_select.spectral.view import RANKS
+from lora_select.spectral.statistics import RANKS
 from lora_select.variants import LoRA
 
 LOWEST, HIGHEST = 1 / 30, 20.0

@@ -1,4 +1,4 @@
-"""Who races, how long, and what the probes say: pure functions. The probes themselves are run by `lora_select.training.race`.
+"""Who races, how long, and what the probes say: pure functions. The probes themselves are run by `lora_select.training.trials`.
 
 References:
     Successive halving: Jamieson and Talwalkar, 2016, arXiv:1502.07943. Two rungs at most, and only what is clearly worse is dropped,

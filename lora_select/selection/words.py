@@ -7,10 +7,10 @@ from typing import Any, final
 from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, Race, SelectionInputs, Spectra
 from lora_select.selection.calibration import LONG_RATE, Calibration, model_factor, rate_shift, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
+from lora_select.selection.constraints import rank_floor
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, lora_displacement, published_rate
-from lora_select.selection.limits import rank_floor
-from lora_select.selection.outcome import predicted_gain, raced_gain
-from lora_select.selection.score import Scored
+from lora_select.selection.prediction import predicted_gain, raced_gain
+from lora_select.selection.scoring import Scored
 from lora_select.selection.standing import Raced
 
 CLEAR = 2.0

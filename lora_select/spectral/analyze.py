@@ -13,7 +13,7 @@ from lora_select.records import Spectra, file_ref
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lora_select.spectral.view import MeasuredVariant
+    from lora_select.spectral.statistics import MeasuredVariant
 
 MINIMUM_MICROBATCHES = 4
 MINIMUM_COLUMNS = 4
@@ -66,8 +66,8 @@ def analyze(
     """
     from safetensors.torch import save_file
 
-    from lora_select.spectral.layer import FOLDS
-    from lora_select.spectral.layers import left_out, linear_layers, nothing_matched
+    from lora_select.spectral.accumulate import FOLDS
+    from lora_select.spectral.linear_layers import left_out, linear_layers, nothing_matched
     from lora_select.spectral.sketch import Sizes
     from lora_select.spectral.stream import Settings, stream
 

@@ -7,10 +7,10 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
-from lora_select.spectral.layer import LayerPass
+from lora_select.spectral.accumulate import LayerSums
 from lora_select.spectral.sketch import FoldSketches
+from lora_select.spectral.statistics import RANKS, LayerStatistics
 from lora_select.spectral.structure import HALVES, Key, Pair, Reconstructions, across_halves, gram, null_scores
-from lora_select.spectral.view import RANKS, LayerView
 from lora_select.spectral.weight import WeightSystem
 
 OF_WEIGHT = ("weight", "weight_minor", "weight_columns")
@@ -28,7 +28,7 @@ class Systems:
     activation_vectors: Tensor
 
 
-def project(layer: LayerPass, whole: Tensor, systems: Systems, parts: Reconstructions) -> dict[Key, Pair]:
+def project(layer: LayerSums, whole: Tensor, systems: Systems, parts: Reconstructions) -> dict[Key, Pair]:
     """Project a layer's sketches on what W, the activations and the gradient itself single out.
 
     A part that is seen through one side of the sketch is compared with the whole through the same side, so that the sketch's error
@@ -51,16 +51,16 @@ def project(layer: LayerPass, whole: Tensor, systems: Systems, parts: Reconstruc
     return found | _own(sketches, parts, everything, sizes)
 
 
-def ranks(layer: LayerPass) -> list[int]:
+def ranks(layer: LayerSums) -> list[int]:
     """The measured adapter ranks that the layer can hold."""
     return [r for r in RANKS if r <= min(layer.out_features, layer.in_features)]
 
 
-def static_view(layer: LayerPass, systems: Systems, activation_values: Tensor, widest: int) -> LayerView:
+def static_view(layer: LayerSums, systems: Systems, activation_values: Tensor, widest: int) -> LayerStatistics:
     """The numbers of a layer that do not depend on folds; shares are filled in by :func:`fold_view`."""
     vectors, mean = systems.activation_vectors, layer.activations.mean()
     values = activation_values + (mean @ vectors).square()
-    return LayerView(
+    return LayerStatistics(
         out_features=layer.out_features,
         in_features=layer.in_features,
         activation_energy=layer.activations.energy(),
@@ -78,7 +78,9 @@ def static_view(layer: LayerPass, systems: Systems, activation_values: Tensor, w
     )
 
 
-def fold_views(static: LayerView, parts: Mapping[Key, Pair], subsets: Sequence[Sequence[int]]) -> list[LayerView]:
+def fold_views(
+    static: LayerStatistics, parts: Mapping[Key, Pair], subsets: Sequence[Sequence[int]]
+) -> list[LayerStatistics]:
     """`static` with the shares of the signal energy from each subset of the folds: sums over pairs of different folds."""
     keys = list(parts)
     tops, bottoms = (np.stack([parts[key][side] for key in keys]) for side in (0, 1))
@@ -93,7 +95,7 @@ def fold_views(static: LayerView, parts: Mapping[Key, Pair], subsets: Sequence[S
     return views
 
 
-def null_view(static: LayerView) -> LayerView:
+def null_view(static: LayerStatistics) -> LayerStatistics:
     """`static` with the shares that white noise has: dimension of the subspace over m n."""
     m, n = static.out_features, static.in_features
     shares: dict[Key, float] = dict(null_scores(m, n))
@@ -104,12 +106,12 @@ def null_view(static: LayerView) -> LayerView:
     return with_shares(static, shares)
 
 
-def uniform_view(static: LayerView, share: float) -> LayerView:
+def uniform_view(static: LayerStatistics, share: float) -> LayerStatistics:
     """`static` with every share equal: at 0 and 1 the ends of what a variant's share can be."""
     return with_shares(static, dict.fromkeys(_keys(static), share))
 
 
-def with_shares(static: LayerView, shares: Mapping[Key, float]) -> LayerView:
+def with_shares(static: LayerStatistics, shares: Mapping[Key, float]) -> LayerStatistics:
     """`static` with fields by (name, size); size 0 for a single number."""
     changes: dict[str, Any] = {name: value for (name, size), value in shares.items() if size == 0}
     for (name, size), value in shares.items():
@@ -146,18 +148,18 @@ def _by_rank(name: str, directions: Tensor, sketch: Tensor, sizes: Sequence[int]
     return {(name, r): (summed[min(r, len(summed)) - 1], whole) for r in sizes}
 
 
-def _along(directions: Tensor, layer: LayerPass, vectors: Tensor, values: Tensor) -> Tensor:
+def _along(directions: Tensor, layer: LayerSums, vectors: Tensor, values: Tensor) -> Tensor:
     """E(v . x)^2 for unit directions (n, q): leading eigenpairs of the centred second moment, an even rest, and the mean."""
     inside = (vectors.T @ directions).square()
     rest = max(0.0, layer.activations.variance() - float(values.sum())) / max(1, layer.in_features - vectors.shape[1])
     return values @ inside + rest * (1 - inside.sum(0)).clamp(min=0) + (layer.activations.mean() @ directions).square()
 
 
-def _fitting(view: LayerView) -> list[int]:
+def _fitting(view: LayerStatistics) -> list[int]:
     return [r for r in RANKS if r <= min(view.out_features, view.in_features)]
 
 
-def _keys(static: LayerView) -> list[Key]:
+def _keys(static: LayerStatistics) -> list[Key]:
     sides = [f"{name}_{side}" for name in (*OF_WEIGHT, "gradient") for side in ("left", "right", "both")]
     sized = [(name, r) for name in ("activation_subspace", *sides) for r in _fitting(static)]
     return [*sized, *null_scores(static.out_features, static.in_features)]

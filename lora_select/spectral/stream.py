@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lora_select.errors import InputError
 from lora_select.records import LayerSpectra
+from lora_select.spectral.accumulate import FOLDS, LayerSums, Place, spacing
 from lora_select.spectral.capture import Capture, SharedInput, TokenMask, capturing, first_non_finite, select
-from lora_select.spectral.finish import Pass, finish
-from lora_select.spectral.layer import FOLDS, LayerPass, Place, spacing
+from lora_select.spectral.estimates import Pass, finish
 from lora_select.spectral.sketch import Sizes, TestMatrices
-from lora_select.spectral.view import MeasuredVariant
+from lora_select.spectral.statistics import MeasuredVariant
 
 LossFunction = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Tensor]]
 """(model, batch) -> summed loss of each row in nats, label tokens of each row."""
@@ -81,7 +81,7 @@ def stream(
     started = time.monotonic()
     report, total = progress or _silent, len(batches) + len(layers)
     tests = TestMatrices(settings.sizes, settings.seed)
-    sums = {name: LayerPass(module, tests, len(batches)) for name, module in layers.items()}
+    sums = {name: LayerSums(module, tests, len(batches)) for name, module in layers.items()}
     totals = _accumulate(
         model, batches, sums, settings, lambda done: report(done, total, f"microbatch {done} of {len(batches)}")
     )
@@ -114,7 +114,7 @@ def stream(
 
 
 def _finished(
-    sums: dict[str, LayerPass], names: Sequence[str], run: Pass
+    sums: dict[str, LayerSums], names: Sequence[str], run: Pass
 ) -> Iterator[tuple[LayerSpectra, dict[str, Tensor]]]:
     """Every layer finished, in order; on a CPU one layer a thread, since a layer's matrices are too small to share one well."""
     on_cpu = all(layer.right.device.type == "cpu" for layer in sums.values())
@@ -123,7 +123,7 @@ def _finished(
         yield from pool.map(lambda name: finish(name, sums.pop(name), run), names)
 
 
-def _counts(layer: LayerPass) -> tuple[int, ...]:
+def _counts(layer: LayerSums) -> tuple[int, ...]:
     return tuple(layer.folds.count(fold) for fold in range(FOLDS))
 
 
@@ -131,7 +131,7 @@ def _counts(layer: LayerPass) -> tuple[int, ...]:
 class _Rows:
     """The rows of the microbatch in flight, and what of them has gone through."""
 
-    def __init__(self, sums: Mapping[str, LayerPass]):
+    def __init__(self, sums: Mapping[str, LayerSums]):
         self._sums = sums
         self._outputs: dict[str, Tensor] = {}
         self.place = Place(0, 0, 0, 0)
@@ -160,7 +160,7 @@ class _Rows:
 def _accumulate(
     model: nn.Module,
     batches: Sequence[dict[str, Tensor]],
-    sums: Mapping[str, LayerPass],
+    sums: Mapping[str, LayerSums],
     settings: Settings,
     done: Callable[[int], None],
 ) -> Totals:
@@ -276,7 +276,7 @@ def _rank_and_world(group: Any) -> tuple[int, int]:
     return torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
 
 
-def _turn(sums: Mapping[str, LayerPass], group: Any) -> None:
+def _turn(sums: Mapping[str, LayerSums], group: Any) -> None:
     """Turn the activations' test matrices, from what all ranks have seen; layers that share an input keep one matrix."""
     latest: dict[int, Tensor] = {}
     for layer in sums.values():
@@ -291,7 +291,7 @@ def _turn(sums: Mapping[str, LayerPass], group: Any) -> None:
         latest[layer.in_features] = moments.test
 
 
-def _half_time(sums: Mapping[str, LayerPass], group: Any, rank: int) -> None:
+def _half_time(sums: Mapping[str, LayerSums], group: Any, rank: int) -> None:
     """Fix the directions from what all ranks have seen; from then on rank 0 alone holds that, so that it is counted once."""
     _meet(sums, group)
     for layer in sums.values():
@@ -301,7 +301,7 @@ def _half_time(sums: Mapping[str, LayerPass], group: Any, rank: int) -> None:
                 tensor.zero_()
 
 
-def _meet(sums: Mapping[str, LayerPass], group: Any) -> None:
+def _meet(sums: Mapping[str, LayerSums], group: Any) -> None:
     """Add the sums of all ranks, on all ranks."""
     for layer in sums.values():
         _add_up(layer.sums(), group)
@@ -342,7 +342,7 @@ def _checked(loss: Tensor, layers: Mapping[str, nn.Module], again: Callable[[], 
     )
 
 
-def _skipped(sums: Mapping[str, LayerPass], microbatches: int) -> dict[str, str]:
+def _skipped(sums: Mapping[str, LayerSums], microbatches: int) -> dict[str, str]:
     """Layers without a full measurement, each with the reason.
 
     Raises:

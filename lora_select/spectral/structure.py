@@ -16,7 +16,7 @@ from lora_select.spectral.numerics import top_left
 from lora_select.spectral.sketch import FoldSketches
 
 Key = tuple[str, int]
-"""Field of `LayerView` and its rank or block size; 0 for a single number."""
+"""Field of `LayerStatistics` and its rank or block size; 0 for a single number."""
 Pair = tuple[np.ndarray, np.ndarray]
 """Inner products over folds (F, F): of the part, and of the whole that it is a share of."""
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select import records
-from lora_select.tracking import names, outbox, runs, view
+from lora_select.tracking import comparison, names, outbox, runs
 from lora_select.tracking.entries import Entries, from_plain, of, rival, rival_run
-from lora_select.tracking.ship import Shipment, ship
 from lora_select.tracking.store import Store, is_outage, web_address
+from lora_select.tracking.upload import Shipment, ship
 
 log = logging.getLogger(__name__)
 PAUSE_S = 30.0
@@ -137,16 +137,16 @@ class Tracker:
     @property
     def link(self) -> str:
         """The parent run's page."""
-        return view.run_link(web_address(self.store.uri), self.store.experiment_id, self.parent)
+        return comparison.run_link(web_address(self.store.uri), self.store.experiment_id, self.parent)
 
     @property
     def view_link(self) -> str:
         """The saved view with all runs side by side."""
-        return view.view_link(web_address(self.store.uri), self.store.experiment_id)
+        return comparison.view_link(web_address(self.store.uri), self.store.experiment_id)
 
     def compare_link(self, others: Sequence[str]) -> str:
         """This run beside the parents of other runs."""
-        return view.compare_link(web_address(self.store.uri), self.store.experiment_id, [self.parent, *others])
+        return comparison.compare_link(web_address(self.store.uri), self.store.experiment_id, [self.parent, *others])
 
     def _add(self, stage: str | None, entries: Entries) -> None:
         self._do("entries", stage, entries=dataclasses.asdict(entries))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lora_select.training import beat
+from lora_select.training import heartbeat
 
 OUT_OF_MEMORY = "out of memory"
 DIVERGED = "diverged"
@@ -85,18 +85,18 @@ def kind_of(error: BaseException) -> str:
     return RANK_LOST if _PEER.search(text) else ERROR
 
 
-def report(folder: Path, rank: int, heart: beat.Heart, error: BaseException) -> None:
+def report(folder: Path, rank: int, heart: heartbeat.Heart, error: BaseException) -> None:
     """Leave a rank's account of its end beside its heartbeat."""
     account = {"kind": kind_of(error), "step": heart.step, "phase": heart.phase, "rank": rank}
     account["message"] = f"{type(error).__name__}: {error}"[:2000]
     with contextlib.suppress(OSError):  # on a full disk the launcher looks at the disk itself
-        (folder / beat.FOLDER / f"failure-{rank}.json").write_text(json.dumps(account) + "\n", encoding="utf-8")
+        (folder / heartbeat.FOLDER / f"failure-{rank}.json").write_text(json.dumps(account) + "\n", encoding="utf-8")
 
 
 def diagnose(folder: Path, log: Path, ending: Ending) -> Failure:
     """The failure of an attempt. Accounts of ranks come before signs, and a rank's own trouble before a lost peer's."""
     accounts = _accounts(folder)
-    step = max([int(b["step"]) for b in beat.read(folder)] + [a["step"] for a in accounts], default=0)
+    step = max([int(b["step"]) for b in heartbeat.read(folder)] + [a["step"] for a in accounts], default=0)
     for kind in (
         OUT_OF_MEMORY,
         DISK_FULL,
@@ -114,7 +114,7 @@ def diagnose(folder: Path, log: Path, ending: Ending) -> Failure:
 def _of_signs(folder: Path, log: Path, ending: Ending, step: int, *, told: bool) -> Failure | None:
     """What exit codes, the log and the disk say. Where a rank told its own end, SIGTERM is torchrun's to the others, and no cause."""
     if ending.code == STUCK_CODE:
-        return Failure(STUCK, step, f"no rank moved; {beat.laggard(folder)}")
+        return Failure(STUCK, step, f"no rank moved; {heartbeat.laggard(folder)}")
     if ending.code == ORPHANED_CODE:
         return Failure(STOPPED, step, "the process that started it is gone")
     if ending.code == LAUNCHER_CODE:
@@ -145,7 +145,7 @@ def _of_accounts(accounts: list[dict], step: int) -> Failure | None:
 
 def _accounts(folder: Path) -> list[dict]:
     found = []
-    for path in sorted((folder / beat.FOLDER).glob("failure-*.json")):
+    for path in sorted((folder / heartbeat.FOLDER).glob("failure-*.json")):
         with contextlib.suppress(OSError, ValueError):
             found.append(json.loads(path.read_text(encoding="utf-8")))
     return found

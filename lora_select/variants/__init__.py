@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from lora_select.spectral.view import RANKS
-from lora_select.variant import ClosedForm, Variant, has_rank
+from lora_select.spectral.statistics import RANKS
 from lora_select.variants.adalora import AdaLoRA
+from lora_select.variants.base import ClosedForm, Variant, has_rank
 from lora_select.variants.boft import BOFT
 from lora_select.variants.c3a import C3A
 from lora_select.variants.corda_ipm import CorDAInstruction

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     ClosedForm,
     Context,
     Cost,
@@ -59,7 +59,7 @@ class AdaLoRA(ClosedForm):
         return {"name": "adalora"}
 
     def peft_arguments(self) -> dict[str, Any]:
-        """The schedule is a placeholder: :func:`lora_select.training.optimizer.scheduled` writes the plan's."""
+        """The schedule is a placeholder: :func:`lora_select.training.worker.optimizer.scheduled` writes the plan's."""
         ranks = {"target_r": self.r, "init_r": self.initial_rank, "lora_alpha": self.lora_alpha}
         return ranks | {"total_step": 10, "tinit": 1, "tfinal": 3, "lora_dropout": 0.0, "bias": "none"}
 
@@ -75,16 +75,16 @@ class AdaLoRA(ClosedForm):
         """The allocation reads whole gradients; what is left has a rank of its own in each layer."""
         return (*rank_violations(self, context), *whole_factors(self, context))
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`r0 / (m n)`."""
         return self.initial_rank / (view.out_features * view.in_features)
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """Of r0 random rank-one directions: at most that of a rank-one G, E (b.u)^4 (a.v)^4 = 9 / (m (m+2) n (n+2))."""
         m, n = view.out_features, view.in_features
         return (self.initial_rank * 9 / (m * (m + 2) * n * (n + 2))) ** 0.5
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """E moves by +-1: mean square s^2 r0 0.02^4 E||x||^2 (PEFT draws A and B with standard deviation 0.02)."""
         moved = self.scale**2 * self.initial_rank * 0.02**4 * view.activation_energy
         return (moved / mean_square_output(view)) ** 0.5

@@ -4,14 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.variant import (
-    Context,
-    Cost,
-    Support,
-    Variant,
-    common_violations,
-    divides,
-)
+from lora_select.variants.base import Context, Cost, Support, Variant, common_violations, divides
 
 if TYPE_CHECKING:
     from torch import Tensor

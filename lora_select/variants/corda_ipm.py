@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.starts.rules import oriented_violations
-from lora_select.variant import Context, Cost, Support, Variant, lora_arguments
+from lora_select.variants.base import Context, Cost, Support, Variant, lora_arguments
+from lora_select.variants.residual import oriented_violations
 
 if TYPE_CHECKING:
     from torch import Tensor

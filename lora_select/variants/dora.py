@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     REFERENCE_ALPHA,
     ClosedForm,
     Context,
@@ -66,17 +66,17 @@ class DoRA(ClosedForm):
         """None of its own: `support` says what fails."""
         return rank_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """r/n + (1 - r/n) rho + (1 - rho) r / (n (n - 1))."""
         n, rho = view.in_features, view.row_scale
         share = self.r / n
         return share + (1 - share) * rho + (1 - rho) * share / max(1, n - 1)
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """Of LoRA's part; w_i is fixed."""
         return random_rows_spread(self.r, view.in_features)
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """LoRA's, joined with a unit step of every magnitude: outputs change by +-(w_i . x) / ||w_i||."""
         low_rank = random_start_displacement(self.scale, self.r, view)
         magnitudes = view.output_energy / max(view.weight_energy, 1e-12)

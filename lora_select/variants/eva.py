@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     REFERENCE_ALPHA,
     ClosedForm,
     Context,
@@ -69,15 +69,15 @@ class EVA(ClosedForm):
             )
         return tuple(found)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """||G V||^2 / ||G||^2."""
         return view.activation_subspace[self.r]
 
-    def tangent_share_spread(self, view: LayerView) -> float:  # noqa: ARG002
+    def tangent_share_spread(self, view: LayerStatistics) -> float:  # noqa: ARG002
         """The start is fixed by the data."""
         return 0.0
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """B moves: mean square s^2 sum_{k<=r} E(z_k . x)^2, with rows of unit length."""
         moved = self.scale**2 * sum(view.activation_input_energy[: self.r])
         return (moved / mean_square_output(view)) ** 0.5

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     REFERENCE_ALPHA,
     ClosedForm,
     Context,
@@ -80,14 +80,14 @@ class GraLoRA(ClosedForm):
             found += divides("gralora's number of blocks", self.blocks, n, name, "inputs")
         return tuple(found)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`r / n`."""
         return self.r / view.in_features
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """Of r / k random rows in n / k inputs, all that a gradient on one block sees."""
         return random_rows_spread(self.r // self.blocks, view.in_features // self.blocks)
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """LoRA's: k blocks of r / k rows, each of variance k / (3 n)."""
         return random_start_displacement(self.scale, self.r, view)

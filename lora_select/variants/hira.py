@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     ClosedForm,
     Context,
     Cost,
@@ -55,14 +55,14 @@ class HiRA(ClosedForm):
         """None of its own."""
         return rank_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """(r / n) times the energy of G where W is large; r / n where that was not measured."""
         return min(1.0, self.r / view.in_features * (view.hadamard or 1.0))
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """As of LoRA's row space, scaled with it; 1 where nothing was measured."""
         return random_rows_spread(self.r, view.in_features) * max(1.0, view.hadamard) if view.hadamard else 1.0
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """B moves: mean square r / (3 n) sum_j ||w_j||^2 E x_j^2 / m, for x whose energy does not know W's columns."""
         return (self.r / (3 * view.in_features) * mean_square_columns(view) / mean_square_output(view)) ** 0.5

@@ -4,14 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
-    ClosedForm,
-    Context,
-    Cost,
-    Support,
-    common_violations,
-)
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import ClosedForm, Context, Cost, Support, common_violations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,14 +51,14 @@ class IA3(ClosedForm):
         """None of its own."""
         return common_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """Of the row scalings."""
         return view.row_scale
 
-    def tangent_share_spread(self, view: LayerView) -> float:  # noqa: ARG002
+    def tangent_share_spread(self, view: LayerStatistics) -> float:  # noqa: ARG002
         """The start is fixed."""
         return 0.0
 
-    def displacement(self, view: LayerView) -> float:  # noqa: ARG002
+    def displacement(self, view: LayerStatistics) -> float:  # noqa: ARG002
         """1: every output moves by itself."""
         return 1.0

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.starts.rules import random_both_sides
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     ClosedForm,
     Context,
     Cost,
@@ -16,6 +15,7 @@ from lora_select.variant import (
     random_rows_spread,
     rank_violations,
 )
+from lora_select.variants.residual import random_both_sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,16 +73,16 @@ class LoftQ(ClosedForm):
             )
         return tuple(found)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """1 - (1 - r / m)(1 - r / n)."""
         return random_both_sides(self.r, view.out_features, self.r, view.in_features)
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """Of two random projections."""
         rows, columns = (random_rows_spread(self.r, side) for side in (view.in_features, view.out_features))
         return (rows**2 + columns**2) ** 0.5
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """Mean square s r sigma (E||x||^2 / n + E||x||^2 / m), sigma = ||W - Q|| (m^-1/2 + n^-1/2), white noise's largest."""
         m, n = view.out_features, view.in_features
         sigma = NF4_ERROR * view.weight_energy**0.5 * (m**-0.5 + n**-0.5)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     REFERENCE_ALPHA,
     ClosedForm,
     Context,
@@ -65,15 +65,15 @@ class LoHa(ClosedForm):
         """None of its own."""
         return rank_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`r / m`."""
         return self.r / view.out_features
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """Of a projection on r random directions of R^m in each column."""
         return random_rows_spread(self.r, view.out_features)
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """A2 moves: mean square s^2 E||x||^2 / (27 n), entries of B1 A1 having variance 1 / (9 n), of B2 1 / (3 r)."""
         moved = self.scale**2 * view.activation_energy / (27 * view.in_features)
         return (moved / mean_square_output(view)) ** 0.5

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     REFERENCE_ALPHA,
     ClosedForm,
     Context,
@@ -68,16 +68,16 @@ class LoKr(ClosedForm):
         """None of its own."""
         return common_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`m1 n1 / (m n)`."""
         return 1 / (_split(view.out_features)[1] * _split(view.in_features)[1])
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """At most that of a rank-one gradient against a rank-one B A, whose squares of cosines have mean 1/m2 and 1/n2."""
         m2, n2 = _split(view.out_features)[1], _split(view.in_features)[1]
         return (9 / (m2 * (m2 + 2) * n2 * (n2 + 2))) ** 0.5
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """C moves: mean square s^2 v E||x||^2, v the variance of an entry of B A: 1 / (9 n2), or 1 / (3 n2) if dense."""
         m2, n2 = _split(view.out_features)[1], _split(view.in_features)[1]
         variance = 1 / ((3 if self._dense(m2, n2) else 9) * n2)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.starts.rules import UNKNOWN, both_sides, changed_base_violations, gradient_violations, measured
-from lora_select.variant import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output
+from lora_select.variants.residual import UNKNOWN, both_sides, changed_base_violations, gradient_violations, measured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ class LoRAGA(ClosedForm):
         """Those of a start that changes the base, and 2 r measured directions of the gradient."""
         return changed_base_violations(self, context) + gradient_violations(self, context, 2 * self.r)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """||U^T G||^2 + ||G V||^2 over ||G||^2, held out; the directions are disjoint, so the cross term is left out.
 
         Where 2 r directions were not measured, the part of V alone: a lower bound.
@@ -72,11 +72,11 @@ class LoRAGA(ClosedForm):
         left = view.gradient_left
         return view.gradient_right[r] + max(0.0, measured(left, 2 * r, left[r]) - left[r])
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """The start is fixed by the data."""
         return 0.0 if self.r in view.gradient_right else UNKNOWN
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """At most s^2 c^2 (sum_{k<=r} lambda_k + r E||x||^2 / m) in mean square: V lies no better than the inputs' leading axes."""
         gain = view.out_features**0.5 / GAMMA
         leading = sum(view.activation_input_energy[: self.r])

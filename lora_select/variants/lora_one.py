@@ -4,9 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.starts.rules import UNKNOWN, both_sides, gradient_violations, measured
-from lora_select.variant import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output, rank_violations
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
+    ClosedForm,
+    Context,
+    Cost,
+    Support,
+    lora_arguments,
+    mean_square_output,
+    rank_violations,
+)
+from lora_select.variants.residual import UNKNOWN, both_sides, gradient_violations, measured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +68,7 @@ class LoRAOne(ClosedForm):
         """It needs r measured directions of the gradient."""
         return rank_violations(self, context) + gradient_violations(self, context, self.r)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """||U^T G||^2 + ||G V||^2 - ||U^T G V||^2 over ||G||^2, held out; of white noise where it was not measured."""
         r, m, n = self.r, view.out_features, view.in_features
         return both_sides(
@@ -69,11 +77,11 @@ class LoRAOne(ClosedForm):
             measured(view.gradient_both, r, r * r / (m * n)),
         )
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """The start is fixed by the data."""
         return 0.0 if self.r in view.gradient_left else UNKNOWN
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """At most (s^2 / gamma) (sum_{k<=r} lambda_k + r E||x||^2 / m) in mean square: no factor exceeds 1 / sqrt(gamma)."""
         leading = sum(view.activation_input_energy[: self.r])
         spread = self.r * view.activation_energy / view.out_features

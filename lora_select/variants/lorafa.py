@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     REFERENCE_ALPHA,
     ClosedForm,
     Context,
@@ -72,14 +72,14 @@ class LoRAFA(ClosedForm):
         """Its optimizer reads A beside the gradient of B."""
         return (*rank_violations(self, context), *whole_factors(self, context))
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`r / n`."""
         return self.r / view.in_features
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """Of a projection on r random rows."""
         return random_rows_spread(self.r, view.in_features)
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """LoRA's: at B = 0 only B moves there too, and a sign step does not see the preconditioner's size."""
         return random_start_displacement(self.scale, self.r, view)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     REFERENCE_ALPHA,
     ClosedForm,
     Context,
@@ -64,15 +64,15 @@ class MiCA(ClosedForm):
         """None of its own."""
         return rank_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """||U^T G||^2 / ||G||^2; that of white noise where it was not measured."""
         return view.weight_minor_left.get(self.r, self.r / view.out_features)
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """The start is fixed by W; where the pass did not project on it, the share could be anything."""
         return 0.0 if self.r in view.weight_minor_left else 1.0
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """A moves: mean square s^2 r E||x||^2 / m, B being orthonormal."""
         moved = self.scale**2 * self.r * view.activation_energy / view.out_features
         return (moved / mean_square_output(view)) ** 0.5

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.starts.rules import UNKNOWN, both_sides, changed_base_violations, measured
-from lora_select.variant import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output
+from lora_select.variants.residual import UNKNOWN, both_sides, changed_base_violations, measured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ class MiLoRA(ClosedForm):
         """Those of a start that changes the base."""
         return changed_base_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """||U^T G||^2 + ||G V||^2 - ||U^T G V||^2 over ||G||^2; of white noise where it was not measured."""
         r, m, n = self.r, view.out_features, view.in_features
         return both_sides(
@@ -65,11 +65,11 @@ class MiLoRA(ClosedForm):
             measured(view.weight_minor_both, r, r * r / (m * n)),
         )
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """The start is fixed by W."""
         return 0.0 if self.r in view.weight_minor_left else UNKNOWN
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """Both factors move: mean square s sum over the minor sigma_k (E(v_k . x)^2 + E||x||^2 / m).
 
         Exact where all singular values are known; else the minor ones are at most the rms of the unknown ones, and their

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.starts.rules import UNKNOWN, measured
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     ClosedForm,
     Context,
     Cost,
@@ -16,6 +15,7 @@ from lora_select.variant import (
     mean_square_columns,
     mean_square_output,
 )
+from lora_select.variants.residual import UNKNOWN, measured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,14 +77,14 @@ class OFT(ClosedForm):
             found += divides("oft's block size", self.block, n, name, "inputs")
         return tuple(found)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`rotation` of its block size, of the gradient's leading directions; of white noise where it was not measured."""
         return measured(view.rotation, self.block, (self.block - 1) / (2 * view.out_features))
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """The start is fixed by W."""
         return 0.0 if self.block in view.rotation else UNKNOWN
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """Q moves: mean square 4 (b - 1) ||W||^2 / (m n) E||x||^2, for x whose energy does not know W's columns."""
         return (4 * (self.block - 1) * mean_square_columns(view) / mean_square_output(view)) ** 0.5

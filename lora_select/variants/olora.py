@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.starts.rules import UNKNOWN, both_sides, changed_base_violations, measured
-from lora_select.variant import ClosedForm, Context, Cost, Support, lora_arguments
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import ClosedForm, Context, Cost, Support, lora_arguments
+from lora_select.variants.residual import UNKNOWN, both_sides, changed_base_violations, measured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ class OLoRA(ClosedForm):
         """Those of a start that changes the base."""
         return changed_base_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """||Q^T G||^2 + ||G V||^2 - ||Q^T G V||^2 over ||G||^2; of white noise where it was not measured."""
         r, m, n = self.r, view.out_features, view.in_features
         return both_sides(
@@ -68,6 +68,6 @@ class OLoRA(ClosedForm):
             measured(view.weight_columns_both, r, r * r / (m * n)),
         )
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """The start is fixed by W."""
         return 0.0 if self.r in view.weight_columns_left else UNKNOWN

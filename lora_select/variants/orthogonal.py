@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.starts.rules import random_both_sides
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     REFERENCE_ALPHA,
     ClosedForm,
     Context,
@@ -17,6 +16,7 @@ from lora_select.variant import (
     random_rows_spread,
     rank_violations,
 )
+from lora_select.variants.residual import random_both_sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,17 +73,17 @@ class Orthogonal(ClosedForm):
             )
         return tuple(found)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """1 - (1 - r / 2m)(1 - r / 2n)."""
         return random_both_sides(self.r / 2, view.out_features, self.r / 2, view.in_features)
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """Of the two random projections, independent of each other."""
         half = max(1, self.r // 2)
         rows, columns = (random_rows_spread(half, side) for side in (view.in_features, view.out_features))
         return (rows**2 + columns**2) ** 0.5
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """Both factors move, with entries of variance 1 / 200: mean square s^2 r E||x||^2 / 100."""
         moved = self.scale**2 * self.r * view.activation_energy / 100
         return (moved / mean_square_output(view)) ** 0.5

@@ -4,8 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output, rank_violations
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
+    ClosedForm,
+    Context,
+    Cost,
+    Support,
+    lora_arguments,
+    mean_square_output,
+    rank_violations,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,15 +71,15 @@ class PiSSA(ClosedForm):
             )
         return tuple(found)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """||U^T G||^2 + ||G V||^2 - ||U^T G V||^2 over ||G||^2."""
         return view.weight_left[self.r] + view.weight_right[self.r] - view.weight_both[self.r]
 
-    def tangent_share_spread(self, view: LayerView) -> float:  # noqa: ARG002
+    def tangent_share_spread(self, view: LayerStatistics) -> float:  # noqa: ARG002
         """The start is fixed by W."""
         return 0.0
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """Both factors move: mean square s sum_{k<=r} sigma_k (E(v_k . x)^2 + E||x||^2 / m)."""
         pairs = zip(view.weight_values[: self.r], view.weight_input_energy[: self.r], strict=True)
         spread = view.activation_energy / view.out_features

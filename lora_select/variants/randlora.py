@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import ClosedForm, Context, Cost, Support, rank_violations
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import ClosedForm, Context, Cost, Support, rank_violations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,12 +63,12 @@ class RandLoRA(ClosedForm):
         """None of its own."""
         return rank_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`k r / (m n)`, the mean over bases whose entries are symmetric and independent, whatever the gradient."""
         shape = (view.out_features, view.in_features)
         return self._bases(shape) * self.r / (shape[0] * shape[1])
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """Of r random rows, each with a random subspace of k columns: at most that of a rank-one G."""
         p, q = sorted((view.out_features, view.in_features))
         k = self._bases((p, q))

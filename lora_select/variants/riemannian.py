@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     REFERENCE_ALPHA,
     UNMEASURED,
     ClosedForm,
@@ -72,14 +72,14 @@ class Riemannian(ClosedForm):
         """Its optimizer reads both factors of a layer."""
         return (*rank_violations(self, context), *whole_factors(self, context))
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`r / n`."""
         return self.r / view.in_features
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """Of a projection on r random rows."""
         return random_rows_spread(self.r, view.in_features)
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """LoRA's: a sign step has unit entries whatever the preconditioner."""
         return random_start_displacement(self.scale, self.r, view)

@@ -4,15 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
-    ClosedForm,
-    Context,
-    Cost,
-    Support,
-    common_violations,
-    mean_square_output,
-)
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import ClosedForm, Context, Cost, Support, common_violations, mean_square_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,15 +49,15 @@ class SHiRA(ClosedForm):
         found = [f"r {self.r} asks shira for more entries than {name} has; lower r" for name in crowded[:1]]
         return (*found, *common_violations(self, context))
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`r (m + n) / (m n)`."""
         return self.r * (view.out_features + view.in_features) / (view.out_features * view.in_features)
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """At most that of a gradient with a single entry: it is chosen or not."""
         share = self.tangent_share(view)
         return (share * max(0.0, 1 - share)) ** 0.5
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """Entries move by +-1: mean square share E||x||^2."""
         return (self.tangent_share(view) * view.activation_energy / mean_square_output(view)) ** 0.5

@@ -4,13 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.variant import (
-    Context,
-    Cost,
-    Support,
-    Variant,
-    rank_violations,
-)
+from lora_select.variants.base import Context, Cost, Support, Variant, rank_violations
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import (
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import (
     ClosedForm,
     Context,
     Cost,
@@ -59,15 +59,15 @@ class VeRA(ClosedForm):
         """None of its own."""
         return common_violations(self, context)
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`1 / n`."""
         return 1 / view.in_features
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """At most that of a gradient with one row: of a projection on one random direction."""
         return random_rows_spread(1, view.in_features)
 
-    def displacement(self, view: LayerView) -> float:
+    def displacement(self, view: LayerStatistics) -> float:
         """B moves: mean square 4 d^2 E||x||^2 / n of the widest layer, PEFT's bank having variances 2 / n (A) and 2 / r (B)."""
         moved = (2 * D_INITIAL) ** 2 * view.activation_energy / max(view.widest, view.in_features)
         return (moved / mean_square_output(view)) ** 0.5

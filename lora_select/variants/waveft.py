@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import ClosedForm, Context, Cost, Support, common_violations
+from lora_select.spectral.statistics import LayerStatistics
+from lora_select.variants.base import ClosedForm, Context, Cost, Support, common_violations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,11 +69,11 @@ class WaveFT(ClosedForm):
         found = [f"waveft's n_frequency {self.n_frequency} is above the entries of {name}" for name in small[:1]]
         return (*found, *common_violations(self, context))
 
-    def tangent_share(self, view: LayerView) -> float:
+    def tangent_share(self, view: LayerStatistics) -> float:
         """`n_frequency / (m n)`; a padded odd side has a little less."""
         return min(1.0, self.n_frequency / (view.out_features * view.in_features))
 
-    def tangent_share_spread(self, view: LayerView) -> float:
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
         """At most that of a gradient that is one atom: it is chosen or not."""
         share = self.tangent_share(view)
         return (share * (1 - share)) ** 0.5

@@ -4,7 +4,7 @@ import chromium
 import mlflow_samples as samples
 import pytest
 
-from lora_select.tracking import names, view
+from lora_select.tracking import comparison, names
 from lora_select.tracking.store import prepare
 from lora_select.tracking.tracker import Tracker
 
@@ -47,7 +47,7 @@ def site(tmp_path_factory):
     """A server with three runs; yields its address, the experiment's id and the parents' ids."""
     folder = tmp_path_factory.mktemp("site")
     store = prepare(f"sqlite:///{folder}/mlflow.db")
-    view.save(store)
+    comparison.save(store)
     parents = [track(store, folder / variant, variant, r, loss) for variant, r, loss in CHOICES]
     with samples.server(folder / "mlflow.db", samples.free_port()) as address:
         yield address, store.experiment_id, parents
@@ -56,14 +56,14 @@ def site(tmp_path_factory):
 def test_the_saved_view_shows_runs_and_columns_side_by_side(site, tmp_path):
     address, experiment, _ = site
     runs = [f"tweets-{variant}" for variant, *_ in CHOICES]
-    headings = [*view.PARAMS, *view.METRICS]
-    with chromium.opened(view.view_link(address, experiment), (3600, 900)) as page:
+    headings = [*comparison.PARAMS, *comparison.METRICS]
+    with chromium.opened(comparison.view_link(address, experiment), (3600, 900)) as page:
         seen = page.wait_for([*runs, "adapter-plain-lora", *headings, "runs side by side", "4 matching runs"])
         page.picture(tmp_path / "table.png")
         columns = page.evaluate("[...document.querySelectorAll('.ag-header-cell')].map(c => [c.getAttribute('col-id'), "
                                 "c.getBoundingClientRect().x])")  # fmt: skip
     order = [name for name, _ in sorted(columns, key=lambda column: column[1])]
-    wanted = [f"params.`{name}`" for name in view.PARAMS] + [f"metrics.`{name}`" for name in view.METRICS]
+    wanted = [f"params.`{name}`" for name in comparison.PARAMS] + [f"metrics.`{name}`" for name in comparison.METRICS]
     assert [name for name in order if name in wanted] == wanted, "variant and rank come first, then the losses"
     assert "rslora" in seen
     assert "0.81" in seen
@@ -73,15 +73,15 @@ def test_the_saved_view_shows_runs_and_columns_side_by_side(site, tmp_path):
 
 def test_the_charts_are_drawn(site, tmp_path):
     address, experiment, _ = site
-    with chromium.opened(view.view_link(address, experiment, charts=True)) as page:
-        page.wait_for([names.TRAIN_LOSS, *view.BARS[:2], "0.81", "0.95", "1.02", "Step"])
+    with chromium.opened(comparison.view_link(address, experiment, charts=True)) as page:
+        page.wait_for([names.TRAIN_LOSS, *comparison.BARS[:2], "0.81", "0.95", "1.02", "Step"])
         page.picture(tmp_path / "charts.png")
         assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") >= 3
 
 
 def test_the_compare_link_lays_runs_side_by_side(site, tmp_path):
     address, experiment, parents = site
-    with chromium.opened(view.compare_link(address, experiment, parents), (2000, 3000)) as page:
+    with chromium.opened(comparison.compare_link(address, experiment, parents), (2000, 3000)) as page:
         page.wait_for(["Comparing 3 Runs from 1 Experiment", *(f"tweets-{variant}" for variant, *_ in CHOICES)])
         page.picture(tmp_path / "compare.png")
 
@@ -93,6 +93,6 @@ def test_a_run_shows_its_children_and_the_report(site, tmp_path):
     ) as page:
         page.wait_for(["tweets-rslora", "report.html", "candidates.json"][:2])
         page.picture(tmp_path / "report.png")
-    with chromium.opened(view.run_link(address, experiment, parents[1])) as page:
+    with chromium.opened(comparison.run_link(address, experiment, parents[1])) as page:
         page.wait_for(["Child runs", "evaluation", "adapter-plain-lora", "eval/loss/adapted"])
         page.picture(tmp_path / "run.png")

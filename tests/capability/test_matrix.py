@@ -4,60 +4,60 @@ import dataclasses
 
 import pytest
 
-from lora_select.capability import cells, known, page, tiny, verify
-from lora_select.cli import main
-from lora_select.training import stages
-from lora_select.variants import VARIANTS, offered
+from benchmarks.capability import page, tiny, verify
+from lora_select.cli.main import main
+from lora_select.training import zero
+from lora_select.variants import VARIANTS, matrix, offered, support
 
 NAMES = [variant.name for variant in VARIANTS]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_variant_has_every_cell(name):
-    row = cells.read().get(name)
+    row = matrix.read().get(name)
     assert row is not None, f"{name} has no cells; run: lora-select variants --verify --only {name}"
-    missing = sorted(set(cells.every_key()) - set(row))
+    missing = sorted(set(matrix.every_key()) - set(row))
     assert not missing, f"{name} lacks {missing}; run: lora-select variants --verify --only {name}"
 
 
 def test_the_page_is_made_from_the_matrix():
-    found = cells.read()
+    found = matrix.read()
     text = page.page(found)
     works, refused, rest = page.counts(found)
-    assert works + refused + rest == len(NAMES) * len(cells.every_key())
+    assert works + refused + rest == len(NAMES) * len(matrix.every_key())
     assert f"{works} work, {refused} refused, {rest} not run" in text
     assert all(f"| {name} |" in text for name in NAMES)
 
 
 def test_a_cell_is_one_of_three_things(tmp_path):
     with pytest.raises(ValueError, match="must be works, refused: reason or not run: reason"):
-        cells.write({"lora": {"llama/fp32/train": "maybe"}}, tmp_path / "m.json")
+        matrix.write({"lora": {"llama/fp32/train": "maybe"}}, tmp_path / "m.json")
 
 
 @pytest.mark.parametrize("name", ["lora", "lora_ga", "dora"])
 def test_recorded_cells_are_what_is_seen_now(name, tmp_path):
     file = tmp_path / "matrix.json"
     now = verify.verify(file, names=[name], settings=["llama/fp32"], say=lambda line: None)[name]
-    recorded = cells.read()[name]
+    recorded = matrix.read()[name]
     assert {key: cell.split(":")[0] for key, cell in now.items()} == {key: recorded[key].split(":")[0] for key in now}
     assert verify.verify(file, names=[name], settings=["llama/fp32"], say=pytest.fail)[name] == now
 
 
 def test_a_measured_failure_is_a_sentence_of_the_selector(monkeypatch):
     row = {"llama/fp32/train": "works", "llama/nf4/train": "refused: TypeError: no", "llama/zero3/train": "works"}
-    monkeypatch.setattr(known, "matrix", lambda: {"x": row})
+    monkeypatch.setattr(support, "matrix", lambda: {"x": row})
     asked = {"quantized_base": None, "zero_stage": 3, "must_merge": False}
-    assert known.faults("x", **asked) == ()
-    (sentence,) = known.faults("x", **asked | {"quantized_base": "nf4"})
+    assert support.faults("x", **asked) == ()
+    (sentence,) = support.faults("x", **asked | {"quantized_base": "nf4"})
     assert sentence == "measured: x does not train on a nf4 base: TypeError: no"
 
 
 def test_gpt2_s_layers_are_asked_for_by_the_model_s_architecture():
     asked = {"quantized_base": None, "zero_stage": 0, "must_merge": False}
-    assert known.faults("miss", **asked, architecture="LlamaForCausalLM") == ()
-    (sentence,) = known.faults("miss", **asked, architecture="GPT2LMHeadModel")
+    assert support.faults("miss", **asked, architecture="LlamaForCausalLM") == ()
+    (sentence,) = support.faults("miss", **asked, architecture="GPT2LMHeadModel")
     assert "measured: miss does not train on GPT-2's layers: TypeError: Target module Conv1D" in sentence
-    assert known.faults("lora", **asked, architecture="GPT2LMHeadModel") == ()
+    assert support.faults("lora", **asked, architecture="GPT2LMHeadModel") == ()
 
 
 def test_the_catalogue_is_listed_for_a_model(tiny_model_folder, capsys):
@@ -87,8 +87,8 @@ def measured_on(tmp_path_factory):
 @pytest.mark.parametrize("kind", VARIANTS, ids=NAMES)
 def test_what_a_variant_says_of_itself_is_what_was_measured(kind, measured_on):
     """A base, a merge or a ZeRO stage is refused by the variant's own rules exactly where the matrix refuses it."""
-    variant, row = offered(kind, [verify.RANK])[0], cells.read()[kind.name]
-    own = known.HELD[0] if variant.init != "loftq" else "nf4"  # LoftQ has no start on a base that lost nothing
+    variant, row = offered(kind, [verify.RANK])[0], matrix.read()[kind.name]
+    own = support.HELD[0] if variant.init != "loftq" else "nf4"  # LoftQ has no start on a base that lost nothing
     held = {"quantized_base": None if own == "fp32" else own}
     rank = "" if own == "fp32" else f"{own}-"
     asked = [({"quantized_base": base}, [f"llama/{base}/train", f"llama/{base}/reload"]) for base in ("nf4", "int8")]
@@ -96,7 +96,7 @@ def test_what_a_variant_says_of_itself_is_what_was_measured(kind, measured_on):
     asked += [({"must_merge": True}, ["llama/fp32/merge"])] if own == "fp32" else []
     for changes, keys in asked:
         said = variant.violations(dataclasses.replace(measured_on, **changes))
-        seen = [f"{key}: {row[key]}" for key in keys if row[key] != cells.WORKS]
+        seen = [f"{key}: {row[key]}" for key in keys if row[key] != matrix.WORKS]
         assert bool(said) == bool(seen), (
             f"{kind.name} with {changes} says {said or 'yes'}, the matrix {seen or 'works'}"
         )
@@ -107,18 +107,18 @@ def test_what_a_variant_says_of_itself_is_what_was_measured(kind, measured_on):
 @pytest.mark.parametrize("kind", VARIANTS, ids=NAMES)
 def test_selector_and_plan_refuse_what_failed_and_nothing_else(kind, stage, base, measured_on):
     """Together, rules and matrix refuse a base at a ZeRO stage exactly where a cell of it does not work."""
-    variant, row = offered(kind, [verify.RANK])[0], cells.read()[kind.name]
+    variant, row = offered(kind, [verify.RANK])[0], matrix.read()[kind.name]
     setting = f"llama/{f'{base}-' if base else ''}zero{2 if stage == 1 else stage}"
-    keys = [f"{setting}/{check}" for check in cells.RANK_CHECKS] + ([f"llama/{base}/reload"] if base else [])
+    keys = [f"{setting}/{check}" for check in matrix.RANK_CHECKS] + ([f"llama/{base}/reload"] if base else [])
     asked = dataclasses.replace(measured_on, quantized_base=base, zero_stage=stage)
     said = (
         *variant.violations(asked),
-        *known.faults(kind.name, quantized_base=base, zero_stage=stage, must_merge=False),
+        *support.faults(kind.name, quantized_base=base, zero_stage=stage, must_merge=False),
     )
-    assert bool(said) == any(row[key] != cells.WORKS for key in keys)
+    assert bool(said) == any(row[key] != matrix.WORKS for key in keys)
     if base is None and kind.name != "loftq":
         told = tiny.spec(variant, "llama", asked.layers)
-        assert (stages.refusal(told, stage, base) is None) == (not said)
+        assert (zero.refusal(told, stage, base) is None) == (not said)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_select.cli import main
+from lora_select.cli.main import main
 from lora_select.records import AdapterCosts, Spectra, read
 
 

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from lora_select import cli, records
+from lora_select import records
+from lora_select.cli import main as cli
 from lora_select.records import SelectionInputs
-from lora_select.selection.select import select
+from lora_select.selection.rule import select
 from lora_select.spectral.analyze import analyze
 
 INPUTS = SelectionInputs(None, False, None, True, 0, None, None, None, None, 50, None, {})
@@ -97,7 +98,7 @@ def test_register_without_a_server_says_so(run_folder, tmp_path, capsys, monkeyp
 
 
 def test_doctor_names_each_fault_with_its_remedy(capsys, monkeypatch):
-    from lora_select import doctor
+    from lora_select.cli import doctor
 
     monkeypatch.setitem(doctor.PINNED, "torch", "1.0.0")
     monkeypatch.setitem(doctor.PINNED, "no-such-package", "1.0.0")

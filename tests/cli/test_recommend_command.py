@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from emit_orders import chats, write_jsonl
+from recipe_samples import chats, write_jsonl
 
 from lora_select import records
-from lora_select.cli import main
+from lora_select.cli.main import main
+from lora_select.cli.recommend import gib, share
 from lora_select.errors import InputError
-from lora_select.recommend_command import gib, share
 from lora_select.records import Decision, Race, TrainingPlan
 
 QUICK = ("--microbatches", "4", "--sketch-size", "8", "--batch", "8", "--max-length", "512")

@@ -9,8 +9,8 @@ import pytest
 from fault_harness import assert_equal, kept, last_step, remedied, result, start, tracked
 from training_jobs import job
 
-from lora_select.training import checkpoints
 from lora_select.training.job import CHECKPOINTS, LOG
+from lora_select.training.worker import checkpoints
 
 pytestmark = pytest.mark.fault
 STEP = random.Random(20261125)

@@ -11,8 +11,9 @@ import pytest
 from fault_harness import last_step, result
 from prefect_harness import PREFECT, ROOT, flow_runs, served, wait_for, worker
 
-from lora_select.training import show, watch
+from lora_select.training import processes
 from lora_select.training.job import LAUNCH
+from lora_select.training.supervisor import progress
 
 pytestmark = pytest.mark.fault
 STEPS = 200
@@ -48,8 +49,8 @@ def until_step(folder: Path, step: int) -> Path:
     return found
 
 
-def below(process: "subprocess.Popen[bytes]") -> list[watch.Identity]:
-    return watch.descendants((process.pid, psutil.Process(process.pid).create_time()))
+def below(process: "subprocess.Popen[bytes]") -> list[processes.Identity]:
+    return processes.descendants((process.pid, psutil.Process(process.pid).create_time()))
 
 
 def from_flow_to(process: "subprocess.Popen[bytes]", at: Path) -> list[int]:
@@ -59,8 +60,8 @@ def from_flow_to(process: "subprocess.Popen[bytes]", at: Path) -> list[int]:
     return parents[: parents.index(process.pid) + 1]
 
 
-def nothing_left(known: list[watch.Identity]) -> bool:
-    return not any(watch.alive(who) for who in known)
+def nothing_left(known: list[processes.Identity]) -> bool:
+    return not any(processes.alive(who) for who in known)
 
 
 def ended_well(environment, at: Path) -> list[dict]:
@@ -89,7 +90,7 @@ def test_the_next_run_goes_on(place, outcome, victims):
     finally:
         again.terminate()
         again.wait(60)
-    assert [step["step"] for step in show.read_metrics(at)] == list(range(1, STEPS + 1))
+    assert [step["step"] for step in progress.read_metrics(at)] == list(range(1, STEPS + 1))
     (resumed,) = result(at).resumed_from
     assert 0 < resumed <= kept
     text = "all ranks ended; a new worker's run resumed"

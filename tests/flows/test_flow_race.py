@@ -5,7 +5,7 @@ import json
 import pytest
 from test_finetune import place, run  # noqa: F401 (`place` is a fixture)
 
-from lora_select.history import replay
+from lora_select.pipeline.history import replay
 from lora_select.tracking.store import prepare
 
 OVERRIDES = ("selection.learning_rate=null", "selection.race_budget=3", "training.effective_batch_size=4")

@@ -9,12 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from emit_orders import order, write_spectra
+from recipe_samples import order, write_spectra
 
 from lora_select import models
 from lora_select.data.intake import read_canonical
 from lora_select.data.tokenize import tokenize
-from lora_select.emit import emit
+from lora_select.recipes import emit
 
 pytestmark = pytest.mark.peers
 ROOT = Path(__file__).parents[2]

@@ -1,8 +1,8 @@
 """Planted records: layers whose tangent shares, energies and displacements are what a test says."""
 
 from lora_select.records import DatasetProfile, FileRef, LayerSpectra, Quantiles, SelectionInputs, Spectra, SplitProfile
-from lora_select.variant import ClosedForm
 from lora_select.variants import CATALOGUE
+from lora_select.variants.base import ClosedForm
 
 FILE = FileRef("file", "0" * 64, 1)
 KINDS = {

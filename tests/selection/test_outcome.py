@@ -9,12 +9,12 @@ import planted
 import pytest
 
 from lora_select import records
-from lora_select.calibrate import calibrate, refit
 from lora_select.errors import InputError
+from lora_select.pipeline.calibrate import calibrate, refit
 from lora_select.selection import words
 from lora_select.selection.calibration import Calibration, reference_rate, shipped
-from lora_select.selection.outcome import PREDICTED_GAIN, coverage, outcome, predicted_gain
-from lora_select.selection.select import select
+from lora_select.selection.prediction import PREDICTED_GAIN, coverage, outcome, predicted_gain
+from lora_select.selection.rule import select
 
 KNOWN = Calibration("planted", 8, 24, 1e-3, 0.5, 0.5, 0.1, 1.0, 0.1, 1.0, 0.02)
 

@@ -11,8 +11,8 @@ from lora_select.errors import InputError
 from lora_select.records import Probe, Race, from_json, to_json
 from lora_select.selection import race as rules
 from lora_select.selection.calibration import shipped
-from lora_select.selection.outcome import PREDICTED_GAIN
-from lora_select.selection.select import prepare_race, select
+from lora_select.selection.prediction import PREDICTED_GAIN
+from lora_select.selection.rule import prepare_race, select
 
 HOME, MLP, EVA = "lora-all-linear-r16", "lora-mlp-only-r16", "eva-all-linear-r16"
 LABELS = (4,) * 40

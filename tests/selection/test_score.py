@@ -2,8 +2,8 @@ import planted
 import pytest
 
 from lora_select.selection.candidates import aggregate_share, enumerate_candidates
-from lora_select.selection.explain import explain
-from lora_select.selection.select import select
+from lora_select.selection.explanation import explain
+from lora_select.selection.rule import select
 
 
 def share(layers, key="eva-all-linear-r8", r=None):

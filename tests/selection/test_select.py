@@ -10,7 +10,7 @@ import pytest
 from lora_select.errors import InputError
 from lora_select.records import Decision, from_json, to_json
 from lora_select.selection.calibration import reference_rate, shipped
-from lora_select.selection.select import RULE, RULE_VERSION, select
+from lora_select.selection.rule import RULE, RULE_VERSION, select
 from lora_select.variants import CANDIDATES
 
 HOME_RATE = reference_rate(60, shipped(), displacement=1.0)  # of planted layers
@@ -219,7 +219,7 @@ sys.path.insert(0, sys.argv[1])
 import planted
 from lora_select.records import to_json
 from lora_select.selection.calibration import reference_rate, shipped
-from lora_select.selection.select import select
+from lora_select.selection.rule import select
 decision = select(planted.profile(), planted.spectra(shares={"eva": 0.9}), planted.inputs())
 sys.stdout.write(to_json(decision))
 """

@@ -9,8 +9,8 @@ import pytest
 from lora_select import records
 from lora_select.errors import InputError
 from lora_select.records import Decision
-from lora_select.selection.explain import explain
-from lora_select.selection.select import select
+from lora_select.selection.explanation import explain
+from lora_select.selection.rule import select
 from lora_select.variants import CANDIDATES, VARIANTS
 
 LAYERS = [("model.layers.0.self_attn.q_proj", (768, 768)), ("model.layers.0.mlp.up_proj", (1536, 768))]

@@ -34,7 +34,7 @@ def finished(environment, count: int) -> list[dict]:
 
 
 def register(environment, folder: Path, path: Path) -> str:
-    command = [sys.executable, "-m", "lora_select.cli", "data", "register", str(path)]
+    command = [sys.executable, "-m", "lora_select.cli.main", "data", "register", str(path)]
     command += ["--ledger", str(folder / "datasets.jsonl")]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from lora_select.spectral.accumulate import FOLDS, LayerSums, Place, fold_of_each
 from lora_select.spectral.capture import SharedInput
-from lora_select.spectral.finish import Pass, finish
-from lora_select.spectral.layer import FOLDS, LayerPass, Place, fold_of_each
+from lora_select.spectral.estimates import Pass, finish
 from lora_select.spectral.sketch import Sizes, TestMatrices
 from lora_select.variants import CATALOGUE
 
@@ -14,7 +14,7 @@ def run_layer(layer: nn.Module, microbatches, columns: int, seed: int = 0):
     """The record and tensors of a layer after a pass over (x, d) pairs: inputs (tokens, n), output gradients (tokens, m)."""
     pairs = list(microbatches)
     sizes = Sizes(columns)
-    sums = LayerPass(layer, TestMatrices(sizes, seed), len(pairs))
+    sums = LayerSums(layer, TestMatrices(sizes, seed), len(pairs))
     for index, (x, d) in enumerate(pairs):
         if index == 2:
             sums.activations.turn()

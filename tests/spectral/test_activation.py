@@ -4,9 +4,9 @@ import torch
 from one_layer import run_layer
 from torch import nn
 
+from lora_select.spectral.accumulate import LayerSums, Place, spacing
 from lora_select.spectral.activation import ActivationMoments
 from lora_select.spectral.capture import SharedInput, TokenMask
-from lora_select.spectral.layer import LayerPass, Place, spacing
 from lora_select.spectral.sketch import Sizes, TestMatrices
 
 WIDTH, COUNT = 300, 16
@@ -113,7 +113,7 @@ def test_a_microbatch_in_parts_gives_the_same_sample_of_tokens():
     x, d = inputs(6 * 35).view(6, 35, WIDTH), torch.randn(6 * 35, 20)
     found = []
     for cuts in ((6,), (1, 2, 3), (3, 3)):
-        sums = LayerPass(layer, TestMatrices(Sizes(8), 0), 4)
+        sums = LayerSums(layer, TestMatrices(Sizes(8), 0), 4)
         sums.begin()
         first = 0
         for rows in cuts:

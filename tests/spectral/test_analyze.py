@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lora_select.errors import InputError
 from lora_select.records import Spectra, from_json, to_json
 from lora_select.spectral.analyze import analyze
-from lora_select.spectral.layers import linear_layers, select_layers
+from lora_select.spectral.linear_layers import linear_layers, select_layers
 from lora_select.variants import CATALOGUE
 
 K = 8

@@ -10,7 +10,7 @@ from test_analyze import loss, microbatches, run, wide_llama
 from torch import nn
 
 from lora_select.errors import InputError
-from lora_select.spectral.layers import linear_layers, plain_weight
+from lora_select.spectral.linear_layers import linear_layers, plain_weight
 
 
 def gpt2():
@@ -230,7 +230,7 @@ def test_a_microbatch_that_does_not_fit_is_run_in_halves_with_the_same_result(ll
 
 
 def test_halves_give_the_same_activation_directions_of_wide_layers(tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_select.spectral.layer.MOMENT_TOKENS", 150)
+    monkeypatch.setattr("lora_select.spectral.accumulate.MOMENT_TOKENS", 150)
     model = wide_llama()
     whole = run(model, tmp_path, batches=wide())
     halved = run(model, tmp_path, batches=wide(), loss_fn=out_of_memory_above(1))

@@ -11,8 +11,8 @@ import pytest
 
 from lora_select import records
 from lora_select.records import MetricComparison
-from lora_select.tracking import plots
-from lora_select.tracking.report import ReportInputs, change, in_order, number, sentence, verdict, write_report
+from lora_select.report import plots
+from lora_select.report.report import ReportInputs, change, in_order, number, sentence, verdict, write_report
 
 BASE = records.BaseModel("some/model", "abc", "/nowhere", "f" * 64, "LlamaForCausalLM", 134_515_008, 30, 576, 49152, True, 8192)  # fmt: skip
 HOSTILE = '<script>alert(1)</script> & "quoted" {{ 7 * 7 }}'

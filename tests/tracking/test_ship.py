@@ -6,7 +6,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from lora_select.tracking import names, runs
-from lora_select.tracking.ship import STEPS_PER_BATCH, Shipment, newer, ship
+from lora_select.tracking.upload import STEPS_PER_BATCH, Shipment, newer, ship
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_real_kill_in_mid_shipping_repeats_nothing(shipment):
     samples.steps(shipment.path, range(1, 3 * STEPS_PER_BATCH))
     pid = os.fork()
     if pid == 0:
-        import lora_select.tracking.ship as module
+        import lora_select.tracking.upload as module
 
         module._note = lambda *_: os._exit(9)
         ship(Shipment(shipment.store, shipment.run_id, shipment.path))

@@ -5,8 +5,8 @@ from many_runs import torchrun
 from stage_jobs import principal_factors, staged
 from training_jobs import job
 
-from lora_select.training import launch
 from lora_select.training.job import write_job
+from lora_select.training.supervisor import launch
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lora_select.training import worker
-from lora_select.training.beat import Heart
+from lora_select.training.heartbeat import Heart
+from lora_select.training.worker import main
 
 
 def torchrun(ranks: int, files: list[Path]) -> None:
@@ -24,5 +24,5 @@ if __name__ == "__main__":
     import os
 
     for path in map(Path, sys.argv[1:]):
-        worker.work(path, Heart(path.parent, int(os.environ["RANK"])))
+        main.work(path, Heart(path.parent, int(os.environ["RANK"])))
         gc.collect()

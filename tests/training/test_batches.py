@@ -3,7 +3,7 @@
 import pytest
 from training_jobs import rows
 
-from lora_select.training import batches
+from lora_select.training.worker import batches
 
 
 @pytest.mark.parametrize(("count", "epochs", "size"), [(45, 1.0, 8), (45, 2.0, 8), (7, 3.0, 16), (100, 0.5, 16)])

@@ -8,7 +8,7 @@ from training_jobs import rows
 
 from lora_select import models
 from lora_select.data.tokens import TokenRow, collate, label_loss
-from lora_select.training import loss, packing
+from lora_select.training.worker import loss, packing
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -6,8 +6,8 @@ import sys
 
 from training_jobs import job
 
-from lora_select.training import measure
-from lora_select.training.measure import Measured
+from lora_select.training.planning import measure
+from lora_select.training.planning.measure import Measured
 
 
 def test_a_real_model_is_measured_and_its_packing_proven(tiny_model_folder, tmp_path):
@@ -55,7 +55,7 @@ def test_a_failed_attempt_is_a_sentence_and_the_base_is_held_as_told(tiny_model_
 
 def test_the_peak_is_this_process_s_own_and_not_that_of_the_one_that_started_it():
     """The flow has held more than a rank by the time it starts one, and `ru_maxrss` is inherited."""
-    child = "from lora_select.training.steps import peak_memory_gib; print(peak_memory_gib('cpu'))"
+    child = "from lora_select.training.worker.loop import peak_memory_gib; print(peak_memory_gib('cpu'))"
     parent = (
         f"import subprocess, sys; held = bytearray(b'x' * 2**31); subprocess.run([sys.executable, '-c', {child!r}])"
     )

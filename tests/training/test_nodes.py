@@ -14,15 +14,16 @@ from fault_harness import Run, assert_equal, free_port, tail
 from training_jobs import job
 
 from lora_select.errors import InputError
-from lora_select.training import launch, node, show
 from lora_select.training.job import LAUNCH, node_file, read_job, write_job
-from lora_select.training.supervise import command
+from lora_select.training.supervisor import launch, node
+from lora_select.training.supervisor import progress as show
+from lora_select.training.supervisor.main import command
 
 
 @contextlib.contextmanager
 def agent(folder, *prefix):
     """The agent of the second node, started as a person would."""
-    line = [*prefix, sys.executable, "-m", "lora_select.cli", "node", str(folder), "--number", "1"]
+    line = [*prefix, sys.executable, "-m", "lora_select.cli.main", "node", str(folder), "--number", "1"]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
     try:
         yield process
@@ -57,7 +58,7 @@ def test_a_lost_node_is_joined_again(tiny_model_folder, tmp_path, monkeypatch):
         if step >= 7 and not killed:
             noted = json.loads((folder / node_file(LAUNCH, 1)).read_text())["processes"]
             for pid, _ in noted:
-                if "lora_select.training.worker" in " ".join(psutil.Process(pid).cmdline()[-3:]):
+                if "lora_select.training.worker.main" in " ".join(psutil.Process(pid).cmdline()[-3:]):
                     killed.append(pid)
             os.kill(max(killed), signal.SIGKILL)
 

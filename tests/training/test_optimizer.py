@@ -7,8 +7,8 @@ from torch import nn
 from training_jobs import job, plan, spec
 
 from lora_select.errors import InputError
-from lora_select.training import launch
-from lora_select.training.optimizer import make_optimizer, scheduled, set_rate
+from lora_select.training.supervisor import launch
+from lora_select.training.worker.optimizer import make_optimizer, scheduled, set_rate
 from lora_select.variants import named
 
 RATE = 1e-3
@@ -183,8 +183,8 @@ def test_two_real_ranks_train_with_it(name, stage, tiny_model_folder, tmp_path):
         tmp_path, tiny_model_folder, adapter=adapter, zero_stage=stage, total_steps=20, count=160, learning_rate=rate
     )
     result = launch.train(told, tmp_path)
-    from lora_select.training import show
+    from lora_select.training.supervisor import progress
 
-    losses = [step["loss"] for step in show.read_metrics(tmp_path)]
+    losses = [step["loss"] for step in progress.read_metrics(tmp_path)]
     assert result.steps == 20 == len(losses)
     assert losses[-1] < losses[0] - 0.02

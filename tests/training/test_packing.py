@@ -9,7 +9,7 @@ import transformers
 from training_jobs import MODULES, plan, rows
 
 from lora_select.data.tokens import TokenRow, collate, label_loss
-from lora_select.training import batches, loss, packing
+from lora_select.training.worker import batches, loss, packing
 
 SIZES = {
     "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -7,9 +7,9 @@ from training_jobs import rows, spec
 
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, DatasetProfile, FileRef, Quantiles, SplitProfile
-from lora_select.training.measure import Measured
-from lora_select.training.plan import Machine, make_plan
-from lora_select.training.steps import learning_rate
+from lora_select.training.planning.measure import Measured
+from lora_select.training.planning.plan import Machine, make_plan
+from lora_select.training.worker.loop import learning_rate
 
 CPU = Machine("cpu", 1, 2, 24.0, False)
 GPUS = Machine("cuda", 4, 16, 80.0, True)

@@ -3,14 +3,15 @@
 import dataclasses
 
 import pytest
-from start_specs import spec as start_spec
+from initialization_specs import spec as start_spec
 from training_jobs import MODULES, job
 
 from lora_select import models
 from lora_select.errors import InputError
-from lora_select.starts import write_initial_factors
-from lora_select.training import launch, prove
-from lora_select.training.prove_worker import examine
+from lora_select.initialization import write_initialization
+from lora_select.training import reload_check
+from lora_select.training.reload_worker import examine
+from lora_select.training.supervisor import launch
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
@@ -39,12 +40,12 @@ def test_two_ranks_train_on_nf4_and_the_proof_holds(tiny_model_folder, tmp_path,
     told = dataclasses.replace(job(folder, tiny_model_folder, count=64, total_steps=8), quantized_base="nf4")
     if start == "loftq":
         asked = start_spec("loftq", 4, MODULES)
-        factors = write_initial_factors(asked, tiny_model_folder, tmp_path, tmp_path / "loftq.safetensors", "nf4")
+        factors = write_initialization(asked, tiny_model_folder, tmp_path, tmp_path / "loftq.safetensors", "nf4")
         told = dataclasses.replace(told, spec=asked, initial_factors=str(factors))
     adapter = launch.train(told, folder)
     assert adapter.steps == 8
     base = models.resolve(str(tiny_model_folder), cache=tmp_path / "cache")
-    proof = prove.prove(base, folder, precision="fp32", folder=tmp_path)
+    proof = reload_check.prove(base, folder, precision="fp32", folder=tmp_path)
     assert proof.passed, proof.faults
     assert proof.function_change > 0.01
     elsewhere = dataclasses.replace(told, quantized_base=None)

@@ -6,17 +6,19 @@ import pytest
 from training_jobs import plan
 
 from lora_select.errors import InputError, WorldError
-from lora_select.training import beat, effect, failures, ready, recover
+from lora_select.training import failures, heartbeat
 from lora_select.training.failures import Ending, Failure, TrainingError
+from lora_select.training.supervisor import preflight, recovery
+from lora_select.training.worker import sanity
 
 
 def remedies_until_none(kind, start, limit=50):
     """Apply remedies for one class of failure until none is left."""
     history = []
     for _ in range(limit):
-        current = recover.applied(start, history)
+        current = recovery.applied(start, history)
         restarts = sum(not remedy.after for remedy in history)
-        remedy = recover.propose(Failure(kind, 7, "seen"), current, history, restarts)
+        remedy = recovery.propose(Failure(kind, 7, "seen"), current, history, restarts)
         if remedy is None:
             return history, current
         history.append(remedy)
@@ -42,8 +44,8 @@ def test_memory_goes_down_in_order():
 def test_an_optimizer_that_needs_whole_factors_stays_at_zero_0():
     start = plan(micro_batch_size=1, gradient_checkpointing=True, effective_batch_size=2)
     failure = Failure(failures.OUT_OF_MEMORY, 7, "seen")
-    assert recover.propose(failure, start, [], 0, stages=(0,)) is None
-    assert dict(recover.propose(failure, start, [], 0).after) == {"zero_stage": 1}
+    assert recovery.propose(failure, start, [], 0, stages=(0,)) is None
+    assert dict(recovery.propose(failure, start, [], 0).after) == {"zero_stage": 1}
 
 
 def test_one_rank_has_nothing_to_share_out():
@@ -58,8 +60,8 @@ def test_one_rank_has_nothing_to_share_out():
     [
         (failures.DIVERGED, 1),
         (failures.DISK_FULL, 1),
-        (failures.RANK_LOST, recover.MAX_RESTARTS),
-        (failures.STUCK, recover.MAX_RESTARTS),
+        (failures.RANK_LOST, recovery.MAX_RESTARTS),
+        (failures.STUCK, recovery.MAX_RESTARTS),
         (failures.NO_EFFECT, 0),
         (failures.STOPPED, 0),
         (failures.ERROR, 0),
@@ -73,7 +75,7 @@ def test_every_class_is_bounded_and_keeps_batch_and_seed(kind, times):
 
 
 def test_divergence_halves_the_rate():
-    remedy = recover.propose(Failure(failures.DIVERGED, 7, "nan"), plan(learning_rate=1e-3), [], 0)
+    remedy = recovery.propose(Failure(failures.DIVERGED, 7, "nan"), plan(learning_rate=1e-3), [], 0)
     assert remedy.before == {"learning_rate": 1e-3}
     assert remedy.after == {"learning_rate": 5e-4}
 
@@ -81,7 +83,7 @@ def test_divergence_halves_the_rate():
 def test_remedies_of_another_plan_are_refused():
     (remedy, *_), _ = remedies_until_none(failures.OUT_OF_MEMORY, plan(micro_batch_size=4, effective_batch_size=8))
     with pytest.raises(ValueError, match="effective batch from 6 to 8"):
-        recover.applied(plan(micro_batch_size=3, effective_batch_size=6), [remedy])
+        recovery.applied(plan(micro_batch_size=3, effective_batch_size=6), [remedy])
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_remedies_of_another_plan_are_refused():
     ],
 )
 def test_what_is_left_to_the_user_names_the_way_out(kind, error, words):
-    made = recover.error(Failure(kind, 7, "seen"), plan(), "run/train.log")
+    made = recovery.error(Failure(kind, 7, "seen"), plan(), "run/train.log")
     assert isinstance(made, error)
     assert words in str(made)
     assert "run/train.log" in str(made)
@@ -124,7 +126,7 @@ def test_exceptions_of_a_rank_have_a_class(error, kind):
 
 def test_a_ranks_own_trouble_comes_before_a_lost_peer(tmp_path):
     for rank, error in enumerate([RuntimeError("Connection closed by peer"), MemoryError("activations")]):
-        heart = beat.Heart(tmp_path, rank)
+        heart = heartbeat.Heart(tmp_path, rank)
         heart("step", 5)
         failures.report(tmp_path, rank, heart, error)
     found = failures.diagnose(tmp_path, tmp_path / "train.log", Ending(1))
@@ -134,7 +136,7 @@ def test_a_ranks_own_trouble_comes_before_a_lost_peer(tmp_path):
 
 def test_a_collective_that_timed_out_comes_before_the_kill_of_the_rank_that_hung(tmp_path):
     (tmp_path / "train.log").write_text("  exitcode  : -9 (pid: 7)")
-    heart = beat.Heart(tmp_path, 0)
+    heart = heartbeat.Heart(tmp_path, 0)
     heart("step", 13)
     failures.report(tmp_path, 0, heart, RuntimeError("Timed out waiting 40000ms for recv operation to complete"))
     found = failures.diagnose(tmp_path, tmp_path / "train.log", Ending(1))
@@ -147,7 +149,7 @@ def test_a_collective_that_timed_out_comes_before_the_kill_of_the_rank_that_hung
 )
 def test_a_rank_that_torchrun_ended_after_another_s_error_is_not_the_cause(tmp_path, signals, kind):
     (tmp_path / "train.log").write_text("\n".join(f"  exitcode  : -{number} (pid: 7)" for number in signals))
-    heart = beat.Heart(tmp_path, 0)
+    heart = heartbeat.Heart(tmp_path, 0)
     heart("loading", 0)
     failures.report(tmp_path, 0, heart, ValueError("no such layer"))
     found = failures.diagnose(tmp_path, tmp_path / "train.log", Ending(1))
@@ -177,24 +179,24 @@ def test_signs_when_no_rank_could_say(tmp_path, log, ending, kind):
 
 
 def test_divergence_needs_a_factor_and_nats():
-    assert not effect.diverging([3.0] * 10 + [8.9] * 10)
-    assert effect.diverging([3.0] * 10 + [9.1] * 10)
-    assert not effect.diverging([0.1] * 10 + [2.0] * 10)
-    assert not effect.diverging([3.0] * 10 + [20.0] * 5)
-    assert effect.last_good_step([3.0] * 10 + [2.0] * 10 + [50.0] * 10) == 20
+    assert not sanity.diverging([3.0] * 10 + [8.9] * 10)
+    assert sanity.diverging([3.0] * 10 + [9.1] * 10)
+    assert not sanity.diverging([0.1] * 10 + [2.0] * 10)
+    assert not sanity.diverging([3.0] * 10 + [20.0] * 5)
+    assert sanity.last_good_step([3.0] * 10 + [2.0] * 10 + [50.0] * 10) == 20
 
 
 def test_a_start_that_cannot_end_well_is_refused():
     told = dataclasses.make_dataclass("Told", ["plan", "rendezvous"])
     with pytest.raises(InputError, match="rate is 0: training would change nothing"):
-        ready.check(told(plan(learning_rate=0.0), None))
+        preflight.check(told(plan(learning_rate=0.0), None))
     with pytest.raises(InputError, match="set LORA_SELECT_RENDEZVOUS"):
-        ready.check(told(plan(nodes=2), None))
+        preflight.check(told(plan(nodes=2), None))
     with pytest.raises(InputError, match="spread evenly"):
-        ready.check(told(plan(nodes=3), "host:1"))
+        preflight.check(told(plan(nodes=3), "host:1"))
 
 
 def test_a_busy_gpu_is_named():
-    ready.refuse_busy([(70.0, []), (12.0, [])], 10.0)
+    preflight.refuse_busy([(70.0, []), (12.0, [])], 10.0)
     with pytest.raises(InputError, match=r"GPU 1 has 3.0 GiB free and a rank needs at least 10.0; .* by process 42"):
-        ready.refuse_busy([(70.0, []), (3.0, [42])], 10.0)
+        preflight.refuse_busy([(70.0, []), (3.0, [42])], 10.0)

@@ -11,9 +11,11 @@ from training_jobs import job, spec
 
 from lora_select import models, records
 from lora_select.records import Adapter
-from lora_select.training import checkpoints, launch, prove, show
+from lora_select.training import reload_check
 from lora_select.training.job import LAUNCH, RESULT
-from lora_select.training.prove_worker import examine
+from lora_select.training.reload_worker import examine
+from lora_select.training.supervisor import launch, progress
+from lora_select.training.worker import checkpoints
 
 
 def train(folder, model, **changes):
@@ -21,7 +23,7 @@ def train(folder, model, **changes):
 
 
 def losses(folder):
-    return [step["loss"] for step in show.read_metrics(folder)]
+    return [step["loss"] for step in progress.read_metrics(folder)]
 
 
 def processes(folder):
@@ -33,9 +35,9 @@ def test_two_ranks_train_and_the_proof_holds(reference, tiny_model_folder, tmp_p
     folder, adapter = reference
     assert adapter.steps == 60 == len(losses(folder))
     assert adapter.num_processes == 2
-    assert sum(step["tokens"] for step in show.read_metrics(folder)) == adapter.tokens
+    assert sum(step["tokens"] for step in progress.read_metrics(folder)) == adapter.tokens
     base = models.resolve(str(tiny_model_folder), cache=tmp_path / "cache")
-    proof = prove.prove(base, folder, precision="fp32", folder=tmp_path)
+    proof = reload_check.prove(base, folder, precision="fp32", folder=tmp_path)
     assert proof.passed
     assert proof.max_logit_difference < 1e-5
     assert proof.function_change > 0.01

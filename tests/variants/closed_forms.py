@@ -8,9 +8,9 @@ import pytest
 import reference
 import torch
 
-from lora_select.spectral.view import LayerView
-from lora_select.variant import ClosedForm
+from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants import VARIANTS, named
+from lora_select.variants.base import ClosedForm
 from lora_select.variants.oft import OFT
 from lora_select.variants.waveft import WaveFT
 
@@ -36,7 +36,7 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def view(weight, gradient, x) -> LayerView:
+def view(weight, gradient, x) -> LayerStatistics:
     """The numbers a variant sees, computed densely from one gradient."""
     u, s, vt = torch.linalg.svd(weight)
     z = torch.linalg.eigh(torch.as_tensor(reference.second_moment(x.numpy())))[1].flip(1)
@@ -52,7 +52,7 @@ def view(weight, gradient, x) -> LayerView:
     rows_taken = torch.linalg.svd(columns.T @ weight, full_matrices=False)[2].T
     gradient_u, _, gradient_vt = torch.linalg.svd(gradient, full_matrices=False)
     gradient_u, gradient_v = gradient_u[:, :R], gradient_vt[:R].T
-    return LayerView(
+    return LayerStatistics(
         out_features=M,
         in_features=N,
         activation_energy=float(x.square().sum(1).mean()),
@@ -124,7 +124,7 @@ WEIGHT = contract.Base((M, N)).projection.weight.detach()
 
 
 @functools.cache
-def dense_shares(name: str) -> tuple[LayerView, tuple[float, ...]]:
+def dense_shares(name: str) -> tuple[LayerStatistics, tuple[float, ...]]:
     """The layer's numbers, and the dense projection at each start (one where the start is fixed)."""
     gradient, x = normal(M, N, seed=1) + 2 * normal(M, N), normal(50, N, seed=2)
     variant = example(name)
@@ -182,7 +182,7 @@ def check_share(variant) -> None:
 
 
 @functools.cache
-def sign_step(name: str) -> tuple[LayerView, float]:
+def sign_step(name: str) -> tuple[LayerStatistics, float]:
     """The layer's numbers, and rms(dW x) / rms(W x) of a step of random signs; what has no gradient takes no step."""
     gradient, x = normal(M, N, seed=1), normal(50, N, seed=2) * 2
     variant = example(name)

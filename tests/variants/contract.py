@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from training_jobs import plan, spec
 
-from lora_select.training.optimizer import UNSPLIT_ONLY, make_optimizer, scheduled
-from lora_select.variant import Context, Variant, has_rank
+from lora_select.training.worker.optimizer import UNSPLIT_ONLY, make_optimizer, scheduled
+from lora_select.variants.base import Context, Variant, has_rank
 
 SHAPES = ((6, 9), (9, 6))
 M, N = SHAPES[0]

@@ -13,7 +13,7 @@ import closed_forms
 import contract
 import torch
 
-from lora_select.variant import ClosedForm
+from lora_select.variants.base import ClosedForm
 
 FORMULAS = ("weight_of", "num_parameters", "scale", "lora_alpha", "shared_parameters", "peft_arguments")
 """Methods whose arithmetic the contract checks."""

@@ -7,7 +7,7 @@ import torch
 from closed_forms import NAMES, M, N, normal
 from laws import within_standard_errors
 
-from lora_select.operators import bilinear, projected_energy
+from lora_select.variants.tangent import bilinear, projected_energy
 
 
 @pytest.mark.parametrize("name", NAMES)

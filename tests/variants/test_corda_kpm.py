@@ -4,7 +4,7 @@ import contract
 import starts_contract
 import torch
 
-from lora_select.starts.linalg import oriented_factors
+from lora_select.initialization.linalg import oriented_factors
 from lora_select.variants.corda_kpm import CorDAKnowledge
 
 VARIANT = CorDAKnowledge(3)

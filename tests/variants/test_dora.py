@@ -3,7 +3,7 @@ from dataclasses import replace
 import contract
 import pytest
 
-from lora_select.spectral.view import LayerView
+from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.dora import DoRA
 
 
@@ -28,5 +28,5 @@ def test_a_step_of_the_magnitudes_alone_moves_by_the_inverse_row_norm():
     }
     empty = {name: {} for name in ("activation_subspace", "weight_left", "weight_right", "weight_both")}
     spectra = dict.fromkeys(("weight_values", "weight_input_energy", "activation_input_energy"), ())
-    view = LayerView(**still, **empty, **spectra, row_scale=0.0)
+    view = LayerStatistics(**still, **empty, **spectra, row_scale=0.0)
     assert DoRA(4).displacement(view) == pytest.approx((6 / 24) ** 0.5)

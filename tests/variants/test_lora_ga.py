@@ -6,7 +6,7 @@ import reference
 import starts_contract
 import torch
 
-from lora_select.spectral.view import LayerView
+from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.lora_ga import LoRAGA
 
 VARIANT = LoRAGA(3)
@@ -36,7 +36,7 @@ def test_share_and_displacement_of_planted_numbers():
     whole = float(s.square().sum())
     energy = {k: float(s[:k].square().sum()) / whole for k in (r, 2 * r)}
     z = torch.linalg.eigh(x.T @ x / 50)[1].flip(1)
-    view = LayerView(
+    view = LayerStatistics(
         out_features=m,
         in_features=n,
         activation_energy=float(x.square().sum(1).mean()),

@@ -1,7 +1,7 @@
 import contract
 import starts_contract
 
-from lora_select.starts.linalg import minor_factors
+from lora_select.initialization.linalg import minor_factors
 from lora_select.variants.milora import MiLoRA
 
 VARIANT = MiLoRA(3)

@@ -1,7 +1,7 @@
 import contract
 import starts_contract
 
-from lora_select.starts.linalg import qr_factors
+from lora_select.initialization.linalg import qr_factors
 from lora_select.variants.olora import OLoRA
 
 VARIANT = OLoRA(3)

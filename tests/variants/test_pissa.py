@@ -4,7 +4,7 @@ from dataclasses import replace
 import contract
 import torch
 
-from lora_select.starts.linalg import principal_factors
+from lora_select.initialization.linalg import principal_factors
 from lora_select.variants.pissa import PiSSA
 
 VARIANT = PiSSA(3)

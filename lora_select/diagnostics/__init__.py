@@ -1,0 +1,1 @@
+"""Measurements made on request: curvature, quantisation errors, costs. They decide nothing."""

@@ -1,0 +1,121 @@
+"""Looking back at finished runs: read their records, recompute a decision, put runs side by side."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_select import records
+from lora_select.errors import InputError
+from lora_select.records import DatasetProfile, Decision, Evaluation, Race, Spectra
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """The records that a decision rests on; `race` is None where none was run, `evaluation` when the run did not get that far."""
+
+    folder: Path
+    profile: DatasetProfile
+    spectra: Spectra
+    decision: Decision
+    evaluation: Evaluation | None
+    race: Race | None = None
+
+
+def read_run(folder: str | Path) -> PastRun:
+    """Read a run's folder.
+
+    Raises:
+        InputError: there is no such run, it has no decision yet, or a record does not parse.
+    """
+    path = Path(folder)
+    if not (path / "decision.json").is_file():
+        near = sorted(p.parent.name for p in path.parent.glob("*/decision.json")) if path.parent.is_dir() else []
+        known = f"; runs with a decision there: {', '.join(near)}" if near else ""
+        raise InputError(f"{path} holds no decision.json{known}; name a run's folder, such as runs/latest")
+    evaluation, race = path / "evaluation.json", path / "race.json"
+    try:
+        return PastRun(
+            path,
+            records.read(DatasetProfile, path / "profile.json"),
+            records.read(Spectra, path / "spectra.json"),
+            records.read(Decision, path / "decision.json"),
+            records.read(Evaluation, evaluation) if evaluation.is_file() else None,
+            records.read(Race, race) if race.is_file() else None,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(str(error)) from error
+
+
+def replay(folder: str | Path) -> list[str]:
+    """Recompute the decision from `profile.json`, `spectra.json`, `race.json` where there is one, and the recorded constraints.
+
+    Returns:
+        What differs from `decision.json`, line by line; empty when the same evidence gives the same bytes.
+    """
+    from lora_select.selection.rule import select
+
+    try:
+        run = read_run(folder)
+    except InputError as error:
+        if (Path(folder) / "decision.json").is_file():
+            return [str(error)]
+        raise
+    evidence = {"profile.json": run.decision.profile_digest, "spectra.json": run.decision.spectra_digest}
+    evidence |= {"race.json": run.decision.race_digest} if run.decision.race_digest else {}
+    missing = [name for name in evidence if not (run.folder / name).is_file()]
+    if missing:
+        return [f"{name}, which the decision was made from, is not there" for name in missing]
+    changed = [name for name, digest in evidence.items() if records.sha256_file(run.folder / name) != digest]
+    if changed:
+        return [f"{name} is not the file that the decision was made from" for name in changed]
+    recorded = (run.folder / "decision.json").read_text(encoding="utf-8")
+    recomputed = records.to_json(
+        select(run.profile, run.spectra, run.decision.inputs, run.race if run.decision.race_digest else None)
+    )
+    if recorded == recomputed:
+        return []
+    lines = difflib.unified_diff(
+        recorded.splitlines(), recomputed.splitlines(), "recorded", "recomputed", "", "", 0, ""
+    )
+    return [line for line in lines if not line.startswith(("---", "+++", "@@"))][:20] or ["formatting of decision.json"]
+
+
+def comparison(folders: list[str]) -> str:
+    """A table of runs (choice, rate, loss, exact match, forgetting) and, where the runs share a store, MLflow's link."""
+    runs = [read_run(folder) for folder in folders]
+    header = ("run", "choice", "rate", "loss base", "loss adapted", "95 % interval", "exact match", "forgetting")
+    rows = [header, *(_row(run) for run in runs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return f"{table}\n\n{_link(runs)}"
+
+
+def _row(run: PastRun) -> tuple[str, ...]:
+    name = run.folder.resolve().name
+    choice = run.decision.choice
+    left = (name, run.decision.choice_key, f"{choice.learning_rate:.2g}")
+    if run.evaluation is None:
+        return (*left, "-", "-", "-", "-", "-")
+    loss = run.evaluation.metrics["loss"]
+    match = run.evaluation.metrics.get("exact_match")
+    return (
+        *left,
+        f"{loss.base:.4f}",
+        f"{loss.adapted:.4f}",
+        f"{loss.interval[0]:+.4f} .. {loss.interval[1]:+.4f}",
+        f"{match.base:.2f} -> {match.adapted:.2f}" if match else "-",
+        f"{run.evaluation.forgetting.difference:+.4f}",
+    )
+
+
+def _link(runs: list[PastRun]) -> str:
+    from lora_select.tracking.comparison import compare_link
+
+    known = [json.loads(file.read_text()) for run in runs if (file := run.folder / "tracking.json").is_file()]
+    if len(known) < len(runs) or len({(item["uri"], item["experiment_id"]) for item in known}) > 1:
+        return "no MLflow link: the runs are not all in one MLflow experiment"
+    first = known[0]
+    host = first["uri"] if first["uri"].startswith("http") else "http://127.0.0.1:5000"
+    link = compare_link(host, first["experiment_id"], [item["parent_run_id"] for item in known])
+    return link if host == first["uri"] else f"{link}   (serve it first: lora-select ui --tracking-uri {first['uri']})"

@@ -1,0 +1,129 @@
+"""What every tool is told, and what a tool answers."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from lora_select.recipes.rows import Pieces, Rows
+from lora_select.records import AdapterSpec, BaseModel, TrainingPlan, write_text
+
+START = "start"
+"""The folder, inside a tool's, that holds the adapter at its start."""
+
+
+@final
+@dataclass(frozen=True)
+class Order:
+    """One training, as some tool should do it.
+
+    `start` is a PEFT folder with the adapter at its start (None where the tool's own start is the same). `quantize` is None,
+    `nf4` or `int8`; `serve` None or `vllm`; `max_length` in tokens.
+    """
+
+    spec: AdapterSpec
+    base: BaseModel
+    plan: TrainingPlan
+    rows: Rows
+    quantize: str | None
+    serve: str | None
+    max_length: int
+    start: Path | None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is named by its place on this machine."""
+        return not _is_hub_id(self.base)
+
+    @property
+    def model(self) -> str:
+        """What the tool loads: the hub id as it was given, or the local folder."""
+        return self.base.path if self.is_local else self.base.source
+
+
+@final
+@dataclass(frozen=True)
+class Written:
+    """What a tool's folder is used by: the command, run inside it, and what a person should know."""
+
+    command: str
+    notes: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Tool:
+    """A tool that trains adapters.
+
+    `cannot` says in sentences what of an adapter it cannot express (spec, serve); `cannot_read` the same of rows that are cut at
+    `max_length`; `write` fills a folder.
+    """
+
+    name: str
+    cannot: Callable[[AdapterSpec, str | None], tuple[str, ...]]
+    write: Callable[[Order, Path], Written]
+    cuts_rows: bool = True
+    """Whether it cuts a row at the maximum length as the measurement did: from its end."""
+
+
+def hand_over(order: Order, folder: Path, shape: Callable[[Pieces], Any]) -> None:
+    """The start, where there is one, and `train.jsonl` and `eval.jsonl`, each row in the tool's shape."""
+    if order.start is not None:
+        shutil.copytree(order.start, folder / START)
+    for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
+        write_lines(folder / f"{name}.jsonl", [shape(row) for row in rows])
+
+
+def training_arguments(order: Order) -> dict[str, Any]:
+    """What every tool that is built on `transformers.TrainingArguments` is told under the same names."""
+    plan = order.plan
+    return {
+        "output_dir": "output",
+        "learning_rate": order.spec.learning_rate,
+        "num_train_epochs": plan.epochs,
+        "per_device_train_batch_size": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "lr_scheduler_type": plan.lr_schedule,
+        "warmup_steps": plan.warmup_steps,
+        "weight_decay": plan.weight_decay,
+        "max_grad_norm": plan.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": plan.precision == "bf16",
+        "packing": False,
+        "seed": plan.seed,
+        "eval_strategy": "epoch",
+        "per_device_eval_batch_size": plan.micro_batch_size,
+        "save_strategy": "epoch",
+        "logging_steps": 1,
+        "report_to": "none",
+        **({"use_cpu": True} if plan.device == "cpu" else {}),
+    }
+
+
+def write_lines(path: Path, rows: list[Any]) -> None:
+    """One JSON value a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_yaml(path: Path, values: Mapping[str, Any], head: str) -> None:
+    """A YAML file in the order of `values`, under a comment."""
+    import yaml
+
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)
+    write_text(path, "".join(f"# {line}\n" for line in head.splitlines()) + text)
+
+
+def headline(order: Order, tool: str) -> str:
+    """What a person reads first in a written file."""
+    spec, plan = order.spec, order.plan
+    return (
+        f"{tool}: {spec.variant} on {spec.targets}, {spec.num_parameters:,} trainable parameters, rate {spec.learning_rate:g}.\n"
+        f"Written by lora-select. One process: with N of them divide gradient_accumulation_steps by N, so that a step keeps its "
+        f"{plan.effective_batch_size} rows."
+    )
+
+
+def _is_hub_id(base: BaseModel) -> bool:
+    return not base.source.startswith("sample:") and not Path(base.source).exists()

@@ -1,0 +1,173 @@
+"""A TRL script that runs as it is: `train.py`, and the rows in pieces, which it tokenises and masks itself.
+
+TRL's own masks need a template with `{% generation %}` marks or one answer a row; the pieces need neither.
+"""
+
+import pprint
+import string
+from pathlib import Path
+from typing import Any
+
+from lora_select.recipes import expressible
+from lora_select.recipes.initial_adapter import named_init
+from lora_select.recipes.recipe import START, Order, Tool, Written, hand_over, headline, training_arguments
+from lora_select.recipes.rows import Pieces
+from lora_select.records import AdapterSpec, write_text
+from lora_select.training.worker.optimizer import scheduled
+
+NAME = "TRL"
+SCRIPT = string.Template('''"""$headline
+
+    pip install trl peft$more
+    python train.py
+"""
+
+import json
+
+import peft
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+MODEL = $model
+REVISION = $revision
+MAX_LENGTH = $max_length
+
+ARGUMENTS = $arguments
+
+
+def token_row(pieces, tokenizer):
+    """Ids and labels of a row; labels are the learnt pieces, cut at MAX_LENGTH as in the measurement."""
+    ids, labels = [], []
+    for piece in pieces:
+        found = tokenizer(piece["text"], add_special_tokens=False)["input_ids"] if piece["text"] else []
+        ids += found
+        labels += found if piece["learn"] else [-100] * len(found)
+    return {"input_ids": ids[:MAX_LENGTH], "labels": labels[:MAX_LENGTH]}
+
+
+def rows(file, tokenizer):
+    with open(file, encoding="utf-8") as stream:
+        return Dataset.from_list([token_row(json.loads(line), tokenizer) for line in stream])
+
+
+def base_model():
+    return AutoModelForCausalLM.from_pretrained(
+        MODEL,
+        revision=REVISION,
+        dtype=torch.$dtype,
+        attn_implementation="sdpa",$quantization
+    )
+
+
+def adapted_model():
+$adapter
+
+
+def main():
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, revision=REVISION)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = adapted_model()
+    model.print_trainable_parameters()
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**ARGUMENTS),
+        train_dataset=rows("train.jsonl", tokenizer),
+        eval_dataset=rows("eval.jsonl", tokenizer),
+        processing_class=tokenizer,$optimizer
+    )
+    trainer.train()
+    trainer.save_model("adapter")
+
+
+if __name__ == "__main__":
+    main()
+''')
+QUANTIZED = {
+    "nf4": 'BitsAndBytesConfig(\n            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.{dtype}\n        )',
+    "int8": "BitsAndBytesConfig(load_in_8bit=True)",
+}
+OPTIMIZERS = {
+    "lora+": "create_loraplus_optimizer(\n            model, torch.optim.AdamW, lr={rate!r}, loraplus_lr_ratio={lora_b_ratio!r}, "
+    "loraplus_weight_decay={decay!r}\n        )",
+    "lora-fa": "create_lorafa_optimizer(\n            model, r={r}, lora_alpha={alpha}, lr={rate!r}, weight_decay={decay!r}\n        )",
+    "riemannian": "create_riemannian_optimizer(\n            model, torch.optim.AdamW, lr={rate!r}, reg={damping!r}, "
+    "weight_decay={decay!r}\n        )",
+}
+
+
+def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
+    """Only AdaLoRA, whose ranks a trainer must allocate between steps, and starts that no folder can hold."""
+    return (*expressible.everywhere(spec, serve), *expressible.optimizers(spec, NAME, tuple(OPTIMIZERS)))
+
+
+def write(order: Order, folder: Path) -> Written:
+    """Write the folder; paths in it are relative, so it may be moved."""
+    hand_over(order, folder, _pieces)
+    write_text(folder / "train.py", script(order))
+    return Written("python train.py")
+
+
+def script(order: Order) -> str:
+    """The text of `train.py`."""
+    dtype = "bfloat16" if order.plan.precision == "bf16" else "float32"
+    quantization = ""
+    if order.quantize:
+        quantization = f"\n        quantization_config=transformers.{QUANTIZED[order.quantize].format(dtype=dtype)},"
+    text = SCRIPT.substitute(
+        headline=headline(order, NAME),
+        more=" bitsandbytes" if order.quantize else "",
+        model=repr(order.model),
+        revision=repr(order.base.revision),
+        max_length=order.max_length,
+        arguments=pprint.pformat(arguments(order), indent=4, width=100, sort_dicts=False),
+        dtype=dtype,
+        quantization=quantization,
+        adapter=_adapter(order),
+        optimizer=_optimizer(order),
+    )
+    return text.replace("import torch\n", "import torch\nimport transformers\n", 1) if order.quantize else text
+
+
+def arguments(order: Order) -> dict[str, Any]:
+    """What `SFTConfig` is built from."""
+    return {
+        **training_arguments(order),
+        "gradient_checkpointing": order.plan.gradient_checkpointing,
+        "max_length": None,
+        "data_seed": order.plan.seed,
+    }
+
+
+def _adapter(order: Order) -> str:
+    if order.start is not None:
+        lines = f'return peft.PeftModel.from_pretrained(base_model(), "{START}", is_trainable=True)'
+    else:
+        told = scheduled(named_init(order.spec).peft_arguments, order.plan)
+        values = pprint.pformat(told, indent=4, width=100, sort_dicts=False)
+        lines = f"config = peft.{order.spec.peft_class}(**{values})\nreturn peft.get_peft_model(base_model(), config)"
+    return "\n".join(f"    {line}" for line in lines.splitlines())
+
+
+def _optimizer(order: Order) -> str:
+    """LoRA+ and the like: PEFT's own optimizer in place of AdamW, with the Trainer's schedule."""
+    name = order.spec.optimizer.get("name")
+    if name is None:
+        return ""
+    values = {
+        "rate": order.spec.learning_rate,
+        "decay": order.plan.weight_decay,
+        "r": order.spec.r,
+        "alpha": order.spec.lora_alpha,
+    }
+    made = OPTIMIZERS[name].format(**values, **{k: v for k, v in order.spec.optimizer.items() if k != "name"})
+    return f"\n        optimizers=(peft.optimizers.{made}, None),"
+
+
+def _pieces(row: Pieces) -> list[dict[str, Any]]:
+    return [{"learn": learnt, "text": text} for learnt, text in row]
+
+
+TOOL = Tool("trl", cannot, write)

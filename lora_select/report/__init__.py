@@ -1,0 +1,1 @@
+"""The report: one page of a run, with its figures."""

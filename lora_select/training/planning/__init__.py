@@ -1,0 +1,1 @@
+"""What a training will take: ranks, ZeRO stage, batch, memory and time."""

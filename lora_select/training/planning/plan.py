@@ -1,0 +1,241 @@
+"""The plan: ranks, ZeRO stage, micro-batch and accumulation for a fixed effective batch; memory and time beforehand."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lora_select.data.tokens import TokenRow
+from lora_select.errors import InputError
+from lora_select.initialization import changes_base
+from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, Range, TrainingPlan
+from lora_select.training.planning import fit, memory
+from lora_select.training.planning.measure import Measured
+from lora_select.training.worker.batches import total_steps
+
+GIB = 2**30
+CPU_FLOPS_PER_CORE = {"fp32": 6e10, "bf16": 9e10}
+"""Sustained rate of a training step on one core, used only where nothing could be measured."""
+GPU_FLOPS = 1e14
+FLOPS_PER_PARAMETER_AND_TOKEN = 4.5
+"""2 forward, 2 backward through frozen weights, and the adapter's own part; full training would be 6."""
+RANK_START_SECONDS = 20.0
+MEASURED_SPREAD = (0.85, 1.0, 1.6)
+"""Low, expected and high time around a measured speed: ranks on one machine share its memory's bandwidth."""
+COMPUTED_SPREAD = (0.6, 1.0, 2.0)
+DEEPSPEED_GIB = 0.12
+"""What DeepSpeed adds to a rank on a CPU once it is imported (measured)."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What training may use: `device` is `cpu` or `cuda`; memory of one device (the whole machine for a CPU) in GiB."""
+
+    device: Literal["cpu", "cuda"]
+    devices: int
+    cores: int
+    memory_gib: float
+    fast_bf16: bool
+
+    def times(self, nodes: int) -> "Machine":
+        """So many of these machines together; memory is that of one device, or of all machines for CPUs."""
+        memory = self.memory_gib * (nodes if self.device == "cpu" else 1)
+        return Machine(self.device, self.devices * nodes, self.cores * nodes, memory, self.fast_bf16)
+
+
+def detect_machine(device: str = "auto") -> Machine:
+    """The machine as it is; `device` is `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: `cuda` is wanted and there is none.
+    """
+    import psutil
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise InputError("`training.device` is cuda but torch sees no GPU; install with TORCH=cuda, or set it to cpu")
+    cores = len(os.sched_getaffinity(0))
+    if has_gpu and device != "cpu":
+        memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())) / GIB
+        return Machine("cuda", torch.cuda.device_count(), cores, round(memory, 1), torch.cuda.is_bf16_supported())
+    return Machine("cpu", 1, cores, round(psutil.virtual_memory().total / GIB, 1), _cpu_has_fast_bf16())
+
+
+def make_plan(
+    profile: DatasetProfile,
+    spec: AdapterSpec,
+    base: BaseModel,
+    machine: Machine,
+    wanted: Mapping[str, Any],
+    rows: Sequence[TokenRow] | None = None,
+    measured: Measured | str | None = None,
+) -> TrainingPlan:
+    """Decide how to train; pure.
+
+    Args:
+        profile: rows and tokens.
+        spec: the adapter; its rate is the plan's.
+        base: the base model.
+        machine: from :func:`detect_machine`.
+        wanted: the config's `training` section as a mapping, `seed`, and `quantize`: `nf4`, `int8` or None.
+        rows: the rows that will be trained on; without them every micro-batch is taken to hold rows of the largest length.
+        measured: what a rank did here with the plan that this function made without it, or why there is nothing.
+
+    Raises:
+        InputError: the settings contradict each other, or the model does not fit; names the value and the way out.
+    """
+    reasons: list[str] = []
+    nodes = int(wanted.get("nodes", 1))
+    machine = machine.times(nodes)
+    ranks = _ranks(machine, wanted, reasons)
+    batch = int(wanted["effective_batch_size"])
+    count = profile.train.rows - profile.train.rows_without_labels
+    if batch < ranks:
+        raise InputError(
+            f"`training.effective_batch_size` {batch} is smaller than the {ranks} ranks; raise it or lower `training.num_processes`"
+        )
+    sizes = fit.micro_batches(batch, ranks, machine.device, wanted["micro_batch_size"])
+    steps = total_steps(count, float(wanted["epochs"]), batch, wanted["max_steps"])
+    precision = _precision(machine, wanted["precision"], spec, reasons)
+    draft = TrainingPlan(
+        device=machine.device,
+        num_processes=ranks,
+        zero_stage=0,
+        precision=precision,
+        micro_batch_size=sizes[0],
+        gradient_accumulation_steps=batch // ranks // sizes[0],
+        effective_batch_size=batch,
+        epochs=float(wanted["epochs"]),
+        total_steps=steps,
+        warmup_steps=round(steps * float(wanted["warmup_fraction"])),
+        learning_rate=spec.learning_rate,
+        lr_schedule=wanted["lr_schedule"],
+        weight_decay=float(wanted["weight_decay"]),
+        max_grad_norm=float(wanted["max_grad_norm"]),
+        checkpoint_every=int(wanted["checkpoint_every"]),
+        keep_checkpoints=int(wanted["keep_checkpoints"]),
+        gradient_checkpointing=False,
+        seed=int(wanted["seed"]),
+        threads_per_process=max(1, machine.cores // ranks) if machine.device == "cpu" else 1,
+        memory_gib=Range(0, 0, 0),
+        minutes=_minutes(machine, base, profile, steps * batch / max(1, count), ranks, precision, measured),
+        disk_gib=round((int(wanted["keep_checkpoints"]) + 1) * 12 * spec.num_parameters / GIB + 0.1, 3),
+        reasons=(),
+        packing=_packing(wanted["packing"], measured, reasons),
+        nodes=nodes,
+    )
+    available = machine.memory_gib / (ranks if machine.device == "cpu" else 1)
+    longest = min(profile.max_length, profile.train.length.maximum)
+    plan = fit.fitted(draft, base, spec, available, wanted, rows if rows else longest)
+    reasons.append(
+        f"{count} rows, {wanted['epochs']:g} epochs, {batch} rows a step: {steps} steps; {ranks} ranks x {plan.micro_batch_size} rows x "
+        f"{plan.gradient_accumulation_steps} micro-batches"
+    )
+    return _with_measured(dataclasses.replace(plan, reasons=(*reasons, *plan.reasons)), spec, measured)
+
+
+def check_disk(plan: TrainingPlan, folder: Path) -> None:
+    """Refuse to start what would fill the disk.
+
+    Raises:
+        InputError: less is free than checkpoints and adapter will take.
+    """
+    free = shutil.disk_usage(folder).free / GIB
+    if free < plan.disk_gib + 0.5:
+        raise InputError(
+            f"training needs about {plan.disk_gib + 0.5:.1f} GiB in {folder}, {free:.1f} are free; free some, set `runs_dir`, "
+            "or lower `training.keep_checkpoints`"
+        )
+
+
+def _cpu_has_fast_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def _ranks(machine: Machine, wanted: Mapping[str, Any], reasons: list[str]) -> int:
+    asked = wanted["num_processes"]
+    if machine.device == "cuda":
+        if asked == "auto":
+            return machine.devices
+        if asked > machine.devices:
+            raise InputError(f"`training.num_processes` {asked} is over the {machine.devices} GPUs here; lower it")
+        return int(asked)
+    if asked == "auto":
+        ranks = min(2, machine.cores, int(wanted["effective_batch_size"]))
+        reasons.append(f"{ranks} CPU ranks over gloo: the code path of several GPUs")
+        return ranks
+    if asked > machine.cores:
+        raise InputError(f"`training.num_processes` {asked} is over the {machine.cores} cores here; lower it")
+    return int(asked)
+
+
+def _precision(machine: Machine, asked: str, spec: AdapterSpec, reasons: list[str]) -> str:
+    if asked == "auto":
+        asked = "bf16" if machine.fast_bf16 else "fp32"
+        where = "has bf16 instructions" if machine.fast_bf16 else "has no bf16 instructions"
+        reasons.append(f"{asked}: this {machine.device} {where}")
+    if asked == "bf16" and changes_base(spec.init):
+        reasons.append(f"the base stays in fp32: what {spec.variant} leaves of it would be rounded in bf16")
+        return "fp32"
+    return asked
+
+
+def _packing(asked: bool | str, measured: Measured | str | None, reasons: list[str]) -> bool:
+    if asked is False:
+        return False
+    refusal = measured.refusal if isinstance(measured, Measured) else measured
+    if refusal and asked is True:
+        raise InputError(f"`training.packing` is true, but {refusal}; set it to auto or false")
+    if refusal:
+        reasons.append(refusal if isinstance(measured, Measured) else f"rows are padded, not packed: {refusal}")
+        return False
+    if measured:
+        reasons.append(
+            "rows are packed: losses and gradients of packed and single rows were compared on this model and agree"
+        )
+    return True
+
+
+def _with_measured(plan: TrainingPlan, spec: AdapterSpec, measured: Measured | str | None) -> TrainingPlan:
+    """The plan with the memory that a rank took here in place of the computed one, and a reason."""
+    if not isinstance(measured, Measured):
+        return plan
+    speed = measured.tokens / measured.seconds
+    reason = (
+        f"measured here: {speed:,.0f} tokens/s a rank over {measured.tokens} tokens, peak {measured.peak_gib:.2f} GiB at the heaviest "
+        f"micro-batch of {measured.heaviest_tokens} tokens"
+    )
+    need = measured.peak_gib + (0.0 if plan.device == "cpu" else memory.PROCESS_GIB["cuda"])
+    if not measured.ranks:  # one process has no optimizer's state and has not loaded DeepSpeed
+        state = memory.optimizer_bytes(spec.num_parameters, plan.zero_stage, plan.num_processes) / GIB
+        need += state + (DEEPSPEED_GIB if plan.device == "cpu" else 0.0)
+    split = plan.zero_stage == 3 and not measured.ranks  # over several nodes: what one process takes says nothing
+    known = plan.memory_gib if split else Range(*(round(need * factor, 2) for factor in (0.9, 1.0, 1.15)))
+    return dataclasses.replace(plan, memory_gib=known, reasons=(*plan.reasons, reason))
+
+
+def _minutes(
+    machine: Machine,
+    base: BaseModel,
+    profile: DatasetProfile,
+    epochs: float,
+    ranks: int,
+    precision: str,
+    measured: Measured | str | None,
+) -> Range:
+    tokens = profile.train.tokens * epochs
+    if isinstance(measured, Measured):
+        seconds, spread = tokens * measured.seconds / (measured.tokens * ranks), MEASURED_SPREAD
+    else:
+        speed = GPU_FLOPS * ranks if machine.device == "cuda" else CPU_FLOPS_PER_CORE[precision] * machine.cores
+        seconds, spread = tokens * FLOPS_PER_PARAMETER_AND_TOKEN * base.num_parameters / speed, COMPUTED_SPREAD
+    low, expected, high = (round((RANK_START_SECONDS + factor * seconds) / 60, 2) for factor in spread)
+    return Range(low, expected, high)

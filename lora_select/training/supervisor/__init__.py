@@ -1,0 +1,1 @@
+"""The process that starts ranks, watches them and takes up what was interrupted."""

@@ -1,0 +1,211 @@
+"""Running a race: the probes of a plan one after another on one loaded base; a kill loses the probe that ran, and no more."""
+
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from lora_select import models
+from lora_select.data.tokens import TokenRow
+from lora_select.errors import InputError
+from lora_select.initialization import changes_base, write_initialization
+from lora_select.records import AdapterSpec, Probe, Race, TrainingPlan, append_line, from_json, whole_lines
+from lora_select.selection.race import Entrant, RacePlan, dropped, probe_name
+from lora_select.training.worker.batches import trained_tokens
+
+PROBES = "probes.jsonl"
+HELD_OUT_SHARE, MOST_HELD_OUT, LEAST_HELD_OUT = 0.2, 64, 8
+EVAL_BATCH = 16
+REFERENCE_TOKENS = 1024
+
+
+@final
+@dataclass(frozen=True)
+class Material:
+    """What a race trains and measures on. `tensors` is `spectra.safetensors`, from which starts are made."""
+
+    base_path: str
+    tensors: Path
+    rows: Sequence[TokenRow]
+    quantized_base: str | None
+    seed: int
+
+
+def split(rows: Sequence[TokenRow], seed: int) -> tuple[list[TokenRow], list[TokenRow]]:
+    """Training rows of the probes, and rows they are compared on: a fifth, at most 64.
+
+    Raises:
+        InputError: fewer than 8 would be held out.
+    """
+    shuffled = list(rows)
+    random.Random(f"race:{seed}").shuffle(shuffled)
+    count = min(MOST_HELD_OUT, int(HELD_OUT_SHARE * len(shuffled)))
+    if count < LEAST_HELD_OUT:
+        raise InputError(
+            f"a race holds a fifth of the training rows out and needs {LEAST_HELD_OUT} of them; {len(rows)} rows are too few: bring "
+            "more, or set `selection.race_budget` to 0"
+        )
+    return shuffled[count:], shuffled[:count]
+
+
+def run(
+    plan: RacePlan,
+    training: TrainingPlan,
+    material: Material,
+    *,
+    folder: Path,
+    digests: tuple[str, str],
+    budget: float,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> Race:
+    """Run what is not in `folder/probes.jsonl` yet; rung by rung, dropping what is clearly worse in between.
+
+    Args:
+        plan: who races.
+        training: the full training on one process; probes take its batch, precision and schedule.
+        material: rows, base and starts.
+        folder: existing; gets `probes.jsonl`.
+        digests: of profile and spectra.
+        budget: recorded.
+        progress: called with (probes done, probes in all, what).
+
+    Raises:
+        InputError: too few rows.
+    """
+    began = time.monotonic()
+    whole = any(changes_base(entrant.spec.init) for entrant in plan.entrants)
+    track = _Track(training, material, folder, whole=whole)
+    finished: list[Probe] = []
+    out: dict[str, str] = {}
+    total = sum(len(entrant.rates) for entrant in plan.entrants) * len(plan.rungs)
+    for steps in plan.rungs:
+        rung: list[Probe] = []
+        for entrant, rate in _pairs(plan):
+            name = probe_name(entrant.key, rate)
+            if name in out:
+                continue
+            progress(len(finished), total, f"{entrant.key} at {rate:g}, {steps} steps")
+            try:
+                probe = track.probe(entrant.key, dataclasses.replace(entrant.spec, learning_rate=rate), steps)
+            except InputError as error:  # its start cannot be made here: the others race on
+                out[name] = str(error)
+                continue
+            rung.append(probe)
+            finished.append(probe)
+        out |= dropped(rung, track.labels)
+    progress(total, total, "done")
+    tokens = sum(probe.tokens for probe in finished)
+    full = trained_tokens(training, material.rows, training.total_steps)
+    return Race(
+        profile_digest=digests[0],
+        spectra_digest=digests[1],
+        budget=budget,
+        planned_steps=training.total_steps,
+        rungs=plan.rungs,
+        labels=track.labels,
+        base_held_out=track.base_held_out,
+        base_reference=track.base_reference,
+        probes=tuple(finished),
+        dropped=out,
+        cost=round(tokens / full, 4),
+        seconds=round(time.monotonic() - began, 2),
+        notes=plan.notes,
+    )
+
+
+def _pairs(plan: RacePlan) -> Iterator[tuple[Entrant, float]]:
+    """Every entrant at every rate."""
+    for entrant in plan.entrants:
+        for rate in entrant.rates:
+            yield entrant, rate
+
+
+@final
+class _Track:
+    """The loaded base, the rows, and the probes that are on disk."""
+
+    def __init__(self, training: TrainingPlan, material: Material, folder: Path, *, whole: bool) -> None:
+        """`whole`: a start takes something off the base, which bf16 would round."""
+        from lora_select.evaluation.forgetting import reference_rows
+
+        self.training, self.material, self.folder = training, material, folder
+        tokenizer = models.load_tokenizer(material.base_path)
+        self.pad_id = models.pad_id(tokenizer)
+        self.train, self.held_out = split(material.rows, material.seed)
+        self.labels = tuple(sum(row.label_mask) for row in self.held_out)
+        self.reference = reference_rows(tokenizer, REFERENCE_TOKENS)
+        self.done = _read(folder / PROBES)
+        dtype = "bfloat16" if training.precision == "bf16" and not whole else "float32"
+        self.device = training.device
+        self.base: Any = models.load_model(
+            material.base_path, dtype=dtype, device=self.device, quantize=material.quantized_base
+        )
+        self.base_held_out, reference = self._measure(self.base)
+        if reference is None:
+            raise InputError(
+                "the base model's own loss is not finite on the rows of the race; `lora-select analyze` names the layer"
+            )
+        self.base_reference = reference
+
+    def probe(self, key: str, spec: AdapterSpec, steps: int) -> Probe:
+        """A probe from disk, or a new one that is then on disk."""
+        known = self.done.get((key, spec.learning_rate, steps))
+        if known is not None:
+            return known
+        from lora_select.training import single_trial
+
+        began = time.monotonic()
+        factors = self.folder / f"{key}.safetensors"
+        material = self.material
+        start = write_initialization(spec, Path(material.base_path), material.tensors, factors, material.quantized_base)
+        plan = shortened(self.training, steps, spec.learning_rate)
+        with single_trial.adapted(self.base, spec, plan, str(start) if start else None) as network:
+            losses = single_trial.train(network, spec, plan, self.train, self.pad_id)
+            whole = len(losses) == steps
+            held_out, reference = self._measure(network.eval()) if whole else ((), None)
+        factors.unlink(missing_ok=True)
+        made = Probe(
+            key=key,
+            learning_rate=spec.learning_rate,
+            steps=steps,
+            seed=plan.seed,
+            held_out=held_out,
+            reference=reference,
+            train=tuple(loss for loss in losses if math.isfinite(loss)),
+            tokens=trained_tokens(plan, self.train, len(losses)),
+            seconds=round(time.monotonic() - began, 2),
+        )
+        append_line(self.folder / PROBES, dataclasses.asdict(made))
+        return made
+
+    def _measure(self, network: Any) -> tuple[tuple[float, ...], float | None]:
+        """Held-out losses and the reference loss per token; neither where one of them is no number."""
+        from lora_select.evaluation.measure import row_losses
+
+        try:
+            held_out = row_losses(network, self.held_out, self.pad_id, EVAL_BATCH, self.device)
+            reference = row_losses(network, self.reference, self.pad_id, EVAL_BATCH, self.device)
+        except RuntimeError:
+            return (), None
+        return tuple(held_out), sum(reference) / sum(sum(row.label_mask) for row in self.reference)
+
+
+def shortened(plan: TrainingPlan, steps: int, rate: float) -> TrainingPlan:
+    """The plan with a schedule of `steps`, warm-up in proportion; it goes over the rows again where it must."""
+    return dataclasses.replace(
+        plan,
+        total_steps=steps,
+        warmup_steps=max(1, round(steps * plan.warmup_steps / plan.total_steps)),
+        learning_rate=rate,
+        epochs=max(plan.epochs, float(steps * plan.effective_batch_size)),  # only a bound: it must not end the probe
+    )
+
+
+def _read(file: Path) -> dict[tuple[str, float, int], Probe]:
+    """Probes of an earlier attempt."""
+    probes = [from_json(Probe, line, place=file.name) for line in whole_lines(file)]
+    return {(probe.key, probe.learning_rate, probe.steps): probe for probe in probes}

@@ -1,0 +1,57 @@
+"""One rank: `python -m lora_select.training.worker.main job.json` under torchrun. CPU ranks over gloo, GPU ranks over NCCL."""
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_select import models
+from lora_select.data.tokens import read_rows
+from lora_select.training import failures, job, processes
+from lora_select.training.heartbeat import Heart
+from lora_select.training.worker import engine, loop, resume
+from lora_select.training.worker.process import join, seed_start
+from lora_select.training.worker.result import finish
+
+
+def main(job_file: Path) -> None:
+    """Train as the job says; `result.json` is written last, by rank 0, and only then is the run a success."""
+    as_rank(work, job_file)
+
+
+def as_rank(work: Callable[[Path, Heart], None], job_file: Path) -> None:
+    """Do a rank's work: it ends with its supervisor, shows its stacks when it is asked to, and leaves an account of a failure."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if processes.SUPERVISOR in os.environ:
+        pid, created = os.environ[processes.SUPERVISOR].split(":")
+        processes.die_with((int(pid), float(created)))
+    number = int(os.environ["RANK"])
+    heart = Heart(job_file.parent, number)
+    try:
+        work(job_file, heart)
+    except BaseException as error:
+        failures.report(job_file.parent, number, heart, error)
+        raise
+
+
+def work(job_file: Path, heart: Heart) -> None:
+    """Join, build, take up what was done, do the steps, finish."""
+    started = time.monotonic()
+    heart("joining")
+    rank = join(job.read_job(job_file), job_file.parent, heart)
+    heart("loading")
+    rows = read_rows(Path(rank.job.train_tokens))
+    rank.pad_id = models.pad_id(models.load_tokenizer(rank.job.base_path))
+    first = resume.find(rank)
+    seed_start(rank.plan.seed)
+    rank.engine = engine.build(rank, first, rows)
+    resume.cut_metrics(rank, first)
+    loss = loop.train(rank, rows, first)
+    finish(rank, loss, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

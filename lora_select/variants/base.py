@@ -1,0 +1,256 @@
+"""The contract of a variant: what a candidate adapter is, as a value. One final class per file in `variants/`."""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from lora_select.spectral.statistics import LayerStatistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_select.variants.tangent import TangentOperator
+
+REFERENCE_ALPHA = 32
+"""alpha = 2 r at the reference rank 16, and the same at every rank: under alpha / r at constant alpha the best learning rate
+hardly depends on the rank (Thinking Machines, *LoRA Without Regret*, 2025), so one rate holds for all of them."""
+
+VLLM_MAX_RANK = 512
+"""The largest `--max-lora-rank` that vLLM takes."""
+
+
+@final
+@dataclass(frozen=True)
+class Context:
+    """What a candidate must live with. `narrowest` is the smallest side of a targeted layer, `narrowest_layer` its name.
+
+    `directions` is the number of activation directions that the spectral pass kept in every targeted layer; `layers` are the
+    targeted layers as (name, m, n), for rules of divisibility.
+    """
+
+    serve: str | None
+    must_merge: bool
+    quantized_base: str | None
+    allow_modified_base: bool
+    zero_stage: int
+    narrowest: int
+    narrowest_layer: str
+    directions: int
+    layers: tuple[tuple[str, int, int], ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Cost:
+    """Step time and peak memory next to LoRA r 32 in the PEFT project's MetaMathQA runs; None where nobody measured it.
+
+    `time` is a ratio, `memory_gb` a difference. Llama-3.2-3B, q_proj and v_proj, one L40S, one seed: a guide, not a promise.
+    """
+
+    time: float | None
+    memory_gb: float | None
+    source: str = "PEFT method_comparison/MetaMathQA, July 2026, next to LoRA r 32 (942 s, 22.3 GB)"
+
+
+@final
+@dataclass(frozen=True)
+class Support:
+    """Where PEFT's implementation works: flags, or the reason why not (empty when it does)."""
+
+    merge: bool = True
+    """`merge_and_unload` gives the adapter's function."""
+    vllm: bool = False
+    """vLLM loads the adapter as it is saved."""
+    nf4: str = ""
+    int8: str = ""
+
+
+UNMEASURED = Cost(None, None, "not in PEFT's MetaMathQA table")
+
+
+class Variant(abc.ABC):
+    """An adapter for a layer W (m, n) at its start point. Subclasses are final, frozen and hold their hyperparameters.
+
+    `scale` is the factor s before B A. Words and symbols: docs/theory.md.
+    """
+
+    name: ClassVar[str]
+    references: ClassVar[tuple[str, ...]]
+    peft_class: ClassVar[str] = "LoraConfig"
+    trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+    """PEFT's names of the trained parameters of a layer; one that a shape does not need may be absent."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """PEFT's names of what W(theta) also needs and training leaves alone: shared banks, masks, norms."""
+    init: ClassVar[str] = "default"
+    """`default`, or the name of factors that :mod:`lora_select.initialization` writes."""
+    export_rank_factor: ClassVar[int] = 1
+    """Rank of the exported adapter over `r`: 2 where the start changes the base."""
+    starts_at_base: ClassVar[bool] = True
+    """W(theta) = W at PEFT's start with `peft_arguments`; False where the start moves the function, which the docstring says."""
+    cost: ClassVar[Cost] = UNMEASURED
+    support: ClassVar[Support] = Support()
+    reference_rate: ClassVar[float | None] = None
+    """Published rate, taken where no displacement was measured; None: LoRA's reference."""
+    rate_source: ClassVar[str] = "of the PEFT project's own MetaMathQA run"
+    r: int
+    """Rank; 0 where the variant has none."""
+
+    @property
+    def size(self) -> str:
+        """The hyperparameter that sets the parameters, for keys: `r16`."""
+        return f"r{self.r}"
+
+    @property
+    def lora_alpha(self) -> int:
+        """PEFT's `lora_alpha`; 0 where the variant has none."""
+        return 0
+
+    @property
+    def scale(self) -> float:
+        """s, the factor before B A, no unit; 0 where the variant has none."""
+        return 0.0
+
+    @property
+    def shared_parameters(self) -> int:
+        """Trained parameters that all layers share, counted once for the model."""
+        return 0
+
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """What :func:`lora_select.training.worker.optimizer.make_optimizer` builds: empty for AdamW at one rate."""
+        return {}
+
+    @abc.abstractmethod
+    def peft_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `peft_class`, but for `target_modules` and `task_type`: plain data."""
+
+    @abc.abstractmethod
+    def num_parameters(self, shape: tuple[int, int]) -> int:
+        """Trained parameters on a layer of shape (m, n)."""
+
+    @abc.abstractmethod
+    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
+        """W(theta), (m, n), for the frozen weight (m, n) that PEFT sees; theta by the names in `trained` and `frozen`."""
+
+    def tangent(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "TangentOperator":
+        """The tangent map of `weight_of` at `theta` in the trained parameters, by automatic differentiation."""
+        from lora_select.variants.tangent import linearised
+
+        present = tuple(name for name in self.trained if name in theta)
+        return linearised(lambda point: self.weight_of(weight, point), theta, present)
+
+    @abc.abstractmethod
+    def violations(self, context: Context) -> tuple[str, ...]:
+        """Why the variant cannot be used in `context`, one sentence a rule; empty when it can."""
+
+
+class ClosedForm(Variant):
+    """A variant whose share follows from a layer's numbers, and mostly its displacement, so that the spectral pass measures it."""
+
+    @abc.abstractmethod
+    def tangent_share(self, view: LayerStatistics) -> float:
+        """Share of the signal energy ||G||^2 in the tangent space at the start, the mean over random starts; no unit."""
+
+    @abc.abstractmethod
+    def tangent_share_spread(self, view: LayerStatistics) -> float:
+        """An upper bound on the standard deviation of that share over random starts; 0 where the start is fixed."""
+
+    def displacement(self, view: LayerStatistics) -> float:  # noqa: ARG002
+        """rms(dW x) / rms(W x) after one sign step (Adam's first) of unit rate in every parameter; no unit.
+
+        Signs of different coordinates are taken as uncorrelated; what they share is common to the LoRA family. 0 where no
+        closed form is known: it is then not recorded, and the published rate is taken.
+        """
+        return 0.0
+
+
+def has_rank(variant: type[Variant]) -> bool:
+    """Whether `variant(r)` makes one of rank r; the others are offered at their one default."""
+    return any(field.name == "r" and field.init for field in fields(variant))  # pyright: ignore[reportArgumentType]
+
+
+def lora_arguments(variant: Variant, **changes: Any) -> dict[str, Any]:
+    """Arguments of `LoraConfig` that every variant here shares: factors on both sides, no dropout, no bias."""
+    plain = {"r": variant.r, "lora_alpha": variant.lora_alpha, "lora_dropout": 0.0, "bias": "none"}
+    return plain | {"init_lora_weights": True} | changes
+
+
+def rank_violations(variant: Variant, context: Context) -> tuple[str, ...]:
+    """The rules that hold for every update of rank r: it fits the layer, and what holds for every variant."""
+    found = []
+    if variant.r > context.narrowest:
+        found.append(
+            f"r {variant.r} is above the smallest side {context.narrowest} of {context.narrowest_layer}; "
+            f"lower r to {context.narrowest} or drop the layer from the targets"
+        )
+    return (*found, *common_violations(variant, context))
+
+
+def common_violations(variant: Variant, context: Context) -> tuple[str, ...]:
+    """Serving, merging and quantised base, by what `support` says."""
+    name, support = variant.name, variant.support
+    found = []
+    served = variant.r * variant.export_rank_factor
+    if context.serve == "vllm" and not support.vllm:
+        found.append(f"vLLM serves plain LoRA only and refuses {name} as it is saved; merge it or choose LoRA")
+    if context.serve == "vllm" and support.vllm and served > VLLM_MAX_RANK:
+        found.append(f"vLLM serves adapters up to rank {VLLM_MAX_RANK}; {name} at r {variant.r} exports {served}")
+    if context.must_merge and not support.merge:
+        found.append(f"PEFT cannot merge {name} into the base, and must_merge is true; choose LoRA")
+    if context.must_merge and context.quantized_base:
+        found.append(
+            f"merging into a {context.quantized_base} base re-quantises the sum and changes the function; "
+            "serve the adapter unmerged or train on an unquantised base"
+        )
+    fault = {"nf4": support.nf4, "int8": support.int8}.get(context.quantized_base or "", "")
+    if fault:
+        found.append(f"PEFT's {name} {fault} on {context.quantized_base} layers; use an unquantised base or LoRA")
+    return tuple(found)
+
+
+def whole_factors(variant: Variant, context: Context) -> tuple[str, ...]:
+    """The rule of optimizers that need whole factors of a layer: ZeRO 1 to 3 hand them slices of a flat buffer."""
+    if context.zero_stage == 0:
+        return ()
+    return (f"{variant.name}'s optimizer needs whole factors, and ZeRO stage {context.zero_stage} splits them; use 0",)
+
+
+def divides(name: str, value: int, side: int, layer: str, words: str) -> tuple[str, ...]:
+    """The sentence for a block size that does not divide a side of a layer; empty when it does."""
+    if side % value == 0:
+        return ()
+    return (f"{name} {value} does not divide the {side} {words} of {layer}; choose a divisor or drop the layer",)
+
+
+def random_rows_spread(r: int, n: int) -> float:
+    """Largest standard deviation of ||G P||^2 / ||G||^2 over random projections P of rank r in R^n.
+
+    For G of rank one the share is Beta(r/2, (n-r)/2), of variance 2 r (n - r) / (n^2 (n + 2)); a G of higher rank averages
+    it down. No unit.
+
+    Example:
+        >>> random_rows_spread(4, 4)
+        0.0
+    """
+    return (2 * r * max(0, n - r) / (n * n * (n + 2))) ** 0.5
+
+
+def random_start_displacement(scale: float, r: int, view: LayerStatistics) -> float:
+    """Displacement of W + s B A from B = 0 and PEFT's random A (uniform, variance 1 / (3 n)).
+
+    One sign step moves B by +-1 (A has no gradient at B = 0): an output changes by s sum_k +-(a_k . x), of mean square
+    s^2 r E||x||^2 / (3 n), against E||W x||^2 / m.
+    """
+    moved = scale**2 * r * view.activation_energy / (3 * view.in_features)
+    return (moved / mean_square_output(view)) ** 0.5
+
+
+def mean_square_columns(view: LayerStatistics) -> float:
+    """||W||^2 E||x||^2 / (m n): the mean square of an output if x's energy does not know W's columns."""
+    return view.weight_energy * view.activation_energy / (view.in_features * view.out_features)
+
+
+def mean_square_output(view: LayerStatistics) -> float:
+    """E||W x||^2 / m, kept above zero so that a dead layer gives a large but finite ratio."""
+    return max(view.output_energy / view.out_features, 1e-12)

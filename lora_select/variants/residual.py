@@ -1,0 +1,67 @@
+"""What starts have in common: the rules they obey, and shares of which nothing is known. Imports no torch."""
+
+from collections.abc import Mapping
+
+from lora_select.spectral.statistics import RANKS
+from lora_select.variants.base import Context, Variant, rank_violations
+
+UNKNOWN = 1.0
+"""The error of a share that nobody measured: as wide as its range."""
+GRADIENT_DIRECTIONS = 2 * RANKS[-1]
+"""How many singular directions of the gradient the spectral pass keeps, where the layer has that many."""
+
+
+def changed_base_violations(variant: Variant, context: Context) -> tuple[str, ...]:
+    """A start that takes s B A off the base: not where that is forbidden, not on a quantised base."""
+    found = list(rank_violations(variant, context))
+    if not context.allow_modified_base:
+        found.append(f"{variant.name} trains on a changed base, and allow_modified_base is false")
+    if context.quantized_base:
+        found.append(
+            f"{variant.name} subtracts its start from the weights, which a {context.quantized_base} base cannot hold"
+        )
+    return tuple(found)
+
+
+def oriented_violations(variant: Variant, context: Context) -> tuple[str, ...]:
+    """CorDA: the base changes, and the inputs' directions must have been measured."""
+    found = list(changed_base_violations(variant, context))
+    if context.directions < 1:
+        found.append(f"{variant.name} needs measured activation directions, and the spectral pass kept none")
+    return tuple(found)
+
+
+def gradient_violations(variant: Variant, context: Context, needed: int) -> tuple[str, ...]:
+    """A start that needs singular directions of the gradient: the layer has them, and the spectral pass keeps them."""
+    found = []
+    if needed > context.narrowest:
+        found.append(
+            f"{variant.name} at r {variant.r} needs {needed} singular directions of the gradient, and "
+            f"{context.narrowest_layer} has {context.narrowest}; lower r or drop the layer from the targets"
+        )
+    if needed > GRADIENT_DIRECTIONS:
+        found.append(
+            f"{variant.name} at r {variant.r} needs {needed} singular directions of the gradient, and the spectral pass "
+            f"keeps {GRADIENT_DIRECTIONS}; lower r"
+        )
+    return tuple(found)
+
+
+def both_sides(left: float, right: float, both: float) -> float:
+    """Share of the tangent space {dB A + B dA}: ||P_B G||^2 + ||G P_A||^2 - ||P_B G P_A||^2 over ||G||^2."""
+    return left + right - both
+
+
+def random_both_sides(r_out: float, m: int, r_in: float, n: int) -> float:
+    """The same for independent random subspaces of r_out in R^m and r_in in R^n dimensions, the mean over them.
+
+    Example:
+        >>> random_both_sides(4, 4, 1, 8), random_both_sides(2, 4, 4, 8)
+        (1.0, 0.75)
+    """
+    return 1 - (1 - r_out / m) * (1 - r_in / n)
+
+
+def measured(shares: Mapping[int, float], r: int, null: float) -> float:
+    """The share at rank r, or that of white noise where the pass did not measure it."""
+    return shares.get(r, null)

@@ -1,0 +1,78 @@
+"""The TRL script without TRL, which the lock has not: `make peers` and tests/emit/test_peers.py run it with TRL itself."""
+
+import json
+import runpy
+import sys
+import types
+
+import pytest
+import torch
+from recipe_samples import order, write_spectra
+
+from lora_select import models
+from lora_select.data.tokenize import tokenize
+from lora_select.recipes import emit
+
+
+@pytest.fixture
+def stand_in_for_trl(monkeypatch):
+    """Only names: nothing of the trainer is used here."""
+    module = types.ModuleType("trl")
+    module.SFTConfig = module.SFTTrainer = object
+    monkeypatch.setitem(sys.modules, "trl", module)
+
+
+def script(told, tmp_path, monkeypatch):
+    spectra = write_spectra(tmp_path / "spectra.safetensors", told.base.path)
+    emit(told, ["trl"], spectra, tmp_path)
+    monkeypatch.chdir(tmp_path / "trl")
+    return runpy.run_path("train.py", run_name="script")
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "loraplus", "eva", "vera", "pissa"])
+def test_it_builds_the_chosen_adapter_and_says_the_chosen_numbers(
+    tiny_model_folder, tmp_path, monkeypatch, stand_in_for_trl, name
+):
+    told = order(tmp_path / "rows", tiny_model_folder, name)
+    made = script(told, tmp_path, monkeypatch)
+    model = made["adapted_model"]()
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == told.spec.num_parameters
+    arguments, plan = made["ARGUMENTS"], told.plan
+    assert arguments["learning_rate"] == told.spec.learning_rate
+    assert (
+        arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == plan.effective_batch_size
+    )
+    assert (arguments["warmup_steps"], arguments["num_train_epochs"]) == (plan.warmup_steps, plan.epochs)
+    assert (arguments["weight_decay"], arguments["max_grad_norm"]) == (plan.weight_decay, plan.max_grad_norm)
+    assert "loraplus_lr_ratio=16.0" in (tmp_path / "trl" / "train.py").read_text() or name != "loraplus"
+    if name == "eva":
+        a = next(p for n, p in model.named_parameters() if "lora_A" in n)
+        torch.testing.assert_close(a @ a.T, torch.eye(8), rtol=1e-4, atol=1e-4)
+
+
+def test_its_rows_are_the_measured_tokens_cut_where_the_measurement_cut(
+    tiny_model_folder, tmp_path, monkeypatch, stand_in_for_trl
+):
+    from lora_select.data.intake import read_canonical
+
+    told = order(tmp_path / "rows", tiny_model_folder, max_length=60)
+    made = script(told, tmp_path, monkeypatch)
+    tokenizer = models.load_tokenizer(str(tiny_model_folder))
+    written = made["rows"]("train.jsonl", tokenizer)
+    canonical = list(read_canonical(tmp_path / "rows" / "train.parquet"))
+    assert len(written) == len(canonical)
+    cut = 0
+    for row, (row_id, content) in zip(written, canonical, strict=True):
+        measured = tokenize(row_id, content, tokenizer, 60)
+        cut += measured.length > 60
+        if measured.row is None:  # nothing learnt is left of it
+            assert set(row["labels"]) == {-100}
+            continue
+        ids, mask = measured.row.input_ids, measured.row.label_mask
+        labels = [token if learnt else -100 for token, learnt in zip(ids, mask, strict=True)]
+        size = len(row["input_ids"])
+        assert row["input_ids"] == list(ids[:size])
+        assert row["labels"] == labels[:size]
+        assert not any(mask[size:])
+    assert 0 < cut < len(canonical)
+    assert json.loads((tmp_path / "trl" / "train.jsonl").read_text().splitlines()[0])[0]["learn"] is False

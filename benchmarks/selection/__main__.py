@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.selection import tasks
+from benchmarks.selection import shipped, tasks
 from benchmarks.selection.candidates import NAMED, REFERENCE, candidate
 from benchmarks.selection.subject import MODELS
 from benchmarks.selection.table import STEPS, Setting
@@ -53,8 +53,11 @@ def main() -> None:
     reaching.add_argument("--tasks", nargs="+", required=True, choices=list(tasks.TASKS), metavar="TASK")
     reaching.add_argument("--model", default=MODELS[0], choices=MODELS)
     reaching.add_argument("--work", type=Path, default=Path("runs/oracle"))
+    shipped.add(commands)
     options = parser.parse_args()
-    if options.command == "sweep":
+    if options.command == "shipped":
+        shipped.run(options)
+    elif options.command == "sweep":
         sweep(options)
     elif options.command == "reach":
         from benchmarks.selection import reach

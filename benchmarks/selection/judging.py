@@ -12,7 +12,9 @@ from benchmarks.selection.candidates import NAMED, REFERENCE
 from benchmarks.selection.case import Case, Choice, base_loss, best_run
 from benchmarks.selection.schedule import GRID, RUNG, best_rate
 from benchmarks.selection.strategies import STRATEGIES
-from benchmarks.selection.table import RESULTS, Run, Table
+from benchmarks.selection.subject import CAUSAL
+from benchmarks.selection.table import RESULTS, STEPS, Run, Table
+from benchmarks.selection.tasks import CONTROLS
 from lora_select.selection import calibration
 from lora_select.selection.calibration import Calibration
 from lora_select.selection.prediction import MINIMUM_SETTINGS
@@ -125,6 +127,12 @@ def _power(settings: Sequence[Table]) -> float:
                 top += predicted * math.log(_gentle(table, 1.0, key) / home)
                 bottom += predicted**2
     return round(top / bottom, 2) if bottom else 1.0
+
+
+def shipped_with(table: Table) -> bool:
+    """Whether the shipped constants are fitted with this setting: a causal model at the sweep's usual number of steps."""
+    setting = table.setting
+    return setting.task not in CONTROLS and setting.model in CAUSAL and setting.steps == STEPS
 
 
 def displacement(table: Table) -> float:

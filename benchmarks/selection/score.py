@@ -9,10 +9,10 @@ from dataclasses import asdict
 from benchmarks.selection import acceptance, beside, predictors
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import best_run
-from benchmarks.selection.judging import Regret, cases, fit, hindsight, regrets
+from benchmarks.selection.judging import Regret, cases, fit, hindsight, regrets, shipped_with
 from benchmarks.selection.strategies import RULES, STRATEGIES
-from benchmarks.selection.subject import CAUSAL, ENCODER
-from benchmarks.selection.table import RESULTS, STEPS, Table, tables
+from benchmarks.selection.subject import ENCODER
+from benchmarks.selection.table import RESULTS, Table, tables
 from benchmarks.selection.tasks import CONTROLS
 from lora_select import records
 from lora_select.records import write_text
@@ -29,15 +29,10 @@ def calibrate() -> int:
 
     That is causal models at the sweep's usual number of steps; the encoder and the other sizes are for judging alone.
     """
-    made = fit([table for table in tables() if _is_ours(table)])
+    made = fit([table for table in tables() if shipped_with(table)])
     records.write(calibration.FILE, made)
     print(records.to_json(made))
     return 0
-
-
-def _is_ours(table: Table) -> bool:
-    setting = table.setting
-    return setting.task not in CONTROLS and setting.model in CAUSAL and setting.steps == STEPS
 
 
 def main() -> int:

@@ -82,7 +82,8 @@ class TrainingConfig(Section):
 
     `num_processes` counts the ranks of all `nodes`; see docs/operations.md for how other nodes join.
     `packing` lays rows end to end instead of padding them: the loss and the gradients are the same, which every run checks
-    on its own model first.
+    on its own model first. `validation` is the share of the training rows (8 to 64 of them) that is kept from training to choose the
+    checkpoint; `patience` ends the training after so many looks at them that were worse than the best one, `null` never.
     """
 
     num_processes: int | Literal["auto"] = "auto"
@@ -102,6 +103,8 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     checkpoint_every: int = Field(default=20, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+    validation: float = Field(default=0.05, ge=0, lt=0.5)
+    patience: int | None = Field(default=3, ge=1)
 
 
 class EvaluationConfig(Section):

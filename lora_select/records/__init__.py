@@ -42,7 +42,7 @@ from lora_select.records.data import (
 from lora_select.records.files import FileRef
 from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
 from lora_select.records.race import Probe, Race
-from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetrics, TrainingPlan
+from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetrics, TrainingPlan, Validation
 
 __all__ = [
     "Adapter",
@@ -76,6 +76,7 @@ __all__ = [
     "SplitProfile",
     "StepMetrics",
     "TrainingPlan",
+    "Validation",
     "append_line",
     "digest",
     "file_ref",

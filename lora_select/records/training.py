@@ -50,6 +50,12 @@ class TrainingPlan:
     """Machines that the ranks are spread over evenly."""
     packing: bool = False
     """Whether the rows of a micro-batch are laid end to end instead of padded to the longest."""
+    validation_rows: int = 0
+    """Training rows that are kept from training; they choose the checkpoint."""
+    validation_every: int = 0
+    """Steps from one look at them to the next."""
+    patience: int = 0
+    """Looks in a row that may be worse than the best one before training stops; 0: it never stops early."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,23 @@ class StepMetrics:
     tokens_per_second: float
     memory_gib: float
     timestamp_ms: int
+    validation_loss: float | None = None
+    """Nats per label token of the rows kept from training, after the steps at which they were looked at."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the rows kept from training said. `losses` are nats per label token after each of `steps`; the adapter is that of `chosen_step`.
+
+    `standard_error` is that of the chosen loss over rows. `stopped_early` says whether training ended before its planned last step.
+    """
+
+    rows: int
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    standard_error: float
+    chosen_step: int
+    stopped_early: bool
 
 
 @dataclass(frozen=True)
@@ -109,6 +132,8 @@ class Adapter:
     """How the folder was made portable: `as trained` or `2r conversion`."""
     remedies: tuple[Remedy, ...] = ()
     """What was done about failures on the way, in order."""
+    validation: Validation | None = None
+    """None where no rows were kept from training."""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ TRAIN_STEP = {
     "tokens": "train/tokens",
     "tokens_per_second": "train/tokens_per_s",
     "memory_gib": "train/memory_gib",
+    "validation_loss": "validation/loss",
 }
 """Field of `StepMetrics` -> metric key; the step is the optimizer step."""
 

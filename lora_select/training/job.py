@@ -18,6 +18,8 @@ PROBE = "probe.safetensors"
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 REMEDIES = "remedies.json"
+VALIDATION = "validation.jsonl"
+BEST = "best"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def test_metric_names_are_what_they_were(tmp_path):
     assert made >= KNOWN
     assert set(names.TRAIN_STEP.values()) == {
         "train/loss", "train/learning_rate", "train/grad_norm", "train/tokens", "train/tokens_per_s",
-        "train/memory_gib",
+        "train/memory_gib", "validation/loss",
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.initialization import changes_base
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, Range, TrainingPlan
+from lora_select.training import validation
 from lora_select.training.planning import fit, memory
 from lora_select.training.planning.measure import Measured
 from lora_select.training.worker.batches import total_steps
@@ -93,7 +94,9 @@ def make_plan(
     machine = machine.times(nodes)
     ranks = _ranks(machine, wanted, reasons)
     batch = int(wanted["effective_batch_size"])
-    count = profile.train.rows - profile.train.rows_without_labels
+    usable = profile.train.rows - profile.train.rows_without_labels
+    kept = validation.kept_rows(usable, float(wanted.get("validation", 0.0)))
+    count = usable - kept
     if batch < ranks:
         raise InputError(
             f"`training.effective_batch_size` {batch} is smaller than the {ranks} ranks; raise it or lower `training.num_processes`"
@@ -122,11 +125,14 @@ def make_plan(
         seed=int(wanted["seed"]),
         threads_per_process=max(1, machine.cores // ranks) if machine.device == "cpu" else 1,
         memory_gib=Range(0, 0, 0),
-        minutes=_minutes(machine, base, profile, steps * batch / max(1, count), ranks, precision, measured),
+        minutes=_minutes(machine, base, profile, steps * batch / max(1, usable), ranks, precision, measured),
         disk_gib=round((int(wanted["keep_checkpoints"]) + 1) * 12 * spec.num_parameters / GIB + 0.1, 3),
         reasons=(),
         packing=_packing(wanted["packing"], measured, reasons),
         nodes=nodes,
+        validation_rows=kept,
+        validation_every=_validation_every(profile, kept, usable, steps, batch) if kept else 0,
+        patience=int(wanted.get("patience") or 0) if kept else 0,
     )
     available = machine.memory_gib / (ranks if machine.device == "cpu" else 1)
     longest = min(profile.max_length, profile.train.length.maximum)
@@ -135,7 +141,14 @@ def make_plan(
         f"{count} rows, {wanted['epochs']:g} epochs, {batch} rows a step: {steps} steps; {ranks} ranks x {plan.micro_batch_size} rows x "
         f"{plan.gradient_accumulation_steps} micro-batches"
     )
+    if kept:
+        reasons.append(f"{kept} more rows are kept from training and looked at every {plan.validation_every} steps")
     return _with_measured(dataclasses.replace(plan, reasons=(*reasons, *plan.reasons)), spec, measured)
+
+
+def _validation_every(profile: DatasetProfile, kept: int, rows: int, steps: int, batch: int) -> int:
+    a_row = profile.train.tokens / max(1, rows)
+    return validation.steps_between(round(kept * a_row), round(steps * batch * a_row), steps)
 
 
 def check_disk(plan: TrainingPlan, folder: Path) -> None:

@@ -36,5 +36,9 @@ def show(folder: Path, total: int, report: Report | None) -> None:
     seconds = sum(step["tokens"] / step["tokens_per_second"] for step in recent)
     speed = sum(step["tokens"] for step in recent) / seconds
     left = (total - steps[-1]["step"]) * seconds / len(recent)
-    text = f"loss {steps[-1]['loss']:.3f}  {speed:,.0f} tokens/s  {int(left // 60)}:{int(left % 60):02d} left"
+    looked = next(
+        (step["validation_loss"] for step in reversed(steps) if step.get("validation_loss") is not None), None
+    )
+    kept = "" if looked is None else f", validation {looked:.3f}"
+    text = f"loss {steps[-1]['loss']:.3f}{kept}  {speed:,.0f} tokens/s  {int(left // 60)}:{int(left % 60):02d} left"
     report(int(steps[-1]["step"]), total, text)

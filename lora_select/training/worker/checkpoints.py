@@ -38,6 +38,42 @@ def save(engine: Any, stage: int, folder: Path, step: int, keep: int) -> None:
     torch.distributed.barrier()
 
 
+def save_parameters(engine: Any, stage: int, folder: Path, step: int, keep: int) -> None:
+    """Save the trained parameters alone after `step` steps, the newest `keep` of them; called by every rank."""
+    import torch.distributed
+
+    parameters = whole_parameters(engine, stage)
+    if engine.global_rank == 0:
+        _write(folder, step, {PARAMETERS: (parameters, "")})
+        for old in found(folder)[:-keep]:
+            shutil.rmtree(folder / name(old))
+    torch.distributed.barrier()
+
+
+def restore_parameters(engine: Any, stage: int, folder: Path, step: int) -> None:
+    """Put saved parameters back into the engine's model, whether ZeRO-3 has split it or not; called by every rank.
+
+    Raises:
+        RuntimeError: the file was changed since it was saved.
+    """
+    import contextlib
+
+    import deepspeed
+    import torch
+    from safetensors.torch import load_file
+
+    if fault := verify(folder / name(step)):
+        raise RuntimeError(f"the best parameters {folder / name(step)} cannot be used: {fault}")
+    saved = load_file(folder / name(step) / PARAMETERS)
+    named = [(key, p) for key, p in engine.module.named_parameters() if p.requires_grad]
+    split = stage == 3
+    parts = [p for _, p in named]
+    gathered = deepspeed.zero.GatheredParameters(parts, modifier_rank=0) if split else contextlib.nullcontext()
+    with gathered, torch.no_grad():
+        for key, parameter in named:
+            parameter.copy_(saved[key])
+
+
 def whole_parameters(engine: Any, stage: int) -> dict[str, Any]:
     """Trained parameters by name in fp32 on the CPU, put together when ZeRO-3 has split them; called by every rank."""
     import contextlib

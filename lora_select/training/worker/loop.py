@@ -20,12 +20,16 @@ from lora_select.training.worker import batches, checkpoints, optimizer, preflig
 from lora_select.training.worker.loss import training_loss
 from lora_select.training.worker.process import Rank, seed_micro_batch
 from lora_select.training.worker.resume import metrics_until
+from lora_select.training.worker.validation import Watch
 
 NAMED_ROWS = 16
 
 
-def train(rank: Rank, rows: list[TokenRow], first: int) -> float:
-    """Do the steps from `first` (0-based) on; returns the last loss. Rank 0 writes one line of metrics a step."""
+def train(rank: Rank, rows: list[TokenRow], watch: Watch, first: int) -> tuple[float, int]:
+    """Do the steps from `first` (0-based) on; returns the last loss and the steps that were done. Rank 0 writes a line of metrics a step.
+
+    `watch` looks at the rows that are kept from training, and may say that it is enough.
+    """
     plan = rank.plan
     loss = math.nan
     losses = [line["loss"] for line in metrics_until(rank.folder / job.METRICS, first)]
@@ -35,15 +39,19 @@ def train(rank: Rank, rows: list[TokenRow], first: int) -> float:
             metrics, labels = _step(rank, rows, step)
             loss = metrics.loss
             _refuse_nonsense(rank, rows, metrics)
+            done = step + 1
+            if watch.is_due(done):
+                metrics = dataclasses.replace(metrics, validation_loss=watch.look(done))
             if rank.is_first:
                 stream.write(json.dumps(dataclasses.asdict(metrics) | {"label_tokens": labels}) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
             losses.append(loss)
             sanity.refuse_divergence(losses, plan.learning_rate)
-            done = step + 1
             if start and done == min(sanity.FIRST_STEPS, plan.total_steps):
                 start.check(checkpoints.whole_parameters(rank.engine, plan.zero_stage), metrics.learning_rate)
+            if metrics.validation_loss is not None and watch.is_over():
+                return loss, done
             if done % plan.checkpoint_every == 0 and done < plan.total_steps:
                 rank.beat("checkpoint")
                 folder = rank.folder / job.CHECKPOINTS
@@ -51,7 +59,7 @@ def train(rank: Rank, rows: list[TokenRow], first: int) -> float:
     if first >= plan.total_steps:
         kept = metrics_until(rank.folder / job.METRICS, plan.total_steps)
         loss = kept[-1]["loss"]
-    return loss
+    return loss, plan.total_steps
 
 
 def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int]:

@@ -12,9 +12,11 @@ from lora_select import models
 from lora_select.data.tokens import read_rows
 from lora_select.training import failures, job, processes
 from lora_select.training.heartbeat import Heart
+from lora_select.training.validation import split
 from lora_select.training.worker import engine, loop, resume
 from lora_select.training.worker.process import join, seed_start
 from lora_select.training.worker.result import finish
+from lora_select.training.worker.validation import Watch
 
 
 def main(job_file: Path) -> None:
@@ -43,14 +45,15 @@ def work(job_file: Path, heart: Heart) -> None:
     heart("joining")
     rank = join(job.read_job(job_file), job_file.parent, heart)
     heart("loading")
-    rows = read_rows(Path(rank.job.train_tokens))
+    rows, kept = split(read_rows(Path(rank.job.train_tokens)), rank.plan.validation_rows, rank.plan.seed)
     rank.pad_id = models.pad_id(models.load_tokenizer(rank.job.base_path))
     first = resume.find(rank)
     seed_start(rank.plan.seed)
     rank.engine = engine.build(rank, first, rows)
     resume.cut_metrics(rank, first)
-    loss = loop.train(rank, rows, first)
-    finish(rank, loss, time.monotonic() - started)
+    watch = Watch(rank, kept, first)
+    loss, last = loop.train(rank, rows, watch, first)
+    finish(rank, loss, last, watch.choose(last), time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_select import records
 from lora_select.data.tokens import read_rows
-from lora_select.records import Adapter, file_ref
+from lora_select.records import Adapter, Validation, file_ref
 from lora_select.training import job
 from lora_select.training.supervisor import remedies
 from lora_select.training.worker import checkpoints, model
@@ -16,8 +16,8 @@ PROBE_ROWS = 4
 PROBE_POSITIONS = 12
 
 
-def finish(rank: Rank, loss: float, seconds: float) -> None:
-    """Probe, save, and say so last."""
+def finish(rank: Rank, loss: float, last: int, validation: Validation | None, seconds: float) -> None:
+    """Probe, save, and say so last. `last` is the number of steps that were done; the model holds the chosen parameters."""
     import torch.distributed
 
     rank.beat("probe")
@@ -44,7 +44,7 @@ def finish(rank: Rank, loss: float, seconds: float) -> None:
         digest=next(file.sha256 for file in files if file.path.endswith(".safetensors")),
         probe_file=file_ref(folder / job.PROBE, folder),
         metrics_file=file_ref(folder / job.METRICS, folder),
-        steps=rank.plan.total_steps,
+        steps=last,
         final_loss=loss,
         tokens=rank.tokens,
         label_tokens=rank.label_tokens,
@@ -55,6 +55,7 @@ def finish(rank: Rank, loss: float, seconds: float) -> None:
         resumed_from=tuple(rank.resumed),
         export=export,
         remedies=remedies.read(folder),
+        validation=validation,
     )
     records.write(folder / job.RESULT, adapter)
     print(f"finished after {seconds:.0f} s in this process", flush=True)

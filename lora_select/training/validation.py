@@ -1,0 +1,112 @@
+"""Validation while training: which rows are kept from training for it, how often they are looked at, and what they say. Pure functions."""
+
+import dataclasses
+import hashlib
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lora_select.data.tokens import TokenRow
+
+FEWEST, MOST = 8, 64
+"""Rows that are kept: fewer say nothing, more say little more and cost time."""
+BUDGET = 0.03
+"""What looking at them may cost, as a share of the training's time."""
+FORWARD_SHARE = 0.5
+"""Time of a forward pass over that of forward and backward, with a frozen base (2 of 4 products a weight and token)."""
+ALONE = 8
+"""Tokens that a prompt has at least where rows of one prompt are kept together."""
+
+
+@final
+@dataclass(frozen=True)
+class Point:
+    """One look: after `step` steps the kept rows lost `losses`, nats summed over the labels of each row."""
+
+    step: int
+    losses: tuple[float, ...]
+
+
+def kept_rows(count: int, share: float) -> int:
+    """How many of `count` training rows are kept for validation; none where a quarter of them would be fewer than 8.
+
+    >>> [kept_rows(count, 0.05) for count in (20, 60, 480, 100_000)], kept_rows(480, 0.0)
+    ([0, 8, 24, 64], 0)
+    """
+    wanted = min(MOST, max(FEWEST, round(count * share))) if share else 0
+    return wanted if 4 * wanted <= count else 0
+
+
+def split(rows: Sequence[TokenRow], kept: int, seed: int) -> tuple[list[TokenRow], list[TokenRow]]:
+    """Rows to train on and `kept` rows to validate with, both in file order; rows of one prompt stay on one side where they can.
+
+    The same rows are kept for the same seed, whatever trains on the others: they choose the checkpoint and how much is filtered off.
+    """
+    if not kept:
+        return list(rows), []
+    keys = [_prompt(row) for row in rows]
+    if len(set(keys)) < 2 * kept:
+        keys = [row.row_id for row in rows]
+    order = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    members: dict[str, list[int]] = {}
+    for place, key in enumerate(keys):
+        members.setdefault(key, []).append(place)
+    chosen: set[int] = set()
+    for key in order:
+        if len(chosen) + len(members[key]) <= kept:
+            chosen.update(members[key])
+        if len(chosen) == kept:
+            break
+    return [row for i, row in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(chosen)]
+
+
+def _prompt(row: TokenRow) -> str:
+    first = next((i for i, learnt in enumerate(row.label_mask) if learnt), 0)
+    return repr(row.input_ids[:first]) if first >= ALONE else row.row_id
+
+
+def steps_between(kept_tokens: int, trained_tokens: int, total_steps: int) -> int:
+    """Steps between two looks so that all of them cost at most 3 % of the training; the last step is always looked at.
+
+    >>> steps_between(1_900, 38_000, 30), steps_between(1_900, 3_800_000, 3_000)
+    (25, 60)
+    """
+    a_step = trained_tokens / max(1, total_steps)
+    cheapest = FORWARD_SHARE * kept_tokens / (BUDGET * max(1.0, a_step))
+    return min(max(1, total_steps), max(1, math.ceil(cheapest), math.ceil(total_steps / 50)))
+
+
+def mean_loss(point: Point, labels: Sequence[int]) -> float:
+    """Nats per label token."""
+    return sum(point.losses) / sum(labels)
+
+
+def best(points: Sequence[Point]) -> Point | None:
+    """The look with the lowest loss, the earlier one of equals; None without a look."""
+    return min(points, key=lambda point: (sum(point.losses), point.step), default=None)
+
+
+def worse(point: Point, than: Point) -> bool:
+    """Whether the loss rose beyond one standard error of the paired difference over rows."""
+    differences = [a - b for a, b in zip(point.losses, than.losses, strict=True)]
+    return statistics.mean(differences) > statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def is_over(points: Sequence[Point], patience: int) -> bool:
+    """Whether the last `patience` looks were all worse than the best one before them; never where `patience` is 0.
+
+    >>> rows = [Point(step, tuple(loss + 0.1 * i for i in range(8))) for step, loss in ((5, 2.0), (10, 1.0), (15, 1.5), (20, 1.6))]
+    >>> is_over(rows[:3], 2), is_over(rows, 2), is_over(rows, 0)
+    (False, True, False)
+    """
+    if not patience or len(points) <= patience:
+        return False
+    before = best(points[:-patience])
+    return before is not None and all(worse(point, before) for point in points[-patience:])
+
+
+def as_json(point: Point) -> dict[str, object]:
+    """The line of a look in `validation.jsonl`."""
+    return dataclasses.asdict(point)

@@ -1,0 +1,150 @@
+"""Rows kept from training choose the checkpoint: the same ones on every rank, ZeRO stage and after a kill."""
+
+import dataclasses
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from many_runs import torchrun
+from safetensors.torch import load_file
+from training_jobs import job, rows
+
+from lora_select import records
+from lora_select.data.tokens import TokenRow, write_rows
+from lora_select.records import Adapter
+from lora_select.training.job import BEST, CHECKPOINTS, METRICS, RESULT, VALIDATION, write_job
+from lora_select.training.reload_worker import examine
+from lora_select.training.supervisor import progress
+from lora_select.training.validation import Point, best, is_over, kept_rows, split, steps_between, worse
+from lora_select.training.worker import checkpoints
+
+SETTING = {
+    "epochs": 20.0,
+    "total_steps": 60,
+    "effective_batch_size": 8,
+    "learning_rate": 1e-2,
+    "validation_rows": 8,
+    "validation_every": 4,
+    "checkpoint_every": 5,
+    "keep_checkpoints": 20,
+}
+
+
+def at_odds(count):
+    """Rows whose kept ones have another answer than those that are trained on: what is learnt makes them worse."""
+    draw = random.Random(0)
+    prompts = [tuple(draw.randrange(20, 254) for _ in range(10)) for _ in range(count)]
+    mask = (False,) * 10 + (True,) * 4
+    bare = [TokenRow(f"row-{n:03}", (*prompt, *(9,) * 4), mask) for n, prompt in enumerate(prompts)]
+    kept = {row.row_id for row in split(bare, SETTING["validation_rows"], 0)[1]}
+    return [TokenRow(row.row_id, (*row.input_ids[:10], *(7,) * 4), mask) if row.row_id in kept else row for row in bare]
+
+
+def told(folder, model, **changes):
+    made = job(folder, model, count=8, **(SETTING | changes))
+    made = dataclasses.replace(made, plan=dataclasses.replace(made.plan, patience=2))
+    write_rows(folder / "train.parquet", at_odds(32))
+    return write_job(folder, made)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory, tiny_model_folder):
+    """Folders of two ranks: whole at ZeRO-0 and 3, and one that was killed after step 10 and taken up."""
+    root = tmp_path_factory.mktemp("watched")
+    folders = {stage: root / f"zero{stage}" for stage in (0, 3)}
+    torchrun(2, [told(folder, tiny_model_folder, zero_stage=stage) for stage, folder in folders.items()])
+    folders["resumed"] = shutil.copytree(folders[0], root / "resumed")
+    (folders["resumed"] / RESULT).unlink()
+    checkpoints.discard_after(folders["resumed"] / CHECKPOINTS, 10)
+    torchrun(2, [told(folders["resumed"], tiny_model_folder)])
+    return folders
+
+
+@pytest.mark.parametrize("which", [0, 3])
+def test_training_stops_and_the_best_look_is_kept(watched, which, tiny_model_folder):
+    adapter = records.read(Adapter, watched[which] / RESULT)
+    seen = adapter.validation
+    assert seen is not None
+    assert seen.rows == 8
+    assert seen.stopped_early
+    assert adapter.steps == seen.steps[-1] < 60
+    assert seen.chosen_step == seen.steps[seen.losses.index(min(seen.losses))] < adapter.steps
+    steps = progress.read_metrics(watched[which])
+    assert {s["step"]: round(s["validation_loss"], 6) for s in steps if s["validation_loss"] is not None} == dict(
+        zip(seen.steps, seen.losses, strict=True)
+    )
+    saved = load_file(watched[which] / BEST / checkpoints.name(seen.chosen_step) / checkpoints.PARAMETERS)
+    folder = load_file(watched[which] / "adapter" / "adapter_model.safetensors")
+    for name, tensor in folder.items():
+        torch.testing.assert_close(tensor, saved[name.replace(".weight", ".default.weight")], rtol=0, atol=0)
+    proof = examine(str(tiny_model_folder), watched[which], "fp32")
+    assert proof.passed, proof.faults
+
+
+def test_a_split_model_says_the_same(watched):
+    one, other = (records.read(Adapter, watched[which] / RESULT).validation for which in (0, 3))
+    assert one.steps == other.steps
+    torch.testing.assert_close(one.losses, other.losses, rtol=1e-4, atol=1e-4)
+
+
+def test_a_killed_run_looks_again_at_what_it_had_seen(watched):
+    whole, resumed = (records.read(Adapter, watched[which] / RESULT) for which in (0, "resumed"))
+    assert resumed.resumed_from == (10,)
+    assert resumed.validation == whole.validation
+    assert resumed.digest == whole.digest
+    lines = [json.loads(line) for line in (watched["resumed"] / VALIDATION).read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(whole.validation.steps)
+    assert (watched["resumed"] / METRICS).is_file()
+
+
+def test_kept_rows_are_not_trained_on_and_are_the_same_again():
+    every = rows(100)
+    train, kept = split(every, 8, 0)
+    assert (train, kept) == split(every, 8, 0)
+    assert len(kept) == 8
+    assert {row.row_id for row in train} | {row.row_id for row in kept} == {row.row_id for row in every}
+    assert kept != split(every, 8, 1)[1]
+    assert split(every, 0, 0) == (every, [])
+
+
+def test_rows_of_one_prompt_stay_on_one_side():
+    prompts = [tuple(range(4 + p, 24 + p)) for p in range(30)]
+    every = [
+        TokenRow(f"{p}-{turn}", (*prompts[p], 200 + turn), (False,) * 20 + (True,))
+        for p in range(30)
+        for turn in (0, 1)
+    ]
+    train, kept = split(every, 8, 0)
+    assert len(kept) == 8
+    assert not {row.input_ids[:20] for row in train} & {row.input_ids[:20] for row in kept}
+
+
+def test_one_prompt_for_all_is_split_by_row():
+    every = [TokenRow(str(n), (*range(4, 24), n), (False,) * 20 + (True,)) for n in range(40)]
+    train, kept = split(every, 8, 0)
+    assert (len(train), len(kept)) == (32, 8)
+
+
+def test_how_many_rows_and_how_often():
+    assert kept_rows(31, 0.05) == 0
+    assert kept_rows(32, 0.05) == 8
+    assert kept_rows(10**6, 0.05) == 64
+    assert kept_rows(1000, 0.0) == 0
+    for kept, tokens, steps in ((1_900, 38_000, 30), (640, 10**6, 500), (64, 10**4, 7)):
+        every = steps_between(kept, tokens, steps)
+        looks = steps // every
+        assert every == steps or 0.5 * looks * kept <= 0.03 * tokens
+
+
+def test_patience_wants_looks_that_are_worse_beyond_noise():
+    base = [2.0, 3.0, 2.5, 3.5]
+    points = [Point(1, tuple(base)), Point(2, tuple(x - 1 for x in base)), Point(3, tuple(x - 0.9 for x in base))]
+    assert best(points) == points[1]
+    assert worse(points[2], points[1])
+    assert not is_over(points, 2)
+    assert is_over(points, 1)
+    noisy = Point(3, (1.9, 1.1, 2.4, 1.8))
+    assert not worse(noisy, points[1])
+    assert not is_over([*points[:2], noisy], 1)

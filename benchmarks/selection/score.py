@@ -12,7 +12,7 @@ from benchmarks.selection.case import best_run
 from benchmarks.selection.judging import Regret, cases, fit, hindsight, regrets, shipped_with
 from benchmarks.selection.strategies import RULES, STRATEGIES
 from benchmarks.selection.subject import ENCODER
-from benchmarks.selection.table import RESULTS, Table, tables
+from benchmarks.selection.table import RESULTS, tables
 from benchmarks.selection.tasks import CONTROLS
 from lora_select import records
 from lora_select.records import write_text

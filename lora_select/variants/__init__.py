@@ -7,8 +7,7 @@ from lora_select.variants.adalora import AdaLoRA
 from lora_select.variants.base import ClosedForm, Variant, has_rank
 from lora_select.variants.boft import BOFT
 from lora_select.variants.c3a import C3A
-from lora_select.variants.corda_ipm import CorDAInstruction
-from lora_select.variants.corda_kpm import CorDAKnowledge
+from lora_select.variants.corda import CorDAInstruction, CorDAKnowledge
 from lora_select.variants.delora import DeLoRA
 from lora_select.variants.dora import DoRA
 from lora_select.variants.eva import EVA

@@ -137,7 +137,7 @@ def _fitting(
     machine: Machine,
     tokens: Path | None,
 ) -> TrainingPlan:
-    from lora_select.training.planning import planned as trial
+    from lora_select.training.planning import plan as trial
     from lora_select.training.planning.plan import make_plan
 
     training = training_of(wish, seed) | {

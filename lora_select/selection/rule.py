@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from lora_select import records
 from lora_select.errors import InputError
 from lora_select.records import DatasetProfile, Decision, Race, SelectionInputs, Spectra
-from lora_select.selection import standing
 from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
 from lora_select.selection.constraints import check_names, claims_in_force, contradictions
-from lora_select.selection.race import MOST_ENTRANTS, RacePlan, plan_race
+from lora_select.selection.race import MOST_ENTRANTS, Raced, RacePlan, decide, plan_race
 from lora_select.selection.scoring import Scored, score_all
 from lora_select.selection.words import Verdict, reasons, record, spec, spec_of
 from lora_select.variants import EVA, VARIANTS, LoRA
@@ -33,7 +32,7 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, r
        the rule abstains to all-linear LoRA, r 16, at the rate of so many steps. With it on, and at most 100 steps planned, a variant whose
        lower bound (-2 SE) is above twice LoRA's upper bound (+2 SE), at the reference targets and rank, is taken; the
        cheapest of those within 2 SE of the best.
-    5. A race, where one was run, overrules that: see :func:`lora_select.selection.standing.decide`.
+    5. A race, where one was run, overrules that: see :func:`lora_select.selection.race.decide`.
 
     Raises:
         InputError: an unknown name, or no candidate is left; says which constraints stand against each other.
@@ -110,14 +109,12 @@ def _open(
     return scored, allowed, min(allowed, key=_distance), claim
 
 
-def _raced(
-    race: Race | None, allowed: Sequence[Scored], reference: Scored, inputs: SelectionInputs
-) -> standing.Raced | None:
+def _raced(race: Race | None, allowed: Sequence[Scored], reference: Scored, inputs: SelectionInputs) -> Raced | None:
     if race is None:
         return None
     parameters = {item.candidate.key: item.candidate.num_parameters for item in allowed}
     retention = inputs.prefer_retention
-    return standing.decide(race, list(parameters), reference.candidate.key, parameters, retention=retention)
+    return decide(race, list(parameters), reference.candidate.key, parameters, retention=retention)
 
 
 def _distance(item: Scored) -> tuple[int, int, float, int]:

@@ -10,8 +10,8 @@ from lora_select.selection.candidates import Candidate
 from lora_select.selection.constraints import rank_floor
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, lora_displacement, published_rate
 from lora_select.selection.prediction import predicted_gain, raced_gain
+from lora_select.selection.race import Raced
 from lora_select.selection.scoring import Scored
-from lora_select.selection.standing import Raced
 
 CLEAR = 2.0
 
@@ -43,7 +43,7 @@ def spec(candidate: Candidate, inputs: SelectionInputs) -> AdapterSpec:
         r=variant.r,
         lora_alpha=variant.lora_alpha,
         scale=variant.scale,
-        init=variant.init,
+        init=variant.initialization,
         learning_rate=inputs.learning_rate or learning_rate(candidate, inputs.planned_steps),
         peft_class=variant.peft_class,
         peft_arguments=_peft_arguments(candidate),

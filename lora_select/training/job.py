@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from lora_select.records import AdapterSpec, TrainingPlan, write_text
+from lora_select.records import AdapterSpec, Remedy, TrainingPlan, write_text
 
 JOB = "job.json"
 RESULT = "result.json"
@@ -20,6 +22,7 @@ CHECKPOINTS = "checkpoints"
 REMEDIES = "remedies.json"
 VALIDATION = "validation.jsonl"
 BEST = "best"
+_REMEDIES: TypeAdapter[tuple[Remedy, ...]] = TypeAdapter(tuple[Remedy, ...])
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,18 @@ def write_job(folder: Path, job: TrainingJob) -> Path:
 def read_job(path: Path) -> TrainingJob:
     """Read what :func:`write_job` wrote."""
     return TypeAdapter(TrainingJob).validate_json(path.read_text(encoding="utf-8"))
+
+
+def read_remedies(folder: Path) -> tuple[Remedy, ...]:
+    """Every remedy of this training folder so far, in order: an audited list that outlives every process."""
+    path = folder / REMEDIES
+    return _REMEDIES.validate_json(path.read_bytes()) if path.is_file() else ()
+
+
+def write_remedies(folder: Path, history: Sequence[Remedy]) -> None:
+    """Write the list, before the remedy is used."""
+    plain: Any = _REMEDIES.dump_python(tuple(history), mode="json")
+    write_text(folder / REMEDIES, json.dumps(plain, indent=2, sort_keys=True) + "\n")
 
 
 def node_file(name: str, node: int) -> str:

@@ -10,7 +10,7 @@ from lora_select import models
 from lora_select.errors import InputError
 from lora_select.initialization import write_initialization
 from lora_select.training import reload_check
-from lora_select.training.reload_worker import examine
+from lora_select.training.reload_check import examine
 from lora_select.training.supervisor import launch
 
 

@@ -13,7 +13,7 @@ from lora_select import models, records
 from lora_select.records import Adapter
 from lora_select.training import reload_check
 from lora_select.training.job import LAUNCH, RESULT
-from lora_select.training.reload_worker import examine
+from lora_select.training.reload_check import examine
 from lora_select.training.supervisor import launch, progress
 from lora_select.training.worker import checkpoints
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_select.data.tokens import TokenRow
+from lora_select.data.tokens import TokenRow, read_rows
 from lora_select.errors import InputError
 from lora_select.initialization import changes_base
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, Range, TrainingPlan
 from lora_select.training import validation
+from lora_select.training.job import TrainingJob
 from lora_select.training.planning import fit, memory
-from lora_select.training.planning.measure import Measured
+from lora_select.training.planning.measure import Measured, measure
 from lora_select.training.worker.batches import total_steps
 
 GIB = 2**30
@@ -149,6 +150,38 @@ def make_plan(
 def _validation_every(profile: DatasetProfile, kept: int, rows: int, steps: int, batch: int) -> int:
     a_row = profile.train.tokens / max(1, rows)
     return validation.steps_between(round(kept * a_row), round(steps * batch * a_row), steps)
+
+
+def planned(
+    profile: DatasetProfile,
+    spec: AdapterSpec,
+    base: BaseModel,
+    machine: Machine,
+    training: Mapping[str, Any],
+    tokens: Path,
+    folder: Path,
+) -> TrainingPlan:
+    """Plan, measure on this machine, plan again.
+
+    Args:
+        profile: rows and tokens.
+        spec: the adapter.
+        base: the base model.
+        machine: where training runs.
+        training: the config's `training` section as a mapping, and `seed`.
+        tokens: the training rows' token file.
+        folder: where the measurement works.
+
+    Raises:
+        InputError: the settings contradict each other, or the model does not fit.
+    """
+    rows = read_rows(tokens)
+    draft = make_plan(profile, spec, base, machine, training, rows)
+    job = TrainingJob(
+        spec, draft, base.path, base.source, str(tokens), str(tokens), quantized_base=training.get("quantize")
+    )
+    measured = measure(job, folder)
+    return make_plan(profile, spec, base, machine, training, rows, measured)
 
 
 def check_disk(plan: TrainingPlan, folder: Path) -> None:

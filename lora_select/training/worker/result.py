@@ -8,7 +8,6 @@ from lora_select import records
 from lora_select.data.tokens import read_rows
 from lora_select.records import Adapter, Validation, file_ref
 from lora_select.training import job
-from lora_select.training.supervisor import remedies
 from lora_select.training.worker import checkpoints, model
 from lora_select.training.worker.process import Rank
 
@@ -54,8 +53,8 @@ def finish(rank: Rank, loss: float, last: int, validation: Validation | None, se
         zero_stage=rank.plan.zero_stage,
         resumed_from=tuple(rank.resumed),
         export=export,
-        remedies=remedies.read(folder),
         validation=validation,
+        remedies=job.read_remedies(folder),
     )
     records.write(folder / job.RESULT, adapter)
     print(f"finished after {seconds:.0f} s in this process", flush=True)

@@ -11,7 +11,7 @@ from flows.command import run_from_command_line
 from flows.session import Run
 from lora_select.config import load
 from lora_select.records import Decision
-from lora_select.training.planning.plan import detect_machine
+from lora_select.training.machine import detect_machine
 from tasks import adapt, choose, data, judge
 from tasks.store import StageRef
 

@@ -6,7 +6,7 @@ from typing import Any
 from lora_select.config import RunConfig
 from lora_select.records import SelectionInputs
 from lora_select.records.digests import source_digest
-from lora_select.training.planning.plan import Machine
+from lora_select.training.machine import Machine
 
 
 def intake(config: RunConfig) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def measure(
     """
     from lora_select.data.tokens import label_loss
     from lora_select.spectral.analyze import analyze
-    from lora_select.training.planning.plan import detect_machine
+    from lora_select.training.machine import detect_machine
     from lora_select.variants import CATALOGUE
 
     return analyze(

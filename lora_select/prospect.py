@@ -12,7 +12,7 @@ from lora_select.data.tokens import read_rows
 from lora_select.errors import InputError
 from lora_select.recipes import expressible
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, TrainingPlan
-from lora_select.training.planning.plan import Machine, detect_machine
+from lora_select.training.machine import Machine, detect_machine
 
 TRAINING: Mapping[str, Any] = {
     "num_processes": 1,

@@ -10,7 +10,8 @@ from lora_select.data.tokens import read_rows
 from lora_select.records import BaseModel, DatasetProfile, Race, SelectionInputs, Spectra
 from lora_select.selection.rule import prepare_race
 from lora_select.training import trials as probes
-from lora_select.training.planning.plan import Machine, make_plan
+from lora_select.training.machine import Machine
+from lora_select.training.planning.plan import make_plan
 
 
 @final

@@ -29,7 +29,7 @@ from lora_select.records import (
 from lora_select.records.digests import key_of, library_digest, source_digest
 from lora_select.selection.constraints import check_names
 from lora_select.selection.rule import select
-from lora_select.training.planning.plan import Machine, detect_machine
+from lora_select.training.machine import Machine, detect_machine
 
 MEASURED = "measured.json"
 """Names what dataset, profile and spectra of a folder were measured from; written last."""

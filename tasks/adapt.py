@@ -10,8 +10,9 @@ from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile,
 from lora_select.training import job
 from lora_select.training import reload_check as prove_library
 from lora_select.training.job import TrainingJob
+from lora_select.training.machine import Machine
 from lora_select.training.planning import plan as plan_library
-from lora_select.training.planning.plan import Machine, planned
+from lora_select.training.planning.plan import planned
 from lora_select.training.supervisor import launch
 from tasks.stage import Context, Stage
 from tasks.store import StageRef

@@ -11,7 +11,7 @@ from lora_select.racing import race as race_library
 from lora_select.records import BaseModel, DatasetProfile, Decision, Race, SelectionInputs, Spectra
 from lora_select.selection.rule import select as select_library
 from lora_select.spectral.analyze import analyze as analyze_library
-from lora_select.training.planning.plan import Machine
+from lora_select.training.machine import Machine
 from lora_select.variants import CATALOGUE
 from tasks.stage import Context, Stage
 from tasks.store import StageRef

@@ -116,7 +116,7 @@ def uncentred(vectors: "Tensor", values: "Tensor", mean: "Tensor", variance: flo
 def _curvature(adapter: AdapterSpec, base: Path, batch: "dict[str, Tensor]", progress: Progress | None) -> Curvature:
     from lora_select import models
     from lora_select.diagnostics.adapter_curvature import adapter_curvature
-    from lora_select.training.planning.plan import detect_machine
+    from lora_select.training.machine import detect_machine
 
     device = detect_machine().device
     model = models.load_model(str(base), device=device)

@@ -13,6 +13,7 @@ from typing import final
 
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, Probe, Race
+from lora_select.spectral.statistics import CLEAR
 
 FACTORS = (1 / 3, 1.0, 3.0)
 """Rates of a candidate over its predicted one."""
@@ -21,8 +22,6 @@ FIRST_RUNG = 0.4
 """Steps of the first rung over the planned ones; each rung has a schedule of its own length."""
 MINIMUM_STEPS = 24
 """Of a probe, or the planned ones where they are fewer: probes of 6 steps ordered nothing in the oracle (docs/theory.md)."""
-CLEAR = 2.0
-"""Standard errors."""
 TIE_SHARE = 0.01
 """Losses within this part of the best one are a tie."""
 FORGETS_LESS = 0.5

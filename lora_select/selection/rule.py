@@ -8,6 +8,7 @@ from lora_select.errors import InputError
 from lora_select.records import DatasetProfile, Decision, Race, SelectionInputs, Spectra
 from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
 from lora_select.selection.constraints import check_names, claims_in_force, contradictions
+from lora_select.selection.learning_rate import REFERENCE_RANK
 from lora_select.selection.race import MOST_ENTRANTS, Raced, RacePlan, decide, plan_race
 from lora_select.selection.scoring import Scored, score_all
 from lora_select.selection.words import Verdict, reasons, record, spec, spec_of
@@ -15,9 +16,8 @@ from lora_select.variants import EVA, VARIANTS, LoRA
 
 RULE = "filter, measure, race, tie, cheapest, abstain"
 RULE_VERSION = "5"
-REFERENCE_RANK = 16
 SHORT_RUN_STEPS = 100
-"""Tangent energy tells early speed, not the final loss (selection.md 2.5): the claim is heard up to this many steps."""
+"""Tangent energy tells early speed, not the final loss: the claim is heard up to this many steps."""
 SHARE_FACTOR = 2.0
 """A variant's share must beat LoRA's by this factor, beyond two standard errors of both."""
 

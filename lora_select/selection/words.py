@@ -12,8 +12,7 @@ from lora_select.selection.learning_rate import displacement_ratio, learning_rat
 from lora_select.selection.prediction import predicted_gain, raced_gain
 from lora_select.selection.race import Raced
 from lora_select.selection.scoring import Scored
-
-CLEAR = 2.0
+from lora_select.spectral.statistics import CLEAR
 
 
 @final

@@ -14,13 +14,12 @@ from lora_select.spectral.linear_layers import plain_weight
 from lora_select.spectral.numerics import error_of
 from lora_select.spectral.projections import Systems, fold_views, null_view, project, ranks, static_view, uniform_view
 from lora_select.spectral.sketch import FoldSketches, InnerProducts, Sizes, inner_products
-from lora_select.spectral.statistics import RANKS, LayerStatistics, MeasuredVariant
+from lora_select.spectral.statistics import CLEAR, RANKS, LayerStatistics, MeasuredVariant
 from lora_select.spectral.structure import null_scores, reconstructions, structure
 from lora_select.spectral.weight import column_system, minor_system, narrow_gram, weight_system
 
 SUBSETS = (list(range(FOLDS)), *([fold for fold in range(FOLDS) if fold != out] for out in range(FOLDS)))
 """All folds, and all but one, for the jackknife."""
-CLEAR = 2.0
 """A share is a ratio to the signal energy: where that is below this many standard errors, the share of white noise is
 given, with an error as wide as the range that any gradient could give."""
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, final
 
+CLEAR = 2.0
+"""Standard errors by which a difference counts as one."""
 RANKS = (8, 16, 32)
 """Adapter ranks that are measured and offered."""
 

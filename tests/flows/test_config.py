@@ -9,7 +9,7 @@ import pytest
 from flows import settings
 from lora_select import config
 from lora_select.errors import InputError
-from lora_select.training.planning.plan import Machine
+from lora_select.training.machine import Machine
 
 MINIMAL = "name: mine\nbase_model: {source: m}\ndataset: {source: d}\n"
 ROOT = Path(__file__).parents[2]

@@ -2,8 +2,7 @@
 
 from lora_select.errors import InputError
 from lora_select.training.job import TrainingJob
-
-GIB = 2**30
+from lora_select.training.machine import GIB
 
 
 def check(told: TrainingJob) -> None:

@@ -5,13 +5,13 @@ from typing import Any
 from lora_select.data.tokens import TokenRow
 from lora_select.records import TrainingPlan
 from lora_select.training import job
-from lora_select.training.planning import memory
 from lora_select.training.worker import checkpoints, model, optimizer, preflight
 from lora_select.training.worker.process import Rank, limit_collectives
+from lora_select.training.zero import LIVE_PARAMETERS
 
 BUCKET_ELEMENTS = 2 * 10**7
 GATHERING = {
-    "stage3_max_live_parameters": memory.LIVE_PARAMETERS,
+    "stage3_max_live_parameters": LIVE_PARAMETERS,
     "stage3_max_reuse_distance": 0,
     "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
     "stage3_allgather_sequential": True,

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from lora_select import records
 from lora_select.errors import InputError
-from lora_select.records import DatasetProfile, Decision, Race, SelectionInputs, Spectra
+from lora_select.records import CandidateScore, DatasetProfile, Decision, Race, SelectionInputs, Spectra
 from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
 from lora_select.selection.constraints import check_names, claims_in_force, contradictions
+from lora_select.selection.explanation import passed_over, reasons
 from lora_select.selection.learning_rate import REFERENCE_RANK
 from lora_select.selection.race import MOST_ENTRANTS, Raced, RacePlan, decide, plan_race
 from lora_select.selection.scoring import Scored, score_all
-from lora_select.selection.words import Verdict, reasons, record, spec, spec_of
+from lora_select.selection.verdict import Verdict, evidence, spec, spec_of
 from lora_select.variants import EVA, VARIANTS, LoRA
 
 RULE = "filter, measure, race, tie, cheapest, abstain"
@@ -66,8 +67,20 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, r
         choice_key=choice.candidate.key,
         abstained=verdict.abstained,
         reasons=reasons(verdict, profile, spectra, inputs),
-        candidates=tuple(record(item, verdict, profile, inputs) for item in scored),
+        candidates=tuple(_record(item, verdict, profile, inputs) for item in scored),
         race_digest=records.digest(race) if race else None,
+    )
+
+
+def _record(item: Scored, verdict: Verdict, profile: DatasetProfile, inputs: SelectionInputs) -> CandidateScore:
+    """A candidate with its evidence; `rejected` is empty for the choice alone."""
+    return CandidateScore(
+        key=item.candidate.key,
+        spec=spec_of(item.candidate, verdict, inputs),
+        evidence=evidence(item, verdict, profile),
+        score=item.score,
+        score_se=item.error,
+        rejected=item.faults or passed_over(item, verdict),
     )
 
 

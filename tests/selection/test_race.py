@@ -156,7 +156,7 @@ def test_the_gain_of_a_probe_as_long_as_the_training_is_what_is_predicted_for_ot
     assert gain.source == "race"
     assert gain.value == pytest.approx(planted.profile().base_loss * share)
     assert gain.standard_error == pytest.approx(scale * math.sqrt(2) * math.hypot(rows, seeds))
-    assert any("own probe of as many steps" in reason for reason in decision.reasons)
+    assert any("trial of as many steps" in reason for reason in decision.reasons)
 
 
 def test_the_gain_of_a_shorter_probe_predicts_nothing():

@@ -159,7 +159,7 @@ def test_what_the_config_names_is_respected_and_recorded(constraints, key):
 def test_a_named_rank_below_the_floor_is_respected():
     decision = decide(profile=planted.profile(information_bits=2432 * 4), r=8)
     assert decision.choice.r == 8
-    assert any("r 8, named by the config is BELOW" in reason for reason in decision.reasons)
+    assert any("r 8, named by the config, is BELOW" in reason for reason in decision.reasons)
 
 
 def test_a_named_rate_is_recorded():

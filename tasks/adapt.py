@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select.initialization import write_initialization
-from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, Proof, Spectra, TrainingPlan
+from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, ReloadCheck, Spectra, TrainingPlan
 from lora_select.training import job
 from lora_select.training import reload_check as prove_library
 from lora_select.training.job import TrainingJob
@@ -56,7 +56,7 @@ def _train(
         base_path=base.path,
         base_source=base.source,
         train_tokens=str((context.folder_of(profile) / measured.train_tokens_file.path).resolve()),
-        probe_tokens=str((context.folder_of(profile) / measured.eval_tokens_file.path).resolve()),
+        check_tokens=str((context.folder_of(profile) / measured.eval_tokens_file.path).resolve()),
         initial_factors=str(factors.resolve()) if factors else None,
         quantized_base=quantized_base,
     )
@@ -78,13 +78,13 @@ class _Shipping:
             self._context.place.tracker.ship(self._context.folder / job.METRICS, self._context.label)
 
 
-def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseModel) -> Proof:
+def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseModel) -> ReloadCheck:
     precision = context.load(plan, TrainingPlan).precision
-    made = prove_library.prove(base, context.folder_of(adapter), precision=precision, folder=context.folder)
-    prove_library.refuse_unproven(made, context.load(adapter, Adapter))
+    made = prove_library.check_reload(base, context.folder_of(adapter), precision=precision, folder=context.folder)
+    prove_library.refuse_failed(made, context.load(adapter, Adapter))
     return made
 
 
 plan = Stage("plan", TrainingPlan, _plan)
 train = Stage("train", Adapter, _train)  # no retries: training has its own, bounded and written down
-prove = Stage("prove", Proof, _prove)
+prove = Stage("prove", ReloadCheck, _prove)

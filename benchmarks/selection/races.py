@@ -9,7 +9,7 @@ from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import EVA, MLP, Case, Choice, Strategy, base_loss
 from benchmarks.selection.schedule import nearest
 from benchmarks.selection.table import Run, Table
-from lora_select.records import Probe, Race
+from lora_select.records import Race, Trial
 from lora_select.selection.calibration import rate_shift
 from lora_select.selection.prediction import raced_gain
 from lora_select.selection.race import FACTORS, MINIMUM_STEPS, MOST_ENTRANTS, decide
@@ -121,9 +121,9 @@ def _race(
     return case.known([Choice(Run(found.key, rate, 0), share * len(runs), gain, len(others))])
 
 
-def _probe(table: Table, run: Run) -> Probe:
+def _probe(table: Table, run: Run) -> Trial:
     outcome = table.outcomes[run]
-    return Probe(
+    return Trial(
         key=run.candidate,
         learning_rate=run.rate,
         steps=outcome.steps,

@@ -66,7 +66,7 @@ def quantisation_errors(
     from lora_select.diagnostics.quantisation import quantisation_error
     from lora_select.initialization.activations import measured_layers
     from lora_select.initialization.weights import target_weights
-    from lora_select.spectral.statistics import RANKS
+    from lora_select.spectral.statistics import ADAPTER_RANKS
 
     parts = ("activation_vectors", "activation_values", "activation_mean")
     inputs = dict(measured_layers(adapter, folder / spectra.tensors.path, parts))
@@ -76,7 +76,7 @@ def quantisation_errors(
         if name in inputs:
             directions, energies, mean = inputs[name]
             vectors, values, remainder = uncentred(directions, energies, mean, variances[name])
-            found[name] = quantisation_error(weight, vectors, values, remainder, kind, RANKS, spectra.seed)
+            found[name] = quantisation_error(weight, vectors, values, remainder, kind, ADAPTER_RANKS, spectra.seed)
             if progress is not None:
                 progress(len(found), len(inputs), f"quantised {name}")
     return dict(sorted(found.items()))

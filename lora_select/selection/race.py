@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lora_select.errors import InputError
-from lora_select.records import AdapterSpec, Probe, Race
+from lora_select.records import AdapterSpec, Race, Trial
 from lora_select.spectral.statistics import CLEAR
 
 FACTORS = (1 / 3, 1.0, 3.0)
@@ -157,7 +157,7 @@ def probe_name(key: str, rate: float) -> str:
     return f"{key} {rate:g}"
 
 
-def dropped(probes: Sequence[Probe], labels: Sequence[int]) -> dict[str, str]:
+def dropped(probes: Sequence[Trial], labels: Sequence[int]) -> dict[str, str]:
     """Probes of one rung that are clearly worse than its best one, by more than 2 standard errors and 1 % of its loss.
 
     The reference's best rate is never dropped: it is what everything is compared with.
@@ -218,8 +218,8 @@ def spares(forgetting: float, other: float) -> bool:
 
 
 def gentlest(
-    probes: Sequence[Probe], labels: Sequence[int], base_reference: float, *, retention: bool = False
-) -> Probe:
+    probes: Sequence[Trial], labels: Sequence[int], base_reference: float, *, retention: bool = False
+) -> Trial:
     """The lowest rate of those within 1 % of a candidate's best loss: a higher rate that buys nothing forgets more.
 
     Args:
@@ -231,7 +231,7 @@ def gentlest(
     best = min(probes, key=lambda probe: mean_loss(probe.held_out, labels))
     level = mean_loss(best.held_out, labels)
 
-    def tied(probe: Probe) -> bool:
+    def tied(probe: Trial) -> bool:
         gap = difference(probe.held_out, best.held_out, labels)
         if close(gap, level, retention=False):
             return True

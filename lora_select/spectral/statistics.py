@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol, final
 
 CLEAR = 2.0
 """Standard errors by which a difference counts as one."""
-RANKS = (8, 16, 32)
+ADAPTER_RANKS = (8, 16, 32)
 """Adapter ranks that are measured and offered."""
 
 

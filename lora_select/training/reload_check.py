@@ -11,8 +11,8 @@ from typing import Any
 
 from lora_select import models, records
 from lora_select.errors import WorldError
-from lora_select.records import Adapter, BaseModel, Proof
-from lora_select.training.job import JOB, PROBE, RESULT, read_job
+from lora_select.records import Adapter, BaseModel, ReloadCheck
+from lora_select.training.job import JOB, RESULT, read_job
 from lora_select.training.supervisor.launch import clean_environment
 
 PROOF = "proof-result.json"
@@ -22,8 +22,8 @@ of a start that changes the base differ by some 1e-4; in bf16 (8 bits of mantiss
 TIMEOUT_SECONDS = 1800
 
 
-def prove(base: BaseModel, adapter_folder: Path, *, precision: str, folder: Path) -> Proof:
-    """Prove an adapter in a new process.
+def check_reload(base: BaseModel, adapter_folder: Path, *, precision: str, folder: Path) -> ReloadCheck:
+    """Check in a new process that the saved adapter is what was trained.
 
     Args:
         base: the pristine base model.
@@ -32,7 +32,7 @@ def prove(base: BaseModel, adapter_folder: Path, *, precision: str, folder: Path
         folder: where the process writes its result.
 
     Returns:
-        The proof; a failed one has `passed` False and says why in `faults`.
+        The result; a failed one has `passed` False and says why in `faults`.
 
     Raises:
         WorldError: the process died before it could say anything.
@@ -53,10 +53,10 @@ def prove(base: BaseModel, adapter_folder: Path, *, precision: str, folder: Path
     if not (folder / PROOF).is_file():
         last = "\n  ".join(run.stderr.strip().splitlines()[-5:])
         raise WorldError(f"the proof ended with code {run.returncode} before it had a result:\n  {last}")
-    return records.read(Proof, folder / PROOF)
+    return records.read(ReloadCheck, folder / PROOF)
 
 
-def refuse_unproven(proof: Proof, adapter: Adapter) -> None:
+def refuse_failed(proof: ReloadCheck, adapter: Adapter) -> None:
     """Stop before an adapter that is not what was trained is judged or registered.
 
     Raises:
@@ -74,7 +74,7 @@ def main(base: str, stage: Path, precision: str, out: Path) -> None:
     records.write(out / PROOF, examine(base, stage, precision))
 
 
-def examine(base: str, stage: Path, precision: str) -> Proof:
+def examine(base: str, stage: Path, precision: str) -> ReloadCheck:
     """What the adapter folder of a training stage really is."""
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -89,12 +89,12 @@ def examine(base: str, stage: Path, precision: str) -> Proof:
     faults += [] if tensors else ["the adapter holds no tensor"]
     faults += [] if finite else ["a tensor holds NaN or infinity"]
     faults += [] if nonzero else ["B is zero in every layer: training changed nothing"]
-    probe = load_file(stage / PROBE)
+    logits = load_file(stage / adapter.reference_logits.path)
     held = read_job(stage / JOB).quantized_base
     model = models.load_model(base, dtype="bfloat16" if precision == "bf16" else "float32", quantize=held)
-    pristine = _logits(model, probe)
-    loaded = _logits(PeftModel.from_pretrained(model, str(folder)).eval(), probe)
-    wanted = [probe[f"logits.{index}"] for index in range(len(loaded))]
+    pristine = _logits(model, logits)
+    loaded = _logits(PeftModel.from_pretrained(model, str(folder)).eval(), logits)
+    wanted = [logits[f"logits.{index}"] for index in range(len(loaded))]
     difference = max(_largest(a, b) for a, b in zip(loaded, wanted, strict=True))
     change = max(_largest(a, b) for a, b in zip(loaded, pristine, strict=True))
     tolerance = TOLERANCE[precision]
@@ -102,7 +102,7 @@ def examine(base: str, stage: Path, precision: str) -> Proof:
         faults.append(f"logits differ from the trained model's by {difference:.3g}, over the limit of {tolerance:g}")
     if change == 0:
         faults.append("the model with the adapter is the base model: its logits are equal")
-    return Proof(
+    return ReloadCheck(
         adapter_digest=adapter.digest,
         tensors=len(tensors),
         finite=finite,
@@ -120,15 +120,15 @@ def _changed(stage: Path, file: records.FileRef) -> bool:
     return not path.is_file() or records.sha256_file(path) != file.sha256
 
 
-def _logits(model: Any, probe: dict[str, Any]) -> list[Any]:
+def _logits(model: Any, reference: dict[str, Any]) -> list[Any]:
     import torch
 
     found = []
     with torch.no_grad():
-        for index in range(len(probe) // 3):
-            ids = probe[f"ids.{index}"][None]
+        for index in range(len(reference) // 3):
+            ids = reference[f"ids.{index}"][None]
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            found.append(output[0, probe[f"places.{index}"]].float())
+            found.append(output[0, reference[f"places.{index}"]].float())
     return found
 
 

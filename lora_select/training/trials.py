@@ -18,7 +18,7 @@ from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.initialization import changes_base, write_initialization
 from lora_select.initialization.portable import subtracts
-from lora_select.records import AdapterSpec, Probe, Race, TrainingPlan, append_line, from_json, whole_lines
+from lora_select.records import AdapterSpec, Race, TrainingPlan, Trial, append_line, from_json, whole_lines
 from lora_select.selection.race import Entrant, RacePlan, dropped, probe_name
 from lora_select.training.worker import batches, loss, model, optimizer, packing, preflight, sanity
 from lora_select.training.worker.batches import trained_tokens
@@ -166,11 +166,11 @@ def run(
     began = time.monotonic()
     whole = any(changes_base(entrant.spec.init) for entrant in plan.entrants)
     track = _Track(training, material, folder, whole=whole)
-    finished: list[Probe] = []
+    finished: list[Trial] = []
     out: dict[str, str] = {}
     total = sum(len(entrant.rates) for entrant in plan.entrants) * len(plan.rungs)
     for steps in plan.rungs:
-        rung: list[Probe] = []
+        rung: list[Trial] = []
         for entrant, rate in _pairs(plan):
             name = probe_name(entrant.key, rate)
             if name in out:
@@ -238,7 +238,7 @@ class _Track:
             )
         self.base_reference = reference
 
-    def probe(self, key: str, spec: AdapterSpec, steps: int) -> Probe:
+    def probe(self, key: str, spec: AdapterSpec, steps: int) -> Trial:
         """A probe from disk, or a new one that is then on disk."""
         known = self.done.get((key, spec.learning_rate, steps))
         if known is not None:
@@ -253,7 +253,7 @@ class _Track:
             whole = len(losses) == steps
             held_out, reference = self._measure(network.eval()) if whole else ((), None)
         factors.unlink(missing_ok=True)
-        made = Probe(
+        made = Trial(
             key=key,
             learning_rate=spec.learning_rate,
             steps=steps,
@@ -290,9 +290,9 @@ def shortened(plan: TrainingPlan, steps: int, rate: float) -> TrainingPlan:
     )
 
 
-def _read(file: Path) -> dict[tuple[str, float, int], Probe]:
+def _read(file: Path) -> dict[tuple[str, float, int], Trial]:
     """Probes of an earlier attempt."""
-    probes = [from_json(Probe, line, place=file.name) for line in whole_lines(file)]
+    probes = [from_json(Trial, line, place=file.name) for line in whole_lines(file)]
     return {(probe.key, probe.learning_rate, probe.steps): probe for probe in probes}
 
 

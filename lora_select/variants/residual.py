@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lora_select.spectral.statistics import RANKS
+from lora_select.spectral.statistics import ADAPTER_RANKS
 from lora_select.variants.base import Context, Variant
 from lora_select.variants.low_rank import LowRank
 
 UNKNOWN = 1.0
 """The error of a share that nobody measured: as wide as its range."""
-GRADIENT_DIRECTIONS = 2 * RANKS[-1]
+GRADIENT_DIRECTIONS = 2 * ADAPTER_RANKS[-1]
 """How many singular directions of the gradient the spectral pass keeps, where the layer has that many."""
 
 

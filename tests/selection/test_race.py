@@ -8,7 +8,7 @@ import planted
 import pytest
 
 from lora_select.errors import InputError
-from lora_select.records import Probe, Race, from_json, to_json
+from lora_select.records import Race, Trial, from_json, to_json
 from lora_select.selection import race as rules
 from lora_select.selection.calibration import shipped
 from lora_select.selection.prediction import PREDICTED_GAIN
@@ -19,11 +19,11 @@ LABELS = (4,) * 40
 BASE = 2.0
 
 
-def probe(key, rate, loss, *, steps=20, forgets=0.1, spread=0.0, seed=0) -> Probe:
+def probe(key, rate, loss, *, steps=20, forgets=0.1, spread=0.0, seed=0) -> Trial:
     """A probe of this loss per token; `spread` is the noise of each row's loss per token."""
     noise = random.Random(seed)
     rows = tuple(4 * (loss + spread * noise.gauss(0, 1)) for _ in LABELS) if math.isfinite(loss) else ()
-    return Probe(key, rate, steps, 0, rows, 3.0 + forgets if rows else None, (2.0, 1.0), 1000, 1.0)
+    return Trial(key, rate, steps, 0, rows, 3.0 + forgets if rows else None, (2.0, 1.0), 1000, 1.0)
 
 
 def race(*probes, rungs=(20,), dropped=()) -> Race:

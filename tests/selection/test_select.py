@@ -116,7 +116,7 @@ def test_the_order_of_the_catalogue_changes_nothing_but_the_listing(monkeypatch)
     record = planted.spectra(shares={"dora": 0.95, "eva": 0.94})
     before = decide(record, claims=CLAIM)
     monkeypatch.setattr(candidates, "CANDIDATES", tuple(reversed(candidates.CANDIDATES)))
-    monkeypatch.setattr(candidates, "RANKS", tuple(reversed(candidates.RANKS)))
+    monkeypatch.setattr(candidates, "ADAPTER_RANKS", tuple(reversed(candidates.ADAPTER_RANKS)))
     after = decide(record, claims=CLAIM)
     assert after.choice == before.choice
     assert by_key(after) == by_key(before)

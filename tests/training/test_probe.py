@@ -9,7 +9,7 @@ import training_jobs
 from lora_select import models
 from lora_select.data.tokens import read_rows
 from lora_select.initialization import write_initialization
-from lora_select.records import Probe, from_json
+from lora_select.records import Trial, from_json
 from lora_select.selection.race import Entrant, RacePlan
 from lora_select.training import trials
 from lora_select.training.job import METRICS
@@ -96,7 +96,7 @@ def test_a_killed_race_goes_on_after_its_last_whole_probe(tmp_path, tiny_model_f
     file = tmp_path / trials.PROBES
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:2]) + lines[2][:40])  # killed in the middle of a write
-    kept = [from_json(Probe, line) for line in lines[:2]]
+    kept = [from_json(Trial, line) for line in lines[:2]]
     seen = []
     again = run(tmp_path, tiny_model_folder, rows, progress=lambda done, total, what: seen.append(what))
     assert [p.seconds for p in again.probes[:2]] == [p.seconds for p in kept]

@@ -12,7 +12,7 @@ import peft
 import pytest
 
 from lora_select import variants
-from lora_select.spectral.statistics import RANKS
+from lora_select.spectral.statistics import ADAPTER_RANKS
 from lora_select.variants import CANDIDATES, CATALOGUE, LEFT_OUT, VARIANTS, named, offered
 from lora_select.variants.base import Variant
 
@@ -133,7 +133,7 @@ def test_names_and_keys_are_unique():
     assert len({f"{v.name}@{v.r}" for v in CATALOGUE}) == len(CATALOGUE)
     assert set(CANDIDATES) <= set(VARIANTS)
     assert {type(v) for v in CATALOGUE} >= set(CANDIDATES)
-    assert all(v.r in (0, *RANKS) for v in CATALOGUE)
+    assert all(v.r in (0, *ADAPTER_RANKS) for v in CATALOGUE)
 
 
 def test_what_is_left_out_has_a_reason_and_is_not_in():

@@ -84,7 +84,7 @@ def finished(folder: Path) -> Adapter | None:
     if not result.is_file():
         return None
     adapter = records.read(Adapter, result)
-    for file in (*adapter.files, adapter.probe_file):
+    for file in (*adapter.files, adapter.reference_logits):
         path = folder / file.path
         if not path.is_file() or records.sha256_file(path) != file.sha256:
             result.unlink()

@@ -18,7 +18,7 @@ from lora_select.training import job
 from lora_select.training.failures import DIVERGED, TrainingError
 from lora_select.training.worker import batches, checkpoints, optimizer, preflight, sanity
 from lora_select.training.worker.loss import training_loss
-from lora_select.training.worker.process import Rank, seed_micro_batch
+from lora_select.training.worker.process import Process, seed_micro_batch
 from lora_select.training.worker.resume import metrics_until
 from lora_select.training.worker.validation import Watch
 
@@ -62,7 +62,7 @@ def train(rank: Rank, rows: list[TokenRow], watch: Watch, first: int) -> tuple[f
     return loss, plan.total_steps
 
 
-def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int]:
+def _step(rank: Process, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int]:
     """One optimizer step on the mean loss per label token of the whole effective batch."""
     plan, engine = rank.plan, rank.engine
     began = time.monotonic()
@@ -103,7 +103,7 @@ def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int
     return metrics, labels
 
 
-def _refuse_nonsense(rank: Rank, rows: list[TokenRow], metrics: StepMetrics) -> None:
+def _refuse_nonsense(rank: Process, rows: list[TokenRow], metrics: StepMetrics) -> None:
     """Stop before a loss or gradient that is no number is written down or saved; names the rows of the step.
 
     Raises:

@@ -72,7 +72,7 @@ def _line(variant: Variant, candidate: bool, context: Context, architecture: str
         time=variant.cost.time,
         memory_gb=variant.cost.memory_gb,
         candidate=candidate,
-        refused=variant.violations(context) or seen,  # a rule and its cell say the same: tests/capability
+        refused=variant.violations(context) or seen,  # a rule and its cell say the same: tests/benchmarks
     )
 
 

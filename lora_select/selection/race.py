@@ -73,14 +73,14 @@ def plan_race(
         >>> plan_race({"lora": None}, 1000, 0.05)
         Traceback (most recent call last):
         ...
-        lora_select.errors.InputError: a race needs at least 3 probes of 24 steps, 7.2 % of the 1000 planned ones; \
+        lora_select.errors.InputError: a race needs at least 3 trials of 24 steps, 7.2 % of the 1000 planned ones; \
 the budget is 5 %: raise it, or set it to 0 for a decision without a race
     """
     rates, least = 1 if fixed_rate else len(FACTORS), min(MINIMUM_STEPS, planned_steps)
     if budget * planned_steps < rates * least:
         needed = f"{100 * rates * least / planned_steps:.3g} % of the {planned_steps} planned ones"
         raise InputError(
-            f"a race needs at least {rates} probes of {least} steps, {needed}; the budget is {100 * budget:.3g} %: raise it, "
+            f"a race needs at least {rates} trials of {least} steps, {needed}; the budget is {100 * budget:.3g} %: raise it, "
             "or set it to 0 for a decision without a race"
         )
     most = min(MOST_ENTRANTS, max(1, int(budget / rates)))
@@ -220,7 +220,7 @@ def spares(forgetting: float, other: float) -> bool:
 def gentlest(
     probes: Sequence[Trial], labels: Sequence[int], base_reference: float, *, retention: bool = False
 ) -> Trial:
-    """The lowest rate of those within 1 % of a candidate's best loss: a higher rate that buys nothing forgets more.
+    """The lowest learning rate of those within 1 % of a candidate's best loss: a higher one that buys nothing forgets more.
 
     Args:
         probes: of one candidate and one length, none of them diverged; at least one.

@@ -175,7 +175,7 @@ def run(
             name = probe_name(entrant.key, rate)
             if name in out:
                 continue
-            progress(len(finished), total, f"{entrant.key} at {rate:g}, {steps} steps")
+            progress(len(finished), total, f"{entrant.key} at learning rate {rate:g}, {steps} steps")
             try:
                 probe = track.probe(entrant.key, dataclasses.replace(entrant.spec, learning_rate=rate), steps)
             except InputError as error:  # its start cannot be made here: the others race on

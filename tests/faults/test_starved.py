@@ -86,7 +86,7 @@ def test_a_poisoned_batch(reference, tiny_model_folder, tmp_path, outcome):
     run.no_process_is_left()
     assert remedied(folder) == ["diverged"]
     said = (folder / "flow.log").read_text()
-    assert "half the rate did not help" in said
+    assert "half the learning rate did not help" in said
     assert poison.row_id in said
     step, _ = checkpoints.newest(folder / CHECKPOINTS)
     from safetensors.torch import load_file

@@ -80,7 +80,7 @@ def test_a_race_never_costs_more_than_its_budget(budget):
 
 def test_a_budget_that_pays_for_nothing_is_refused_with_the_one_that_would():
     with pytest.raises(
-        InputError, match=r"at least 3 probes of 24 steps, 120 % of the 60 planned ones; the budget is 5 %"
+        InputError, match=r"at least 3 trials of 24 steps, 120 % of the 60 planned ones; the budget is 5 %"
     ):
         prepare_race(planted.profile(), planted.spectra(), planted.inputs(race_budget=0.05))
 

@@ -116,7 +116,7 @@ def _refuse_nonsense(rank: Process, rows: list[TokenRow], metrics: StepMetrics) 
     names = ", ".join(rows[number].row_id for number in numbers[:NAMED_ROWS])
     raise TrainingError(
         DIVERGED,
-        f"the loss is {metrics.loss} and the gradient's norm {metrics.grad_norm} at step {metrics.step}, rate "
+        f"the loss is {metrics.loss} and the gradient's norm {metrics.grad_norm} at step {metrics.step}, learning rate "
         f"{metrics.learning_rate:g}; its rows: {names}{', ...' if len(numbers) > NAMED_ROWS else ''}",
     )
 

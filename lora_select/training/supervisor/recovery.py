@@ -42,7 +42,9 @@ def propose(
         if any(remedy.failure == failures.DIVERGED for remedy in history):
             return None
         rate = plan.learning_rate * RATE_FACTOR
-        return _remedy(failure, plan, f"go back to the last good checkpoint at learning rate {rate:g}", learning_rate=rate)
+        return _remedy(
+            failure, plan, f"go back to the last good checkpoint at learning rate {rate:g}", learning_rate=rate
+        )
     if failure.kind == failures.DISK_FULL:
         if any(remedy.failure == failures.DISK_FULL for remedy in history):
             return None

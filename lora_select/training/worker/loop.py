@@ -25,7 +25,7 @@ from lora_select.training.worker.validation import Watch
 NAMED_ROWS = 16
 
 
-def train(rank: Rank, rows: list[TokenRow], watch: Watch, first: int) -> tuple[float, int]:
+def train(rank: Process, rows: list[TokenRow], watch: Watch, first: int) -> tuple[float, int]:
     """Do the steps from `first` (0-based) on; returns the last loss and the steps that were done. Rank 0 writes a line of metrics a step.
 
     `watch` looks at the rows that are kept from training, and may say that it is enough.

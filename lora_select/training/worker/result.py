@@ -15,7 +15,7 @@ CHECK_ROWS = 4
 CHECK_POSITIONS = 12
 
 
-def finish(rank: Rank, loss: float, last: int, validation: Validation | None, seconds: float) -> None:
+def finish(rank: Process, loss: float, last: int, validation: Validation | None, seconds: float) -> None:
     """Keep some logits for the check, save, and say so last. `last` is the number of steps that were done; the model holds the chosen parameters."""
     import torch.distributed
 

@@ -56,9 +56,7 @@ def refuse_divergence(losses: Sequence[float], rate: float) -> None:
     """
     if diverging(losses):
         first, last = _mean(losses[:WINDOW]), _mean(losses[-WINDOW:])
-        message = (
-            f"the loss rose from {first:.2f} (first {WINDOW} steps) to {last:.2f} (last {WINDOW}) at learning rate {rate:g}"
-        )
+        message = f"the loss rose from {first:.2f} (first {WINDOW} steps) to {last:.2f} (last {WINDOW}) at learning rate {rate:g}"
         raise TrainingError(DIVERGED, message)
 
 

@@ -13,7 +13,7 @@ import closed_forms
 import contract
 import torch
 
-from lora_select.variants import VARIANTS, low_rank
+from lora_select.variants import VARIANTS, low_rank, residual
 from lora_select.variants.base import ClosedForm
 
 FORMULAS = ("weight_of", "num_parameters", "scale", "lora_alpha", "shared_parameters", "peft_arguments")
@@ -122,13 +122,14 @@ def study_shared(sharers: tuple[str, ...]) -> tuple[int, list[str]]:
 
 def _noticed(text: str, sharers: tuple[str, ...]) -> list[str]:
     """The sharers whose contract or closed form fails on this source of the shared base."""
-    changed = types.ModuleType(low_rank.__name__)
-    sys.modules[low_rank.__name__] = changed
     try:
-        exec(compile(text, changed.__name__, "exec"), changed.__dict__)
+        for real, source in ((low_rank, text), (residual, Path(residual.__file__).read_text())):
+            changed = types.ModuleType(real.__name__)
+            sys.modules[real.__name__] = changed
+            exec(compile(source, changed.__name__, "exec"), changed.__dict__)
         return [name for name in sharers if not _holds(name)]
     finally:
-        sys.modules[low_rank.__name__] = low_rank
+        sys.modules |= {real.__name__: real for real in (low_rank, residual)}
 
 
 def _holds(name: str) -> bool:

@@ -26,7 +26,7 @@ SURVIVORS = {
     "waveft": (2, "the scale is a choice that PEFT is told as well; the cap at 1"),
 }
 """How many may survive in a variant, and why."""
-SHARERS = ("lora", "rslora", "lorafa", "mica", "loftq")
+SHARERS = ("lora", "rslora", "lorafa", "mica", "pissa")
 """Variants that between them use every line of what the low-rank ones share."""
 
 

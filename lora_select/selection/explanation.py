@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lora_select.records import CandidateScore, DatasetProfile, Decision, SelectionInputs, Spectra
+from lora_select.records import CandidateScore, Constraints, DatasetProfile, Decision, Spectra
 from lora_select.selection.calibration import LONG_RATE, Calibration, model_factor, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.constraints import rank_floor
@@ -94,7 +94,7 @@ def _list(title: str, lines: Sequence[str], more: int = 0) -> str:
     return "\n".join([f"{title}:", *(f"  - {line}" for line in lines), *tail])
 
 
-def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> tuple[str, ...]:
+def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
     """Why this choice: the variant, how the race went, the learning rate, the expected gain; then what was measured."""
     return (
         _about_variant(verdict, inputs),
@@ -108,7 +108,7 @@ def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs:
     )
 
 
-def _about_variant(verdict: Verdict, inputs: SelectionInputs) -> str:
+def _about_variant(verdict: Verdict, inputs: Constraints) -> str:
     choice = verdict.choice
     key = choice.candidate.key
     named = [name for name in ("variant", "targets", "r") if getattr(inputs, name) is not None]
@@ -154,7 +154,7 @@ def _about_race(verdict: Verdict) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _about_learning_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
+def _about_learning_rate(verdict: Verdict, inputs: Constraints) -> str:
     candidate = verdict.choice.candidate
     if inputs.learning_rate is not None:
         return f"Learning rate {inputs.learning_rate:g}, named by the config."
@@ -214,7 +214,7 @@ def _about_gain(verdict: Verdict, profile: DatasetProfile) -> tuple[str, ...]:
     return (f"{head} Plain LoRA took {share} off in {constants.settings} settings of {constants.steps} steps.",)
 
 
-def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: SelectionInputs) -> str:
+def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: Constraints) -> str:
     floor = rank_floor(candidate, profile)
     r = candidate.variant.r
     bits = f"The labels hold at most {profile.information_bits:.3g} bits. The adapter holds about {candidate.capacity_bits:.3g}."

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, final
 
-from lora_select.records import AdapterSpec, DatasetProfile, Evidence, Race, SelectionInputs
+from lora_select.records import AdapterSpec, Constraints, DatasetProfile, Evidence, Race
 from lora_select.selection.calibration import rate_shift, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.constraints import rank_floor
@@ -31,7 +31,7 @@ class Verdict:
     race: Race | None = None
 
 
-def spec(candidate: Candidate, inputs: SelectionInputs) -> AdapterSpec:
+def spec(candidate: Candidate, inputs: Constraints) -> AdapterSpec:
     """What the worker builds."""
     variant = candidate.variant
     return AdapterSpec(
@@ -50,7 +50,7 @@ def spec(candidate: Candidate, inputs: SelectionInputs) -> AdapterSpec:
     )
 
 
-def spec_of(candidate: Candidate, verdict: Verdict, inputs: SelectionInputs) -> AdapterSpec:
+def spec_of(candidate: Candidate, verdict: Verdict, inputs: Constraints) -> AdapterSpec:
     """The adapter at the learning rate that won the race, moved from the rung's length to the full one; at the predicted one without."""
     predicted = spec(candidate, inputs)
     own = next((s for s in verdict.raced.standings if s.key == candidate.key), None) if verdict.raced else None

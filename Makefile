@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG ?= infra/runs/quickstart.yaml
+WORKERS ?= 2
 # One build of torch: the CUDA one where an NVIDIA driver answers, else the CPU one. Override with TORCH=cpu or TORCH=cuda.
 TORCH  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 LOCK   := infra/lock/base.txt infra/lock/torch-$(TORCH).txt
@@ -16,8 +17,10 @@ export MLFLOW_DISABLE_TELEMETRY = true
 run: $(STAMP)
 	$(BIN)/python -m flows.finetune --config $(CONFIG) $(ARGS)
 
+# Each worker takes whole files (tests/conftest.py); every process has one thread. WORKERS=0 runs all in one.
+test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -9,6 +9,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background jobs ignore it, and so would all that the tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONG = ("tests/flows/", "tests/training/", "tests/server/", "tests/faults/")
+"""What takes longest begins first, so that two workers end together."""
+RANKS = {"reference", "runs"}
+"""Runs of real ranks that several files look at: one worker makes them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each worker of `pytest -n` whole files, so that what a file shares is made once; order nothing else."""
+    for item in items:
+        shared = RANKS & set(getattr(item, "fixturenames", ()))
+        name = "ranks" if shared else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(name.replace("/", ".")))
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 CHAT_TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

@@ -21,7 +21,7 @@ from lora_select import records
 from lora_select.records import Adapter
 from lora_select.training import heartbeat, job, processes
 from lora_select.training.job import TrainingJob
-from lora_select.training.supervisor import launch, remedies
+from lora_select.training.supervisor import launch
 from lora_select.training.supervisor import progress as show
 
 ROOT = Path(__file__).parents[1]
@@ -210,7 +210,7 @@ def kept(folder: Path) -> None:
 
 def remedied(folder: Path) -> list[str]:
     """What was remedied, by class."""
-    return [remedy.failure for remedy in remedies.read(folder)]
+    return [remedy.failure for remedy in job.read_remedies(folder)]
 
 
 if __name__ == "__main__":

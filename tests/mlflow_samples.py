@@ -162,13 +162,13 @@ def adapter(folder: Path, variant: str = "lora", r: int = 8, count: int = 60) ->
     steps(metrics, range(1, count + 1), start=2.4 + r / 100)
     digest = records.digest(records.Report(files[1]))
     return records.Adapter(
-        spec(variant, r), "adapter", files, digest, write(folder, "probe.safetensors", "p"), file_ref(metrics, folder),
+        spec(variant, r), "adapter", files, digest, write(folder, "reference_logits.safetensors", "p"), file_ref(metrics, folder),
         count, 0.61, 30_000, 8_000, 95.0, 1.9, 2, 0, (), "as trained",
     )  # fmt: skip
 
 
-def proof() -> records.Proof:
-    return records.Proof(SHA, 420, True, True, 2e-6, 1e-4, 3.2, True, ())
+def proof() -> records.ReloadCheck:
+    return records.ReloadCheck(SHA, 420, True, True, 2e-6, 1e-4, 3.2, True, ())
 
 
 def pair(base: float, adapted: float, *, better: str = "lower") -> records.MetricComparison:

@@ -95,7 +95,7 @@ def job(
         base_path=str(model),
         base_source="tiny",
         train_tokens=str(folder / "train.parquet"),
-        probe_tokens=str(folder / "probe.parquet"),
+        check_tokens=str(folder / "probe.parquet"),
         initial_factors=str(initial_factors) if initial_factors else None,
         patience_seconds=patience,
     )

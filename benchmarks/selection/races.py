@@ -9,11 +9,10 @@ from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import EVA, MLP, Case, Choice, Strategy, base_loss
 from benchmarks.selection.schedule import nearest
 from benchmarks.selection.table import Run, Table
-from lora_select.records import Probe, Race
-from lora_select.selection import standing
+from lora_select.records import Race, Trial
 from lora_select.selection.calibration import rate_shift
 from lora_select.selection.prediction import raced_gain
-from lora_select.selection.race import FACTORS, MINIMUM_STEPS, MOST_ENTRANTS
+from lora_select.selection.race import FACTORS, MINIMUM_STEPS, MOST_ENTRANTS, decide
 
 DRAWS = 30
 Order = Callable[[Case], list[list[str]]]
@@ -114,7 +113,7 @@ def _race(
         notes=(),
     )
     parameters = {run.candidate: case.table.outcomes[run].parameters for run in runs}
-    found = standing.decide(made, keys, REFERENCE, parameters, retention=retention)
+    found = decide(made, keys, REFERENCE, parameters, retention=retention)
     if found is None:
         return []
     rate = nearest(found.learning_rate * rate_shift(share, case.constants))
@@ -122,9 +121,9 @@ def _race(
     return case.known([Choice(Run(found.key, rate, 0), share * len(runs), gain, len(others))])
 
 
-def _probe(table: Table, run: Run) -> Probe:
+def _probe(table: Table, run: Run) -> Trial:
     outcome = table.outcomes[run]
-    return Probe(
+    return Trial(
         key=run.candidate,
         learning_rate=run.rate,
         steps=outcome.steps,

@@ -38,7 +38,7 @@ def keep(bench: "Bench") -> None:
         made = candidate(name, targets, r, layers)
         if made is None or name not in LOW_RANK:
             continue
-        held = 2 * r if changes_base(made.variant.init) else r
+        held = 2 * r if changes_base(made.variant.initialization) else r
         found[key] = round(held_share(energies, [layer.name for layer in made.layers], held), 5)
     known = json.loads(REACH.read_text(encoding="utf-8")) if REACH.is_file() else {}
     write_text(REACH, json.dumps(known | {bench.setting.name: found}, indent=1, sort_keys=True) + "\n")
@@ -66,13 +66,13 @@ def endpoint(bench: "Bench", run: Run) -> dict[str, Any]:
     """Squared singular values of the update of every layer, falling."""
     import torch
 
-    from lora_select.training import single_trial
+    from lora_select.training import trials
 
     made = candidate(*NAMED[ENDPOINT], bench.spectra.layers)
     assert made is not None
     plan = bench.plan(run)
-    with single_trial.adapted(bench.subject.model, adapter(made, run.rate), plan) as network:
-        single_trial.train(network, adapter(made, run.rate), plan, bench.subject.rows.train, bench.subject.pad_id)
+    with trials.adapted(bench.subject.model, adapter(made, run.rate), plan) as network:
+        trials.train(network, adapter(made, run.rate), plan, bench.subject.rows.train, bench.subject.pad_id)
         updates = {
             name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
             for name, module in network.named_modules()

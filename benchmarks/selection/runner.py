@@ -19,7 +19,7 @@ from lora_select.evaluation.measure import row_losses
 from lora_select.initialization import write_initialization
 from lora_select.records import Range, Spectra, TrainingPlan
 from lora_select.spectral.analyze import analyze
-from lora_select.training import single_trial
+from lora_select.training import trials
 from lora_select.training.worker.loop import peak_memory_gib
 from lora_select.variants import CATALOGUE
 
@@ -55,8 +55,8 @@ class Bench:
         start = write_initialization(spec, Path(self.subject.source.path), self.work / "spectra.safetensors", factors)
         _reset_peak()
         began = time.perf_counter()
-        with single_trial.adapted(self.subject.model, spec, plan, str(start) if start else None) as network:
-            losses = single_trial.train(network, spec, plan, self.subject.rows.train, self.subject.pad_id)
+        with trials.adapted(self.subject.model, spec, plan, str(start) if start else None) as network:
+            losses = trials.train(network, spec, plan, self.subject.rows.train, self.subject.pad_id)
             seconds, peak = time.perf_counter() - began, peak_memory_gib("cpu")
             held_out, reference = self._measure(network.eval()) if len(losses) == plan.total_steps else ((), None)
         outcome = Outcome(

@@ -82,7 +82,7 @@ def load(model: str, task: tasks.Task, count: int) -> Subject:
 
         if task.name.split("-")[0] not in encoder.TASKS:
             raise ValueError(f"task {task.name} is no classification; the encoder does {', '.join(encoder.TASKS)}")
-        return encoder.subject(task, count)
+        return Subject(*encoder.loaded(task, count), packing=False)
     file = gguf(model)
     if file is None:
         raise ValueError(f"model {model} is not installed; benchmarks/models.py names its packages")

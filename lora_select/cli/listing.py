@@ -50,7 +50,7 @@ def _line(variant: Variant, candidate: bool, context: Context, architecture: str
         time=variant.cost.time,
         memory_gb=variant.cost.memory_gb,
         candidate=candidate,
-        # a rule and its cell say the same: tests/capability
+        # a rule and its cell say the same: tests/benchmarks
         refused=variant.violations(context) or support.faults(variant.name, context, architecture),
     )
 

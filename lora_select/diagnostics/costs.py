@@ -54,7 +54,7 @@ def measure(
 def default_adapter(spectra: Spectra) -> AdapterSpec:
     """The default candidate on the layers of the record, as training would build it."""
     from lora_select.selection.candidates import enumerate_candidates
-    from lora_select.selection.words import spec
+    from lora_select.selection.verdict import spec
 
     return next(spec(one, NOTHING_NAMED) for one in enumerate_candidates(spectra) if one.key == CANDIDATE)
 
@@ -66,7 +66,7 @@ def quantisation_errors(
     from lora_select.diagnostics.quantisation import quantisation_error
     from lora_select.initialization.activations import measured_layers
     from lora_select.initialization.weights import target_weights
-    from lora_select.spectral.statistics import RANKS
+    from lora_select.spectral.statistics import ADAPTER_RANKS
 
     parts = ("activation_vectors", "activation_values", "activation_mean")
     inputs = dict(measured_layers(adapter, folder / spectra.tensors.path, parts))
@@ -76,7 +76,7 @@ def quantisation_errors(
         if name in inputs:
             directions, energies, mean = inputs[name]
             vectors, values, remainder = uncentred(directions, energies, mean, variances[name])
-            found[name] = quantisation_error(weight, vectors, values, remainder, kind, RANKS, spectra.seed)
+            found[name] = quantisation_error(weight, vectors, values, remainder, kind, ADAPTER_RANKS, spectra.seed)
             if progress is not None:
                 progress(len(found), len(inputs), f"quantised {name}")
     return dict(sorted(found.items()))
@@ -116,7 +116,7 @@ def uncentred(vectors: "Tensor", values: "Tensor", mean: "Tensor", variance: flo
 def _curvature(adapter: AdapterSpec, base: Path, batch: "dict[str, Tensor]", progress: Progress | None) -> Curvature:
     from lora_select import models
     from lora_select.diagnostics.adapter_curvature import adapter_curvature
-    from lora_select.training.planning.plan import detect_machine
+    from lora_select.training.machine import detect_machine
 
     device = detect_machine().device
     model = models.load_model(str(base), device=device)

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from lora_select.diagnostics.jacobian import ROUTES, Jacobian, Logits
 from lora_select.errors import InputError
 from lora_select.records import Curvature
+from lora_select.spectral.stream import Progress, silent
 
 PRODUCTS = 20
 TOLERANCE = 0.01
 """Relative residual at which iteration stops: a learning rate needs no more."""
 DISAGREEMENT = 0.05
 """Relative gap between v^T (J^T H J v) and (J v)^T H (J v) above which a route is not believed."""
-
-Progress = Callable[[int, int, str], None]
 
 
 def largest_curvature(
@@ -69,7 +68,7 @@ def largest_curvature(
     kinds = [kind for kind in ROUTES if route in (None, kind.route)]
     if not kinds:
         raise InputError(f"there is no route {route!r}; routes: {', '.join(kind.route for kind in ROUTES)}")
-    dials = _Dials(products, tolerance, seed, progress or _silent)
+    dials = _Dials(products, tolerance, seed, progress or silent)
     with _evaluating(logits):
         for kind in kinds[:-1]:
             found = _attempt(kind, logits, dials)
@@ -193,7 +192,3 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _silent(_done: int, _total: int, _message: str) -> None:
-    return

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora_select.errors import InputError
 from lora_select.records import QuantisationError, finite
-from lora_select.spectral.statistics import RANKS
+from lora_select.spectral.statistics import ADAPTER_RANKS
 from lora_select.spectral.weight import WeightSystem, weight_system
 
 Kind = Literal["nf4", "int8"]
@@ -80,7 +80,7 @@ def quantisation_error(
     values: Tensor,
     remainder: float,
     kind: Kind,
-    ranks: Sequence[int] = RANKS,
+    ranks: Sequence[int] = ADAPTER_RANKS,
     seed: int = 0,
 ) -> QuantisationError:
     """Size and leading directions of E Z^{1/2}, E = W - Q(W): the mean squared error of the layer's outputs is its energy.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_select import models
 
-LOGITS = "probe.safetensors"
+LOGITS = "reference_logits.safetensors"
 
 
 def main(base: str, folder: Path, kind: str) -> None:

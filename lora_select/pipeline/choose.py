@@ -9,7 +9,8 @@ from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
 from lora_select.records import BaseModel, Constraints, DatasetProfile, Decision, Race, Spectra
 from lora_select.selection import rule
-from lora_select.training.planning.plan import Machine, make_plan
+from lora_select.training.machine import Machine
+from lora_select.training.planning.plan import make_plan
 
 
 def _race(

@@ -28,8 +28,8 @@ from lora_select.records import (
     Decision,
     Evaluation,
     Promotion,
-    Proof,
     Race,
+    ReloadCheck,
     Report,
     Spectra,
     TrainingPlan,
@@ -75,7 +75,7 @@ class Finetuned:
     chosen: Chosen
     plan: Outcome[TrainingPlan]
     adapter: Outcome[Adapter]
-    proof: Outcome[Proof]
+    proof: Outcome[ReloadCheck]
     evaluation: Outcome[Evaluation]
     promotion: Outcome[Promotion] | None
     report: Outcome[Report]
@@ -298,7 +298,7 @@ def _rivals(run: Run, chosen: Chosen) -> dict[str, StageRef]:
 
 
 def _evaluated(
-    run: Run, chosen: Chosen, adapter: Outcome[Adapter], proof: Outcome[Proof], rivals: dict[str, StageRef]
+    run: Run, chosen: Chosen, adapter: Outcome[Adapter], proof: Outcome[ReloadCheck], rivals: dict[str, StageRef]
 ) -> Outcome[Evaluation]:
     config = run.config
     options = config.evaluation.model_dump(exclude={"compare_plain_lora"})

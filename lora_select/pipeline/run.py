@@ -18,7 +18,7 @@ from lora_select.pipeline.observers import Tracking
 from lora_select.pipeline.stage import Observer, Outcome, Place, Runner, Stage, plainly
 from lora_select.records import BaseModel, Constraints
 from lora_select.records.digests import key_of, library_digest, source_digest
-from lora_select.training.planning.plan import Machine, detect_machine
+from lora_select.training.machine import Machine, detect_machine
 from lora_select.variants import support
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from lora_select.records import (
     Evaluation,
     MetricComparison,
     Promotion,
-    Proof,
     Race,
+    ReloadCheck,
     Report,
     Spectra,
     TrainingPlan,
@@ -101,7 +101,7 @@ def _(record: Adapter) -> str:
 
 
 @summary.register
-def _(record: Proof) -> str:
+def _(record: ReloadCheck) -> str:
     if not record.passed:
         return "FAILED: " + "; ".join(record.faults)
     return (

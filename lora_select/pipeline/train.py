@@ -10,11 +10,11 @@ from lora_select.errors import InputError
 from lora_select.initialization import write_initialization
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
-from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, Proof, Spectra, TrainingPlan
+from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, ReloadCheck, Spectra, TrainingPlan
 from lora_select.training.job import TrainingJob
+from lora_select.training.machine import Machine
 from lora_select.training.planning import fit, memory
-from lora_select.training.planning.plan import Machine, check_disk, make_plan
-from lora_select.training.planning.planned import planned
+from lora_select.training.planning.plan import check_disk, make_plan, planned
 
 OTHER_TRAINERS: Mapping[str, Any] = {
     "num_processes": 1,
@@ -102,23 +102,23 @@ def _train(
         base_path=base.path,
         base_source=base.source,
         train_tokens=str((context.folder_of(profile) / measured.train_tokens_file.path).resolve()),
-        probe_tokens=str((context.folder_of(profile) / measured.eval_tokens_file.path).resolve()),
+        check_tokens=str((context.folder_of(profile) / measured.eval_tokens_file.path).resolve()),
         initial_factors=str(factors.resolve()) if factors else None,
         quantized_base=quantize,
     )
     return launch.train(job, context.folder.resolve(), progress=context.report)
 
 
-def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseModel) -> Proof:
+def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseModel) -> ReloadCheck:
     from lora_select.training import reload_check
 
     precision = context.load(plan, TrainingPlan).precision
-    made = reload_check.prove(base, context.folder_of(adapter), precision=precision, folder=context.folder)
-    reload_check.refuse_unproven(made, context.load(adapter, Adapter))
+    made = reload_check.check_reload(base, context.folder_of(adapter), precision=precision, folder=context.folder)
+    reload_check.refuse_failed(made, context.load(adapter, Adapter))
     return made
 
 
 plan = Stage("plan", TrainingPlan, _plan)
 plan_elsewhere = Stage("plan-elsewhere", TrainingPlan, _plan_elsewhere)
 train = Stage("train", Adapter, _train)  # no retries: training has its own, bounded and written down
-prove = Stage("prove", Proof, _prove)
+prove = Stage("prove", ReloadCheck, _prove)

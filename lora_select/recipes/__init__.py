@@ -67,7 +67,7 @@ def refuse_named(variant: str, tools: Sequence[str], serve: str | None) -> None:
         r=made.r,
         lora_alpha=made.lora_alpha,
         scale=made.scale,
-        init=made.init,
+        init=made.initialization,
         learning_rate=0.0,
         peft_class=made.peft_class,
         peft_arguments=made.peft_arguments(),

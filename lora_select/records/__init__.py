@@ -41,8 +41,8 @@ from lora_select.records.data import (
 )
 from lora_select.records.files import FileRef
 from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
-from lora_select.records.race import Probe, Race
-from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetrics, TrainingPlan, Validation
+from lora_select.records.race import Race, Trial
+from lora_select.records.training import Adapter, Range, ReloadCheck, Remedy, StepMetrics, TrainingPlan, Validation
 
 __all__ = [
     "Adapter",
@@ -60,9 +60,9 @@ __all__ = [
     "FileRef",
     "LayerSpectra",
     "MetricComparison",
-    "Probe",
+    "Trial",
     "Promotion",
-    "Proof",
+    "ReloadCheck",
     "Quantiles",
     "QuantisationError",
     "Race",

@@ -13,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from lora_select.records.files import FileRef
 
 R = TypeVar("R")
+EARLIER_NAMES = {"Adapter": {"probe_file": "reference_logits"}}
+"""Record type -> name that an earlier version wrote -> present name."""
 
 
 def to_json(record: Any) -> str:
@@ -31,7 +33,7 @@ def from_json(kind: type[R], text: str, *, place: str = "record") -> R:
         ValueError: not JSON, a missing or unknown field, or a value of the wrong type; the message names the field.
     """
     try:
-        return TypeAdapter(kind).validate_json(text, extra="forbid")
+        return TypeAdapter(kind).validate_json(_renamed(kind, text), extra="forbid")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
@@ -39,6 +41,15 @@ def from_json(kind: type[R], text: str, *, place: str = "record") -> R:
             f"{place} is not a {kind.__name__} record: {where}: {first['msg']}; it was edited or written by another "
             "version, delete the stage's folder to make it again"
         ) from error
+
+
+def _renamed(kind: type, text: str) -> str:
+    """The text with fields that an earlier version wrote under another name under the present one."""
+    earlier = EARLIER_NAMES.get(kind.__name__, {})
+    if not any(f'"{name}"' in text for name in earlier):
+        return text
+    fields = json.loads(text)
+    return json.dumps({earlier.get(name, name): value for name, value in fields.items()})
 
 
 def digest(record: Any) -> str:

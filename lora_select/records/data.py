@@ -107,7 +107,7 @@ class DatasetProfile:
     `base_loss` is the base model's mean negative log-likelihood in nats per label token on `base_loss_rows` eval rows;
     `base_loss_se` its standard error (rows as the unit). `bits_per_byte` is the zlib-compressed size of the label texts in
     bits per byte of text. `information_bits` = T L0 / ln 2, T train label tokens: an upper bound on what the labels can
-    teach (selection.md 5.1).
+    teach.
     """
 
     dataset_digest: str

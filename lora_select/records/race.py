@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Probe:
+class Trial:
     """One short training of a candidate at a rate, with a schedule of its own `steps`.
 
     `held_out` is the summed loss in nats of each row of the race's own held-out rows, empty when the run diverged;
@@ -40,7 +40,7 @@ class Race:
     labels: tuple[int, ...]
     base_held_out: tuple[float, ...]
     base_reference: float
-    probes: tuple[Probe, ...]
+    probes: tuple[Trial, ...]
     dropped: Mapping[str, str]
     cost: float
     seconds: float

@@ -109,7 +109,7 @@ class Remedy:
 class Adapter:
     """A trained adapter: `directory` (relative) is a standard PEFT folder that plain PEFT loads on the pristine base.
 
-    `probe_file` holds input ids and the trained model's logits, for the proof in a new process. `resumed_from` lists the
+    `reference_logits` holds input ids and the trained model's logits, for the check in a new process. `resumed_from` lists the
     steps at which a killed run was taken up again.
     """
 
@@ -117,7 +117,7 @@ class Adapter:
     directory: str
     files: tuple[FileRef, ...]
     digest: str
-    probe_file: FileRef
+    reference_logits: FileRef
     metrics_file: FileRef
     steps: int
     final_loss: float
@@ -137,10 +137,10 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Proof:
+class ReloadCheck:
     """What a new process saw when it loaded the adapter on the pristine base.
 
-    `max_logit_difference` is the largest absolute difference to the trained model's logits on the probe batch;
+    `max_logit_difference` is the largest absolute difference to the trained model's logits on those rows;
     `function_change` the largest absolute difference to the base model's logits (must not be 0).
     """
 

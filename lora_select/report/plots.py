@@ -165,7 +165,7 @@ def _look(item: CandidateScore, decision: Decision, shades: Mapping[int, str]) -
 
 
 def _ruled_out(item: CandidateScore) -> bool:
-    """Against a constraint, in distinction to tied with the choice (see `selection.words`)."""
+    """Against a constraint, in distinction to tied with the choice (see `selection.explanation`)."""
     return bool(item.rejected) and not item.rejected[0].startswith("tied")
 
 

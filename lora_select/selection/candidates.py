@@ -7,7 +7,7 @@ from typing import final
 
 from lora_select.errors import InputError
 from lora_select.records import Constraints, LayerSpectra, Spectra
-from lora_select.spectral.statistics import RANKS
+from lora_select.spectral.statistics import ADAPTER_RANKS
 from lora_select.variants import CANDIDATES, VARIANTS, offered
 from lora_select.variants.base import Context, Variant
 
@@ -71,7 +71,7 @@ def enumerate_candidates(spectra: Spectra, r: int | None = None, named: str | No
         raise InputError(
             "the spectral record holds no layer, so there is nothing to adapt; look at its `skipped_layers`"
         )
-    ranks = sorted(set(RANKS) if r is None else {*RANKS, r})
+    ranks = sorted(set(ADAPTER_RANKS) if r is None else {*ADAPTER_RANKS, r})
     groups = target_groups(spectra.layers)
     return tuple(
         Candidate(variant, targets, _suffixes(layers), layers)

@@ -10,7 +10,7 @@ from lora_select.variants import VARIANTS, offered, support
 from lora_select.variants.base import has_rank
 
 FLOOR_FACTOR = 5.0
-"""The rank floor over the break-even rank. Open (selection.md 5.1): never the choice, only a floor."""
+"""The rank floor over the break-even rank. Open: never the choice, only a floor."""
 CLAIMS = {"tangent_share_predicts_short_runs": False}
 """Switches of what is not proven, and whether each is in force unless the config says otherwise."""
 

@@ -1,31 +1,73 @@
-"""A decision in words, for a terminal."""
+"""A decision in sentences: the answer first, then why, then the evidence. Terms of our own are defined where they first appear."""
 
 from collections.abc import Sequence
 
-from lora_select.records import CandidateScore, Decision
+from lora_select.records import CandidateScore, Constraints, DatasetProfile, Decision, Spectra
+from lora_select.selection.calibration import LONG_RATE, Calibration, model_factor, reference_rate, shipped
+from lora_select.selection.candidates import Candidate
+from lora_select.selection.constraints import rank_floor
+from lora_select.selection.learning_rate import displacement_ratio, learning_rate, lora_displacement, published_rate
+from lora_select.selection.prediction import PREDICTED_GAIN
+from lora_select.selection.race import Raced
+from lora_select.selection.scoring import Scored
+from lora_select.selection.verdict import Verdict, gain, shift
+from lora_select.spectral.statistics import CLEAR
+from lora_select.variants import VARIANTS
 
 RUNNERS_UP = 3
+PLACES = {"all-linear": "all linear layers", "mlp-only": "the feed-forward layers"}
+TIED = "tied: "
+"""Begins the sentences of candidates that nothing tells from the choice."""
 
 
 def explain(decision: Decision) -> str:
-    """Paragraphs of plain text: the choice, the reasons, the runners-up, what was ruled out and by which sentence."""
-    choice = decision.choice
-    kind = "the default, by abstention" if decision.abstained else "chosen"
-    rank = f"r {choice.r}, alpha {choice.lora_alpha}, scale {choice.scale:.3g}, " if choice.r else ""
-    head = (
-        f"{decision.choice_key} ({kind}): {rank}learning rate "
-        f"{choice.learning_rate:g}, {choice.num_parameters:,} trainable parameters on {', '.join(choice.target_modules)}."
-    )
-    tied = [c for c in decision.candidates if c.rejected and all(s.startswith("tied:") for s in c.rejected)]
+    """Paragraphs of plain text: the answer, the reasons, the runners-up, what was ruled out and by which sentence."""
+    tied = [c for c in decision.candidates if c.rejected and all(s.startswith(TIED) for s in c.rejected)]
     refused = [c for c in decision.candidates if c.rejected and c not in tied]
     paragraphs = [
-        head,
+        "\n".join(answer(decision)),
         _list("Why", decision.reasons),
-        _list(f"Tied with it ({len(tied)})", [_line(c) for c in _best(tied)], more=len(tied) - RUNNERS_UP),
+        _list(
+            f"As good, as far as is known ({len(tied)})", [_line(c) for c in _best(tied)], more=len(tied) - RUNNERS_UP
+        ),
         _list(f"Not taken ({len(refused)})", _grouped(refused)),
-        f"Rule: {decision.rule}, version {decision.rule_version}.",
+        f"Candidate {decision.choice_key} by the rule `{decision.rule}`, version {decision.rule_version}.",
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def answer(decision: Decision) -> tuple[str, ...]:
+    """What to train, why in one sentence, and what to expect of it where that was predicted."""
+    choice = decision.choice
+    name = {variant.name: variant.__name__ for variant in VARIANTS}.get(choice.variant, choice.variant)
+    rank = f", r {choice.r}, alpha {choice.lora_alpha}" if choice.r else ""
+    place = PLACES.get(choice.targets, choice.targets)
+    head = f"{name} on {place}{rank}, learning rate {choice.learning_rate:g}."
+    return (head, _verdict(decision), *_expected(decision))
+
+
+def _verdict(decision: Decision) -> str:
+    if decision.inputs.variant is not None:
+        return "The config names this variant."
+    if decision.race_digest is not None:
+        return (
+            "Nothing that raced was clearly better, so this is the default."
+            if decision.abstained
+            else "It won the race."
+        )
+    if decision.abstained:
+        return "The measurements do not separate the variants, so this is the default."
+    return "The measurements set it apart from plain LoRA."
+
+
+def _expected(decision: Decision) -> tuple[str, ...]:
+    chosen = next((c for c in decision.candidates if c.key == decision.choice_key), None)
+    predicted = next((e for e in chosen.evidence if e.name == PREDICTED_GAIN), None) if chosen else None
+    if predicted is None or predicted.standard_error is None:
+        return ()
+    reach = 1.96 * predicted.standard_error
+    interval = f"{predicted.value - reach:.2f} to {predicted.value + reach:.2f}"
+    return (f"Expected: the held-out loss falls by about {predicted.value:.2f} nats per token (95 %: {interval}).",)
 
 
 def _best(candidates: Sequence[CandidateScore]) -> list[CandidateScore]:
@@ -33,8 +75,7 @@ def _best(candidates: Sequence[CandidateScore]) -> list[CandidateScore]:
 
 
 def _line(candidate: CandidateScore) -> str:
-    reason = candidate.rejected[0].removeprefix("tied: ")
-    return f"{candidate.key}: tangent share {candidate.score:.3f} ± {candidate.score_se:.3f}; {reason}"
+    return f"{candidate.key}: {candidate.rejected[0].removeprefix(TIED)}"
 
 
 def _grouped(candidates: Sequence[CandidateScore]) -> list[str]:
@@ -51,3 +92,203 @@ def _list(title: str, lines: Sequence[str], more: int = 0) -> str:
         return ""
     tail = [f"  - and {more} more"] if more > 0 else []
     return "\n".join([f"{title}:", *(f"  - {line}" for line in lines), *tail])
+
+
+def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
+    """Why this choice: the variant, how the race went, the learning rate, the expected gain; then what was measured."""
+    return (
+        _about_variant(verdict, inputs),
+        *_about_race(verdict),
+        _about_learning_rate(verdict, inputs),
+        *_about_gain(verdict, profile),
+        _about_rank(verdict.choice.candidate, profile, inputs),
+        _about_signal(spectra),
+        _about_shares(verdict),
+        _about_candidates(verdict),
+    )
+
+
+def _about_variant(verdict: Verdict, inputs: Constraints) -> str:
+    choice = verdict.choice
+    key = choice.candidate.key
+    named = [name for name in ("variant", "targets", "r") if getattr(inputs, name) is not None]
+    named_text = f" The config names {', '.join(named)}." if named else ""
+    if verdict.raced:
+        return f"{key} is taken: {verdict.raced.why}.{named_text}"
+    if inputs.variant is not None:
+        return f"{key} is taken because the config names it. No statistic was asked.{named_text}"
+    if verdict.winners:
+        tie = f" It is the cheapest of {len(verdict.winners)} tied variants." if len(verdict.winners) > 1 else ""
+        return (
+            f"{key} is taken: its tangent share {_share(choice)} is above {verdict.share_factor:g} times LoRA's, beyond two "
+            f"standard errors of both.{tie} Shares are heard because only {inputs.planned_steps} steps are planned.{named_text}"
+        )
+    if verdict.heard:
+        cause = f"No variant's tangent share is above {verdict.share_factor:g} times LoRA's beyond two standard errors."
+    elif verdict.claim:
+        cause = f"{inputs.planned_steps} steps are planned, and tangent shares are heard up to {verdict.short_run_steps} only."
+    else:
+        cause = "Tangent shares are not heard: our sweep has too few settings to show that they predict anything."
+    return (
+        f"{key} is the default, because no measurement that may decide tells the candidates apart. {cause}{named_text}"
+    )
+
+
+def _about_race(verdict: Verdict) -> tuple[str, ...]:
+    """How the race went, one sentence a candidate."""
+    if verdict.race is None or verdict.raced is None:
+        return ()
+    race = verdict.race
+    lines = [
+        f"The race ran {len(race.probes)} trials of {' and '.join(map(str, race.rungs))} steps. It cost {100 * race.cost:.3g} % of the "
+        f"planned training's tokens. Trials were compared on {len(race.labels)} training rows that none of them trained on.",
+    ]
+    for one in verdict.raced.standings:
+        edge = (
+            " That is an end of the learning rates that raced, so a better one may lie beyond." if one.at_edge else ""
+        )
+        lines.append(
+            f"{one.key} raced to {one.loss:.3f} nats/token at learning rate {one.learning_rate:g} ({one.behind.value:+.3f} ± "
+            f"{one.behind.error:.3f} to the best), and {one.forgetting:+.3f} on general text.{edge}"
+        )
+    return tuple(lines)
+
+
+def _about_learning_rate(verdict: Verdict, inputs: Constraints) -> str:
+    candidate = verdict.choice.candidate
+    if inputs.learning_rate is not None:
+        return f"Learning rate {inputs.learning_rate:g}, named by the config."
+    if verdict.raced:
+        factor = shift(verdict)
+        moved = f", times {factor:g} for the step from a trial's length to the full one" if factor != 1 else ""
+        return f"Learning rate {verdict.raced.learning_rate:g} of the race{moved}."
+    rate = learning_rate(candidate, inputs.planned_steps)
+    constants, published = shipped(), published_rate(candidate)
+    home = reference_rate(inputs.planned_steps, constants, lora_displacement(candidate))
+    if published is not None:
+        return (
+            f"Learning rate {rate:g}: {published:g}, {candidate.variant.rate_source} ({candidate.variant.name}), times "
+            f"{home / LONG_RATE:.3g}, as LoRA's own rises in a run of {inputs.planned_steps} steps. No displacement was measured by "
+            "which LoRA's could be transferred."
+        )
+    source = (
+        f"all-linear LoRA's for {inputs.planned_steps} steps, from {constants.settings} settings of {constants.steps} steps and the public "
+        f"sweep of 780{_model(lora_displacement(candidate), constants)}"
+        if constants.settings
+        else "the reference of all-linear LoRA"
+    )
+    if displacement_ratio(candidate) == 1:
+        return f"Learning rate {rate:g}, {source}."
+    return (
+        f"Learning rate {rate:g}: {home:g}, {source}, over {displacement_ratio(candidate):.3g}"
+        f"{_power(displacement_ratio(candidate), constants)}. That is how far a step displaces a layer's outputs, next to LoRA's step "
+        "at the same rank."
+    )
+
+
+def _model(displacement: float, constants: Calibration) -> str:
+    factor = model_factor(displacement, constants)
+    if f"{factor:.2g}" == "1":
+        return ""
+    return (
+        f"; the former times {factor:.2g}, since a step of LoRA displaces this model's outputs by {displacement:.3g}, and those "
+        f"models' by {constants.displacement:.3g}"
+    )
+
+
+def _power(displacement: float, constants: Calibration) -> str:
+    power = constants.displacement_power
+    return f", to the fitted power {power:g}" if displacement > 1 and power != 1 else ""
+
+
+def _about_gain(verdict: Verdict, profile: DatasetProfile) -> tuple[str, ...]:
+    predicted, constants = gain(verdict, profile), shipped()
+    if predicted is None or predicted.standard_error is None:
+        return ()
+    head = f"Predicted: the held-out loss falls by {predicted.value:.2f} ± {1.96 * predicted.standard_error:.2f} nats/token (95 %)."
+    if predicted.source == "race":
+        return (
+            f"{head} That is what the choice's own trial of as many steps took off, widened for other rows and another seed.",
+        )
+    share = f"{100 * constants.gain_share:.0f} ± {100 * constants.gain_share_sd:.0f} % of the base loss"
+    return (f"{head} Plain LoRA took {share} off in {constants.settings} settings of {constants.steps} steps.",)
+
+
+def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: Constraints) -> str:
+    floor = rank_floor(candidate, profile)
+    r = candidate.variant.r
+    bits = f"The labels hold at most {profile.information_bits:.3g} bits. The adapter holds about {candidate.capacity_bits:.3g}."
+    if not r:
+        return (
+            f"{candidate.variant.name} has no rank, so no capacity floor was asked of {candidate.variant.size}. {bits}"
+        )
+    named = ", named by the config," if inputs.r is not None else ""
+    side = "above" if r >= floor else "BELOW"
+    return f"r {r}{named} is {side} the capacity floor {floor:.2g}, the rank that could store the labels. {bits}"
+
+
+def _about_signal(spectra: Spectra) -> str:
+    clear = sum(layer.signal_energy > CLEAR * layer.signal_energy_se for layer in spectra.layers)
+    ranks = sorted(layer.signal_rank for layer in spectra.layers)
+    measured = max(len(layer.heldout_values) for layer in spectra.layers)
+    return (
+        f"The gradient's signal, what microbatches agree on, is above {CLEAR:g} standard errors in {clear} of {len(spectra.layers)} "
+        f"layers. Its rank above noise is {ranks[len(ranks) // 2]} in the median layer and {ranks[-1]} in the largest; the pass "
+        f"measures {measured} directions."
+    )
+
+
+def _about_shares(verdict: Verdict) -> str:
+    place = verdict.choice.candidate
+    here = [
+        f"{item.candidate.variant.name} {_share(item)}"
+        for item in verdict.scored
+        if item.candidate.targets == place.targets and item.candidate.variant.r == place.variant.r and item.measured
+    ]
+    role = "" if verdict.heard else " They are recorded and not used."
+    listed = ", ".join(here) or "not measured"
+    return (
+        f"Tangent shares, how much of the signal's energy an adapter can follow at its start, at {place.variant.size} on "
+        f"{place.targets}: {listed}.{role}"
+    )
+
+
+def _about_candidates(verdict: Verdict) -> str:
+    ruled_out = sum(bool(item.faults) for item in verdict.scored)
+    return f"{ruled_out} of {len(verdict.scored)} candidates were ruled out by constraints or by what the config names."
+
+
+def passed_over(item: Scored, verdict: Verdict) -> tuple[str, ...]:
+    """Why an allowed candidate was not taken; nothing for the choice. Begins with `tied: ` for the tie set."""
+    choice = verdict.choice
+    if item is choice:
+        return ()
+    if verdict.raced:
+        return (_lost(item, verdict.raced),)
+    times = item.candidate.num_parameters / choice.candidate.num_parameters
+    if verdict.winners and item not in verdict.winners:
+        return (
+            f"its tangent share {_share(item)} does not clear the bar that {choice.candidate.key} with {_share(choice)} "
+            "does, or it stands at other targets or another rank, of which the claim says nothing",
+        )
+    why = "no statistic in force separates it from" if not verdict.winners else "within two standard errors of"
+    head = f"{TIED}{why} {choice.candidate.key}"
+    if times > 1:
+        return (f"{head}, and it costs more: {times:.3g} times the parameters",)
+    if times < 1:
+        return (f"{head}; it has {times:.3g} times the parameters, but unsure the larger rank and all layers are kept",)
+    return (f"{head} at the same number of parameters; the simpler initialisation is kept",)
+
+
+def _lost(item: Scored, raced: Raced) -> str:
+    """Why it was not taken after a race."""
+    own = next((standing for standing in raced.standings if standing.key == item.candidate.key), None)
+    if own is None:
+        return f"{TIED}it did not reach the last rung of the race, so nothing says that it is better than {raced.key}"
+    text = f"{own.behind.value:+.3f} ± {own.behind.error:.3f} nats/token to the best of the race"
+    best = raced.standings[0].loss
+    return f"{TIED}{text}, and {raced.key} is taken: {raced.why}" if own.ties(best) else text
+
+
+def _share(item: Scored) -> str:
+    return f"{item.score:.3f} ± {item.error:.3f}" if item.measured else "not measured"

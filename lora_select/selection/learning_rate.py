@@ -4,7 +4,7 @@ import math
 
 from lora_select.selection.calibration import LONG_RATE, Calibration, reference_rate, shipped, tempered
 from lora_select.selection.candidates import Candidate
-from lora_select.spectral.statistics import RANKS
+from lora_select.spectral.statistics import ADAPTER_RANKS
 from lora_select.variants import LoRA
 
 LOWEST, HIGHEST = 1 / 30, 20.0
@@ -19,7 +19,7 @@ def displacement_ratio(candidate: Candidate) -> float:
     takes the nearest measured one, in which the ratio is close; a variant without rank is compared with LoRA at 16.
     """
     r = candidate.variant.r
-    near = min(RANKS, key=lambda rank: (abs(math.log(rank / (r or REFERENCE_RANK))), rank))
+    near = min(ADAPTER_RANKS, key=lambda rank: (abs(math.log(rank / (r or REFERENCE_RANK))), rank))
     ours, reference = f"{candidate.variant.name}@{near if r else 0}", f"{LoRA.name}@{near}"
     logs = [
         math.log(layer.displacements[ours] / layer.displacements[reference])

@@ -1,17 +1,19 @@
-"""Who races, how long, and what the probes say: pure functions. The probes themselves are run by `lora_select.training.trials`.
+"""Who races, how long, what the trials say and what that decides: pure functions. The probes themselves are run by `lora_select.training.trials`.
 
 References:
     Successive halving: Jamieson and Talwalkar, 2016, arXiv:1502.07943. Two rungs at most, and only what is clearly worse is dropped,
     because short runs find bad configurations and cannot order ties.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from lora_select.errors import InputError
-from lora_select.records import AdapterSpec, Probe, Race
+from lora_select.records import AdapterSpec, Race, Trial
+from lora_select.spectral.statistics import CLEAR
 
 FACTORS = (1 / 3, 1.0, 3.0)
 """Rates of a candidate over its predicted one."""
@@ -20,8 +22,6 @@ FIRST_RUNG = 0.4
 """Steps of the first rung over the planned ones; each rung has a schedule of its own length."""
 MINIMUM_STEPS = 24
 """Of a probe, or the planned ones where they are fewer: probes of 6 steps ordered nothing in the oracle (docs/theory.md)."""
-CLEAR = 2.0
-"""Standard errors."""
 TIE_SHARE = 0.01
 """Losses within this part of the best one are a tie."""
 FORGETS_LESS = 0.5
@@ -73,14 +73,14 @@ def plan_race(
         >>> plan_race({"lora": None}, 1000, 0.05)
         Traceback (most recent call last):
         ...
-        lora_select.errors.InputError: a race needs at least 3 probes of 24 steps, 7.2 % of the 1000 planned ones; \
+        lora_select.errors.InputError: a race needs at least 3 trials of 24 steps, 7.2 % of the 1000 planned ones; \
 the budget is 5 %: raise it, or set it to 0 for a decision without a race
     """
     rates, least = 1 if fixed_rate else len(FACTORS), min(MINIMUM_STEPS, planned_steps)
     if budget * planned_steps < rates * least:
         needed = f"{100 * rates * least / planned_steps:.3g} % of the {planned_steps} planned ones"
         raise InputError(
-            f"a race needs at least {rates} probes of {least} steps, {needed}; the budget is {100 * budget:.3g} %: raise it, "
+            f"a race needs at least {rates} trials of {least} steps, {needed}; the budget is {100 * budget:.3g} %: raise it, "
             "or set it to 0 for a decision without a race"
         )
     most = min(MOST_ENTRANTS, max(1, int(budget / rates)))
@@ -157,7 +157,7 @@ def probe_name(key: str, rate: float) -> str:
     return f"{key} {rate:g}"
 
 
-def dropped(probes: Sequence[Probe], labels: Sequence[int]) -> dict[str, str]:
+def dropped(probes: Sequence[Trial], labels: Sequence[int]) -> dict[str, str]:
     """Probes of one rung that are clearly worse than its best one, by more than 2 standard errors and 1 % of its loss.
 
     The reference's best rate is never dropped: it is what everything is compared with.
@@ -218,9 +218,9 @@ def spares(forgetting: float, other: float) -> bool:
 
 
 def gentlest(
-    probes: Sequence[Probe], labels: Sequence[int], base_reference: float, *, retention: bool = False
-) -> Probe:
-    """The lowest rate of those within 1 % of a candidate's best loss: a higher rate that buys nothing forgets more.
+    probes: Sequence[Trial], labels: Sequence[int], base_reference: float, *, retention: bool = False
+) -> Trial:
+    """The lowest learning rate of those within 1 % of a candidate's best loss: a higher one that buys nothing forgets more.
 
     Args:
         probes: of one candidate and one length, none of them diverged; at least one.
@@ -231,7 +231,7 @@ def gentlest(
     best = min(probes, key=lambda probe: mean_loss(probe.held_out, labels))
     level = mean_loss(best.held_out, labels)
 
-    def tied(probe: Probe) -> bool:
+    def tied(probe: Trial) -> bool:
         gap = difference(probe.held_out, best.held_out, labels)
         if close(gap, level, retention=False):
             return True
@@ -266,3 +266,64 @@ def standings(race: Race, *, retention: bool = False) -> tuple[Standing, ...]:
             )
         )
     return tuple(sorted(found, key=lambda standing: (standing.loss, standing.key)))
+
+
+@final
+@dataclass(frozen=True)
+class Raced:
+    """What a race decides: the key, its rate, whether that is an abstention, why in one sentence, and how all came out."""
+
+    key: str
+    learning_rate: float
+    abstained: bool
+    why: str
+    standings: tuple[Standing, ...]
+
+
+def decide(
+    race: Race, allowed: Sequence[str], reference: str, parameters: Mapping[str, int], *, retention: bool = False
+) -> Raced | None:
+    """The choice; None when no probe lived.
+
+    A candidate replaces the reference where it is clearly better (by more than 1 % of the loss and two standard errors), the one
+    with the fewest parameters of those that tie at the top; or where it is within 1 % of the best loss and forgets at most
+    half as much. In every other case the reference stays, at its best rate.
+
+    Args:
+        race: the probes.
+        allowed: keys that pass the hard filter.
+        reference: key of what is kept when nothing is better.
+        parameters: trained parameters by key.
+        retention: what forgets at most half as much is taken within one standard error, and not within 1 % alone.
+    """
+    probes = tuple(probe for probe in race.probes if probe.key in allowed)
+    found = standings(dataclasses.replace(race, probes=probes), retention=retention)
+    if not found:
+        return None
+    best = found[0]
+    home = next((standing for standing in found if standing.key == reference), None)
+    tied = [standing for standing in found if standing.ties(best.loss)]
+    if home is None or home not in tied:
+        choice = min(tied, key=lambda standing: (parameters[standing.key], standing.loss))
+        behind = (
+            f"{home.behind.value:.3f} ± {home.behind.error:.3f} nats/token behind it" if home else "out of the race"
+        )
+        more = f"; of {len(tied)} that tie it has the fewest parameters" if len(tied) > 1 else ""
+        return Raced(choice.key, choice.learning_rate, False, f"{reference} is {behind}{more}", found)
+    near = [standing for standing in tied if close(standing.behind, best.loss, retention=retention)]
+    sparing = [standing for standing in near if spares(standing.forgetting, home.forgetting)]
+    if sparing:
+        choice = min(sparing, key=lambda standing: standing.forgetting)
+        why = (
+            f"it ties with {reference} on loss ({choice.loss:.3f} and {home.loss:.3f} nats/token) and forgets "
+            f"{choice.forgetting:+.3f} against {home.forgetting:+.3f} nats/token on general text"
+        )
+        return Raced(choice.key, choice.learning_rate, False, why, found)
+    rivals = [standing for standing in found if standing.key != reference]
+    why = (
+        f"nothing that raced beats {reference}: the best rival, {rivals[0].key}, is at {rivals[0].loss:.3f} against "
+        f"{home.loss:.3f} nats/token, within the noise or worse"
+        if rivals
+        else f"only {reference} raced"
+    )
+    return Raced(home.key, home.learning_rate, True, why, found)

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 
 from lora_select import records
 from lora_select.errors import InputError
-from lora_select.records import Constraints, DatasetProfile, Decision, Race, Spectra
-from lora_select.selection import standing
+from lora_select.records import CandidateScore, Constraints, DatasetProfile, Decision, Race, Spectra
 from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
 from lora_select.selection.constraints import check_names, claims_in_force, contradictions
-from lora_select.selection.race import MOST_ENTRANTS, RacePlan, plan_race
+from lora_select.selection.explanation import passed_over, reasons
+from lora_select.selection.learning_rate import REFERENCE_RANK
+from lora_select.selection.race import MOST_ENTRANTS, Raced, RacePlan, decide, plan_race
 from lora_select.selection.scoring import Scored, score_all
-from lora_select.selection.words import Verdict, reasons, record, spec, spec_of
+from lora_select.selection.verdict import Verdict, evidence, spec, spec_of
 from lora_select.variants import EVA, VARIANTS, LoRA
 
 RULE = "filter, measure, race, tie, cheapest, abstain"
 RULE_VERSION = "5"
-REFERENCE_RANK = 16
 SHORT_RUN_STEPS = 100
-"""Tangent energy tells early speed, not the final loss (selection.md 2.5): the claim is heard up to this many steps."""
+"""Tangent energy tells early speed, not the final loss: the claim is heard up to this many steps."""
 SHARE_FACTOR = 2.0
 """A variant's share must beat LoRA's by this factor, beyond two standard errors of both."""
 
@@ -33,7 +33,7 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: Constraints, race:
        the rule abstains to all-linear LoRA, r 16, at the rate of so many steps. With it on, and at most 100 steps planned, a variant whose
        lower bound (-2 SE) is above twice LoRA's upper bound (+2 SE), at the reference targets and rank, is taken; the
        cheapest of those within 2 SE of the best.
-    5. A race, where one was run, overrules that: see :func:`lora_select.selection.standing.decide`.
+    5. A race, where one was run, overrules that: see :func:`lora_select.selection.race.decide`.
 
     Raises:
         InputError: an unknown name, or no candidate is left; says which constraints stand against each other.
@@ -67,8 +67,20 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: Constraints, race:
         choice_key=choice.candidate.key,
         abstained=verdict.abstained,
         reasons=reasons(verdict, profile, spectra, inputs),
-        candidates=tuple(record(item, verdict, profile, inputs) for item in scored),
+        candidates=tuple(_record(item, verdict, profile, inputs) for item in scored),
         race_digest=records.digest(race) if race else None,
+    )
+
+
+def _record(item: Scored, verdict: Verdict, profile: DatasetProfile, inputs: Constraints) -> CandidateScore:
+    """A candidate with its evidence; `rejected` is empty for the choice alone."""
+    return CandidateScore(
+        key=item.candidate.key,
+        spec=spec_of(item.candidate, verdict, inputs),
+        evidence=evidence(item, verdict, profile),
+        score=item.score,
+        score_se=item.error,
+        rejected=item.faults or passed_over(item, verdict),
     )
 
 
@@ -110,14 +122,12 @@ def _open(
     return scored, allowed, min(allowed, key=_distance), claim
 
 
-def _raced(
-    race: Race | None, allowed: Sequence[Scored], reference: Scored, inputs: Constraints
-) -> standing.Raced | None:
+def _raced(race: Race | None, allowed: Sequence[Scored], reference: Scored, inputs: Constraints) -> Raced | None:
     if race is None:
         return None
     parameters = {item.candidate.key: item.candidate.num_parameters for item in allowed}
     retention = inputs.prefer_retention
-    return standing.decide(race, list(parameters), reference.candidate.key, parameters, retention=retention)
+    return decide(race, list(parameters), reference.candidate.key, parameters, retention=retention)
 
 
 def _distance(item: Scored) -> tuple[int, int, float, int]:

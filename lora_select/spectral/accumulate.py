@@ -40,7 +40,7 @@ def fold_of_each(microbatches: int) -> list[int]:
 
 @final
 @dataclass(frozen=True)
-class Place:
+class MicrobatchSlice:
     """Rows `first` to `end` of microbatch `index`, which has `whole`; of its tokens every `spacing`-th gives second moments."""
 
     index: int
@@ -120,7 +120,7 @@ class LayerSums:
         """Begin a microbatch."""
         self._rows_done, self._tokens_done, self._part = 0, 0, None
 
-    def add(self, place: Place, shared: SharedInput, d: Tensor) -> None:
+    def add(self, place: MicrobatchSlice, shared: SharedInput, d: Tensor) -> None:
         """Add rows of a microbatch.
 
         A microbatch that did not fit into memory comes again in smaller parts; what this layer has seen of it is not added twice.

@@ -10,25 +10,23 @@ from torch import Tensor
 from lora_select.records import LayerSpectra, finite
 from lora_select.spectral import signal
 from lora_select.spectral.accumulate import FOLDS, LayerSums
-from lora_select.spectral.columns import column_system
 from lora_select.spectral.linear_layers import plain_weight
 from lora_select.spectral.numerics import error_of
 from lora_select.spectral.projections import Systems, fold_views, null_view, project, ranks, static_view, uniform_view
 from lora_select.spectral.sketch import FoldSketches, InnerProducts, Sizes, inner_products
-from lora_select.spectral.statistics import RANKS, LayerStatistics, MeasuredVariant
+from lora_select.spectral.statistics import ADAPTER_RANKS, CLEAR, LayerStatistics, MeasuredVariant
 from lora_select.spectral.structure import null_scores, reconstructions, structure
-from lora_select.spectral.weight import minor_system, narrow_gram, weight_system
+from lora_select.spectral.weight import column_system, minor_system, narrow_gram, weight_system
 
 SUBSETS = (list(range(FOLDS)), *([fold for fold in range(FOLDS) if fold != out] for out in range(FOLDS)))
 """All folds, and all but one, for the jackknife."""
-CLEAR = 2.0
 """A share is a ratio to the signal energy: where that is below this many standard errors, the share of white noise is
 given, with an error as wide as the range that any gradient could give."""
 
 
 @final
 @dataclass(frozen=True)
-class Pass:
+class PassInfo:
     """What holds for all layers: microbatches per fold, sketch sizes, the variants to measure, `scale`, inputs of the widest, and the seed.
 
     `scale` = K / label tokens turns gradients of the summed loss into microbatch gradients whose mean over the K
@@ -43,7 +41,7 @@ class Pass:
     seed: int
 
 
-def finish(name: str, layer: LayerSums, run: Pass) -> tuple[LayerSpectra, dict[str, Tensor]]:
+def finish(name: str, layer: LayerSums, run: PassInfo) -> tuple[LayerSpectra, dict[str, Tensor]]:
     """The record of a layer, and the tensors that initialisations are built from."""
     sketches, weight = layer.sketches(), plain_weight(layer.module).float()
     inner = inner_products(sketches, run.sizes.directions)
@@ -101,10 +99,10 @@ def key(variant: MeasuredVariant) -> str:
 
 def activation_count(sizes: Sizes) -> int:
     """How many activation and weight directions are kept: enough for the largest offered rank."""
-    return max(RANKS[-1], sizes.columns)
+    return max(ADAPTER_RANKS[-1], sizes.columns)
 
 
-def _energy(layer: LayerSums, run: Pass, inner: InnerProducts) -> signal.Energy:
+def _energy(layer: LayerSums, run: PassInfo, inner: InnerProducts) -> signal.Energy:
     """Signal energy; its error joins the sampling of microbatches and the sketch."""
     sampling = signal.sampling_error(layer.cores.double().cpu().numpy())
     sketch = signal.sketch_error(inner.left_out.cpu().numpy(), run.counts)
@@ -112,7 +110,7 @@ def _energy(layer: LayerSums, run: Pass, inner: InnerProducts) -> signal.Energy:
     return signal.Energy(value * run.scale**2, math.hypot(sampling, sketch) * run.scale**2)
 
 
-def _noise(layer: LayerSums, run: Pass, energy: float) -> float:
+def _noise(layer: LayerSums, run: PassInfo, energy: float) -> float:
     exact, sketched = layer.sample_norms.tolist()
     mean = signal.mean_norm(layer.sketched_norms.tolist(), exact, sketched)
     return signal.noise_energy(mean * run.scale**2, energy)
@@ -171,10 +169,10 @@ def _unknown(
 
 
 def _fitting(variants: tuple[MeasuredVariant, ...], view: LayerStatistics) -> list[MeasuredVariant]:
-    return [v for v in variants if v.r in (0, *RANKS) and v.r <= min(view.out_features, view.in_features)]
+    return [v for v in variants if v.r in (0, *ADAPTER_RANKS) and v.r <= min(view.out_features, view.in_features)]
 
 
-def _tensors(sketches: FoldSketches, systems: Systems, values: Tensor, run: Pass) -> dict[str, Tensor]:
+def _tensors(sketches: FoldSketches, systems: Systems, values: Tensor, run: PassInfo) -> dict[str, Tensor]:
     """Singular systems for initialisations; the gradient's is of the mean per label token, with as many directions as columns."""
     left, singular, right = sketches.reconstruct(run.sizes.columns)
     tensors = {

@@ -1,12 +1,9 @@
 """Which layers are measured, and the plain (m, n) weight behind each kind of them."""
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-
-from lora_select.errors import InputError
 
 HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
 """Output layers, never adapted: their gradient spectra say nothing about the others."""
@@ -52,22 +49,6 @@ def left_out(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str
                 f"expert weights in one tensor ({shape}): only two-dimensional layers are measured and adapted"
             )
     return reasons
-
-
-def select_layers(model: nn.Module, suffixes: Sequence[str]) -> dict[str, nn.Module]:
-    """The linear layers whose name ends with one of `suffixes`.
-
-    Raises:
-        InputError: a suffix matches nothing; names the nearest ones.
-    """
-    every = linear_layers(model)
-    kinds = sorted({name.rpartition(".")[2] for name in every})
-    for suffix in suffixes:
-        if not any(name == suffix or name.endswith(f".{suffix}") for name in every):
-            near = difflib.get_close_matches(suffix, kinds, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"no linear layer is named {suffix!r}; {hint}layers here: {', '.join(kinds)}")
-    return {n: m for n, m in every.items() if any(n == s or n.endswith(f".{s}") for s in suffixes)}
 
 
 def nothing_matched(model: nn.Module) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora_select.spectral.accumulate import LayerSums
 from lora_select.spectral.sketch import FoldSketches
-from lora_select.spectral.statistics import RANKS, LayerStatistics
+from lora_select.spectral.statistics import ADAPTER_RANKS, LayerStatistics
 from lora_select.spectral.structure import HALVES, Key, Pair, Reconstructions, across_halves, gram, null_scores
 from lora_select.spectral.weight import WeightSystem
 
@@ -53,7 +53,7 @@ def project(layer: LayerSums, whole: Tensor, systems: Systems, parts: Reconstruc
 
 def ranks(layer: LayerSums) -> list[int]:
     """The measured adapter ranks that the layer can hold."""
-    return [r for r in RANKS if r <= min(layer.out_features, layer.in_features)]
+    return [r for r in ADAPTER_RANKS if r <= min(layer.out_features, layer.in_features)]
 
 
 def static_view(layer: LayerSums, systems: Systems, activation_values: Tensor, widest: int) -> LayerStatistics:
@@ -156,7 +156,7 @@ def _along(directions: Tensor, layer: LayerSums, vectors: Tensor, values: Tensor
 
 
 def _fitting(view: LayerStatistics) -> list[int]:
-    return [r for r in RANKS if r <= min(view.out_features, view.in_features)]
+    return [r for r in ADAPTER_RANKS if r <= min(view.out_features, view.in_features)]
 
 
 def _keys(static: LayerStatistics) -> list[Key]:

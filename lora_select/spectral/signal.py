@@ -1,7 +1,7 @@
 """Signal and noise of a gradient from microbatches: U-statistics and held-out singular values.
 
 G_k is the gradient of microbatch k = 1..K, independent draws with mean G. Raw spectra of the mean mislead, because sampling
-noise is correlated and of full rank (selection.md section 2, point 4); products across microbatches do not, because their
+noise is correlated and of full rank; products across microbatches do not, because their
 noises are independent.
 """
 

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, final
 
-RANKS = (8, 16, 32)
+CLEAR = 2.0
+"""Standard errors by which a difference counts as one."""
+ADAPTER_RANKS = (8, 16, 32)
 """Adapter ranks that are measured and offered."""
 
 

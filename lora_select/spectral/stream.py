@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lora_select.errors import InputError
 from lora_select.records import LayerSpectra
-from lora_select.spectral.accumulate import FOLDS, LayerSums, Place, spacing
+from lora_select.spectral.accumulate import FOLDS, LayerSums, MicrobatchSlice, spacing
 from lora_select.spectral.capture import Capture, SharedInput, TokenMask, capturing, first_non_finite, select
-from lora_select.spectral.estimates import Pass, finish
+from lora_select.spectral.estimates import PassInfo, finish
 from lora_select.spectral.sketch import Sizes, TestMatrices
 from lora_select.spectral.statistics import MeasuredVariant
 
@@ -79,7 +79,7 @@ def stream(
 ) -> Measured:
     """Run the pass; see :func:`lora_select.spectral.analyze.analyze`."""
     started = time.monotonic()
-    report, total = progress or _silent, len(batches) + len(layers)
+    report, total = progress or silent, len(batches) + len(layers)
     tests = TestMatrices(settings.sizes, settings.seed)
     sums = {name: LayerSums(module, tests, len(batches)) for name, module in layers.items()}
     totals = _accumulate(
@@ -87,7 +87,7 @@ def stream(
     )
     skipped = _skipped(sums, len(batches))
     streamed = time.monotonic()
-    run = Pass(
+    run = PassInfo(
         _counts(next(iter(sums.values()))),
         settings.sizes,
         len(batches) / totals.label_tokens,
@@ -114,7 +114,7 @@ def stream(
 
 
 def _finished(
-    sums: dict[str, LayerSums], names: Sequence[str], run: Pass
+    sums: dict[str, LayerSums], names: Sequence[str], run: PassInfo
 ) -> Iterator[tuple[LayerSpectra, dict[str, Tensor]]]:
     """Every layer finished, in order; on a CPU one layer a thread, since a layer's matrices are too small to share one well."""
     on_cpu = all(layer.right.device.type == "cpu" for layer in sums.values())
@@ -134,7 +134,7 @@ class _Rows:
     def __init__(self, sums: Mapping[str, LayerSums]):
         self._sums = sums
         self._outputs: dict[str, Tensor] = {}
-        self.place = Place(0, 0, 0, 0)
+        self.place = MicrobatchSlice(0, 0, 0, 0)
 
     def read(self, name: str, shared: SharedInput, gradient: Tensor) -> None:
         """An output gradient with its input."""
@@ -184,7 +184,7 @@ def _accumulate(
             for layer in sums.values():
                 layer.begin()
             batch = {name: tensor.to(device) for name, tensor in batches[index].items()}
-            rows.place = Place(index, 0, 0, _rows_of(batch), spacing(_tokens_of(batch), len(batches)))
+            rows.place = MicrobatchSlice(index, 0, 0, _rows_of(batch), spacing(_tokens_of(batch), len(batches)))
             _run(model, layers, batch, (0, _rows_of(batch)), settings, capture, rows, totals)
             done(index + 1)
     _meet(sums, settings.group)
@@ -322,8 +322,8 @@ def _meet_totals(totals: Totals, group: Any, device: torch.device) -> None:
     totals.loss, totals.label_tokens, totals.tokens = float(numbers[0]), int(numbers[1]), int(numbers[2])
 
 
-def _silent(_done: int, _total: int, _message: str) -> None:
-    return
+def silent(_done: int, _total: int, _message: str) -> None:
+    """Tell nobody."""
 
 
 def _checked(loss: Tensor, layers: Mapping[str, nn.Module], again: Callable[[], object], index: int) -> Tensor:

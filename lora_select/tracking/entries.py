@@ -192,7 +192,7 @@ def _race(record: records.Race) -> Entries:
     )
 
 
-def _probe(record: records.Probe) -> Entries:
+def _probe(record: records.Trial) -> Entries:
     """A probe's own run: what it was and what came out, under the keys of a race's runs."""
     return Entries(
         params={
@@ -303,7 +303,7 @@ def _adapter(record: records.Adapter) -> Entries:
     )
 
 
-def _proof(record: records.Proof) -> Entries:
+def _proof(record: records.ReloadCheck) -> Entries:
     return Entries(
         metrics={
             "proof/passed": record.passed,
@@ -380,11 +380,11 @@ _MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.DatasetProfile: _profile,
     records.Spectra: _spectra,
     records.Race: _race,
-    records.Probe: _probe,
+    records.Trial: _probe,
     records.Decision: _decision,
     records.TrainingPlan: _plan,
     records.Adapter: _adapter,
-    records.Proof: _proof,
+    records.ReloadCheck: _proof,
     records.Evaluation: _evaluation,
     records.Promotion: _promotion,
     records.Report: _report,

@@ -85,7 +85,7 @@ def kind_of(error: BaseException) -> str:
     return RANK_LOST if _PEER.search(text) else ERROR
 
 
-def report(folder: Path, rank: int, heart: heartbeat.Heart, error: BaseException) -> None:
+def report(folder: Path, rank: int, heart: heartbeat.Heartbeat, error: BaseException) -> None:
     """Leave a rank's account of its end beside its heartbeat."""
     account = {"kind": kind_of(error), "step": heart.step, "phase": heart.phase, "rank": rank}
     account["message"] = f"{type(error).__name__}: {error}"[:2000]

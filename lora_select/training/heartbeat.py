@@ -13,7 +13,7 @@ FOLDER = "ranks"
 
 
 @final
-class Heart:
+class Heartbeat:
     """Writes `ranks/rank-<n>.json`. It beats at every phase and micro-batch, from the thread that does the work.
 
     A thread of its own would go on beating while the work hangs.

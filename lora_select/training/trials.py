@@ -1,5 +1,9 @@
-"""Running a race: the probes of a plan one after another on one loaded base; a kill loses the probe that ran, and no more."""
+"""The short trainings of a race, in one process: one adapter after another on one loaded base; a kill loses the trial that ran, and no more.
 
+Model, batches, loss, optimizer and schedule are those of the ranks; DeepSpeed and checkpoints are left out.
+"""
+
+import contextlib
 import dataclasses
 import math
 import random
@@ -13,14 +17,97 @@ from lora_select import models
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.initialization import changes_base, write_initialization
-from lora_select.records import AdapterSpec, Probe, Race, TrainingPlan, append_line, from_json, whole_lines
+from lora_select.initialization.portable import subtracts
+from lora_select.records import AdapterSpec, Race, TrainingPlan, Trial, append_line, from_json, whole_lines
 from lora_select.selection.race import Entrant, RacePlan, dropped, probe_name
+from lora_select.training.worker import batches, loss, model, optimizer, packing, preflight, sanity
 from lora_select.training.worker.batches import trained_tokens
+from lora_select.training.worker.loop import learning_rate
+from lora_select.training.worker.process import seed_micro_batch, seed_start
 
 PROBES = "probes.jsonl"
 HELD_OUT_SHARE, MOST_HELD_OUT, LEAST_HELD_OUT = 0.2, 64, 8
 EVAL_BATCH = 16
 REFERENCE_TOKENS = 1024
+
+
+@contextlib.contextmanager
+def adapted(base: Any, spec: AdapterSpec, plan: TrainingPlan, initial_factors: str | None = None) -> Iterator[Any]:
+    """The adapter on a loaded base, ready to train; afterwards the base is, bit for bit, what it was.
+
+    A start that takes B A out of the base changes its weights; they are kept beside the model meanwhile.
+
+    Args:
+        base: the loaded base model; no other adapter may be on it.
+        spec: the adapter.
+        plan: seed, packing.
+        initial_factors: the file of a start that is not PEFT's own.
+    """
+    kept = _weights(base, spec) if subtracts(initial_factors) else {}
+    seed_start(plan.seed)
+    network = model.adapt(base, spec, plan, base.name_or_path, initial_factors).train()
+    if plan.packing:
+        packing.refusal(network, preflight.vocabulary(network))  # turns it on where the model takes it
+    labelled = loss.enable(network)
+    try:
+        yield network
+    finally:
+        head = base.get_output_embeddings()
+        network.unload()
+        if labelled:
+            loss.disable(head)
+        packing.disable(base)
+        _put_back(base, kept)
+        base.eval().requires_grad_(False)
+
+
+def train(
+    network: Any,
+    spec: AdapterSpec,
+    plan: TrainingPlan,
+    rows: Sequence[TokenRow],
+    pad_id: int,
+    report: Callable[[int], None] = lambda _: None,
+) -> list[float]:
+    """Do the plan's steps; returns the mean loss per label token of each, nats.
+
+    Ends early when a loss is not finite or the run diverges: the list is then shorter than the plan, and its last entry is
+    what was seen.
+
+    Args:
+        network: from :func:`adapted`.
+        spec: names the optimizer.
+        plan: of one process; rows are packed where the model was found to take it.
+        rows: training rows.
+        pad_id: of the tokenizer.
+        report: called with the steps done.
+    """
+    import torch
+
+    plan = dataclasses.replace(plan, packing=packing.enabled(network))
+    made = optimizer.make_optimizer(network, spec, plan)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    device = str(trained[0].device)
+    losses: list[float] = []
+    for step in range(plan.total_steps):
+        numbers = batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step)
+        chosen = [rows[number] for number in numbers]
+        labels = sum(sum(row.label_mask) for row in chosen)
+        optimizer.set_rate(made, learning_rate(plan, step))
+        total = 0.0
+        for slot, part in enumerate(part for part in batches.dealt(chosen, plan)[0] if part):
+            seed_micro_batch(plan.seed, step, slot)
+            nll = loss.training_loss(network, preflight.batch_of(part, plan, pad_id, device))
+            (nll / labels).backward()
+            total += float(nll.detach()) / labels
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, plan.max_grad_norm))
+        losses.append(total)
+        if not (math.isfinite(total) and math.isfinite(norm)) or sanity.diverging(losses):
+            break
+        made.step()
+        made.zero_grad()
+        report(step + 1)
+    return losses
 
 
 @final
@@ -79,16 +166,16 @@ def run(
     began = time.monotonic()
     whole = any(changes_base(entrant.spec.init) for entrant in plan.entrants)
     track = _Track(training, material, folder, whole=whole)
-    finished: list[Probe] = []
+    finished: list[Trial] = []
     out: dict[str, str] = {}
     total = sum(len(entrant.rates) for entrant in plan.entrants) * len(plan.rungs)
     for steps in plan.rungs:
-        rung: list[Probe] = []
+        rung: list[Trial] = []
         for entrant, rate in _pairs(plan):
             name = probe_name(entrant.key, rate)
             if name in out:
                 continue
-            progress(len(finished), total, f"{entrant.key} at {rate:g}, {steps} steps")
+            progress(len(finished), total, f"{entrant.key} at learning rate {rate:g}, {steps} steps")
             try:
                 probe = track.probe(entrant.key, dataclasses.replace(entrant.spec, learning_rate=rate), steps)
             except InputError as error:  # its start cannot be made here: the others race on
@@ -151,24 +238,22 @@ class _Track:
             )
         self.base_reference = reference
 
-    def probe(self, key: str, spec: AdapterSpec, steps: int) -> Probe:
+    def probe(self, key: str, spec: AdapterSpec, steps: int) -> Trial:
         """A probe from disk, or a new one that is then on disk."""
         known = self.done.get((key, spec.learning_rate, steps))
         if known is not None:
             return known
-        from lora_select.training import single_trial
-
         began = time.monotonic()
         factors = self.folder / f"{key}.safetensors"
         material = self.material
         start = write_initialization(spec, Path(material.base_path), material.tensors, factors, material.quantized_base)
         plan = shortened(self.training, steps, spec.learning_rate)
-        with single_trial.adapted(self.base, spec, plan, str(start) if start else None) as network:
-            losses = single_trial.train(network, spec, plan, self.train, self.pad_id)
+        with adapted(self.base, spec, plan, str(start) if start else None) as network:
+            losses = train(network, spec, plan, self.train, self.pad_id)
             whole = len(losses) == steps
             held_out, reference = self._measure(network.eval()) if whole else ((), None)
         factors.unlink(missing_ok=True)
-        made = Probe(
+        made = Trial(
             key=key,
             learning_rate=spec.learning_rate,
             steps=steps,
@@ -205,7 +290,20 @@ def shortened(plan: TrainingPlan, steps: int, rate: float) -> TrainingPlan:
     )
 
 
-def _read(file: Path) -> dict[tuple[str, float, int], Probe]:
+def _read(file: Path) -> dict[tuple[str, float, int], Trial]:
     """Probes of an earlier attempt."""
-    probes = [from_json(Probe, line, place=file.name) for line in whole_lines(file)]
+    probes = [from_json(Trial, line, place=file.name) for line in whole_lines(file)]
     return {(probe.key, probe.learning_rate, probe.steps): probe for probe in probes}
+
+
+def _weights(base: Any, spec: AdapterSpec) -> dict[str, Any]:
+    targeted = tuple(f".{name}.weight" for name in spec.target_modules)
+    return {name: p.detach().clone() for name, p in base.named_parameters() if f".{name}".endswith(targeted)}
+
+
+def _put_back(base: Any, kept: dict[str, Any]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, value in kept.items():
+            base.get_parameter(name).copy_(value)

@@ -2,9 +2,12 @@
 
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, Constraints
-from lora_select.training.worker.optimizer import UNSPLIT_ONLY
 from lora_select.variants import support
 
+UNSPLIT_ONLY = ("lora-fa", "riemannian", "adalora")
+"""Optimizers that read a layer's factors together: ZeRO 1 to 3 hand them parts of a flat tensor."""
+LIVE_PARAMETERS = 2 * 10**7
+"""What a rank may have gathered at ZeRO-3: DeepSpeed's `stage3_max_live_parameters`."""
 EVERY = (0, 1, 2, 3)
 AUTO = (0, 2, 3)
 """What `auto` chooses from: stage 1 saves less than 2 and costs as much."""

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from lora_select.spectral.statistics import RANKS
+from lora_select.spectral.statistics import ADAPTER_RANKS
 from lora_select.variants.adalora import AdaLoRA
 from lora_select.variants.base import ClosedForm, Variant, has_rank
 from lora_select.variants.boft import BOFT
 from lora_select.variants.c3a import C3A
-from lora_select.variants.corda_ipm import CorDAInstruction
-from lora_select.variants.corda_kpm import CorDAKnowledge
+from lora_select.variants.corda import CorDAInstruction, CorDAKnowledge
 from lora_select.variants.delora import DeLoRA
 from lora_select.variants.dora import DoRA
 from lora_select.variants.eva import EVA
@@ -131,6 +130,6 @@ def named(name: str, r: int) -> Variant:
 
 
 CATALOGUE: tuple[ClosedForm, ...] = tuple(
-    one for variant in VARIANTS for one in offered(variant, RANKS) if isinstance(one, ClosedForm)
+    one for variant in VARIANTS for one in offered(variant, ADAPTER_RANKS) if isinstance(one, ClosedForm)
 )
 """Everything that the spectral pass measures: variants with a closed form, at every offered rank."""

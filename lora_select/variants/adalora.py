@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
@@ -31,12 +31,12 @@ class AdaLoRA(ClosedForm):
     """
 
     r: int
-    name: ClassVar[str] = "adalora"
-    references: ClassVar[tuple[str, ...]] = ("Zhang et al. (2023), AdaLoRA, arXiv 2303.10512",)
-    peft_class: ClassVar[str] = "AdaLoraConfig"
-    trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B", "lora_E")
-    cost: ClassVar[Cost] = Cost(1.24, 0.5)
-    support: ClassVar[Support] = Support()
+    name = "adalora"
+    references = ("Zhang et al. (2023), AdaLoRA, arXiv 2303.10512",)
+    peft_class = "AdaLoraConfig"
+    trained = ("lora_A", "lora_B", "lora_E")
+    cost = Cost(1.24, 0.5)
+    support = Support()
 
     @property
     def initial_rank(self) -> int:

@@ -85,7 +85,7 @@ class Variant(abc.ABC):
     """PEFT's names of the trained parameters of a layer; one that a shape does not need may be absent."""
     frozen: ClassVar[tuple[str, ...]] = ()
     """PEFT's names of what W(theta) also needs and training leaves alone: shared banks, masks, norms."""
-    init: ClassVar[str] = "default"
+    initialization: ClassVar[str] = "default"
     """`default`, or the name of factors that :mod:`lora_select.initialization` writes."""
     export_rank_factor: ClassVar[int] = 1
     """Rank of the exported adapter over `r`: 2 where the start changes the base."""
@@ -171,12 +171,6 @@ class ClosedForm(Variant):
 def has_rank(variant: type[Variant]) -> bool:
     """Whether `variant(r)` makes one of rank r; the others are offered at their one default."""
     return any(field.name == "r" and field.init for field in fields(variant))  # pyright: ignore[reportArgumentType]
-
-
-def lora_arguments(variant: Variant, **changes: Any) -> dict[str, Any]:
-    """Arguments of `LoraConfig` that every variant here shares: factors on both sides, no dropout, no bias."""
-    plain = {"r": variant.r, "lora_alpha": variant.lora_alpha, "lora_dropout": 0.0, "bias": "none"}
-    return plain | {"init_lora_weights": True} | changes
 
 
 def rank_violations(variant: Variant, context: Context) -> tuple[str, ...]:

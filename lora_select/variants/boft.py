@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, common_violations, divides
 
@@ -22,13 +22,13 @@ class BOFT(Variant):
 
     block: int = 4
     r: int = field(default=0, init=False)
-    name: ClassVar[str] = "boft"
-    references: ClassVar[tuple[str, ...]] = ("Liu et al. (2023), BOFT, arXiv 2311.06243",)
-    peft_class: ClassVar[str] = "BOFTConfig"
-    trained: ClassVar[tuple[str, ...]] = ("boft_R", "boft_s")
-    cost: ClassVar[Cost] = Cost(7.4, 2.4)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 1e-4
+    name = "boft"
+    references = ("Liu et al. (2023), BOFT, arXiv 2311.06243",)
+    peft_class = "BOFTConfig"
+    trained = ("boft_R", "boft_s")
+    cost = Cost(7.4, 2.4)
+    support = Support()
+    reference_rate = 1e-4
 
     @property
     def size(self) -> str:

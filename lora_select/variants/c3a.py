@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, common_violations, divides
 
@@ -22,13 +22,13 @@ class C3A(Variant):
 
     block: int = 64
     r: int = field(default=0, init=False)
-    name: ClassVar[str] = "c3a"
-    references: ClassVar[tuple[str, ...]] = ("Chen et al. (2024), C3A, arXiv 2407.19342",)
-    peft_class: ClassVar[str] = "C3AConfig"
-    trained: ClassVar[tuple[str, ...]] = ("c3a_kernel",)
-    cost: ClassVar[Cost] = Cost(1.24, -0.2)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 3e-1
+    name = "c3a"
+    references = ("Chen et al. (2024), C3A, arXiv 2407.19342",)
+    peft_class = "C3AConfig"
+    trained = ("c3a_kernel",)
+    cost = Cost(1.24, -0.2)
+    support = Support()
+    reference_rate = 3e-1
 
     @property
     def size(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, rank_violations
 
@@ -21,14 +21,14 @@ class DeLoRA(Variant):
     """
 
     r: int
-    name: ClassVar[str] = "delora"
-    references: ClassVar[tuple[str, ...]] = ("Bini, Girrbach, Akata (2025), DeLoRA, arXiv 2503.18225",)
-    peft_class: ClassVar[str] = "DeloraConfig"
-    trained: ClassVar[tuple[str, ...]] = ("delora_A", "delora_B", "delora_lambda")
-    frozen: ClassVar[tuple[str, ...]] = ("delora_w_norm",)
-    cost: ClassVar[Cost] = Cost(1.12, 0.0)
-    support: ClassVar[Support] = Support(nf4="cannot be initialised", int8="cannot be initialised")
-    reference_rate: ClassVar[float | None] = 1e-3
+    name = "delora"
+    references = ("Bini, Girrbach, Akata (2025), DeLoRA, arXiv 2503.18225",)
+    peft_class = "DeloraConfig"
+    trained = ("delora_A", "delora_B", "delora_lambda")
+    frozen = ("delora_w_norm",)
+    cost = Cost(1.12, 0.0)
+    support = Support(nf4="cannot be initialised", int8="cannot be initialised")
+    reference_rate = 1e-3
 
     def peft_arguments(self) -> dict[str, Any]:
         """PEFT's and the paper's l."""

@@ -1,28 +1,23 @@
 """Explained-variance adaptation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
-    REFERENCE_ALPHA,
     ClosedForm,
     Context,
-    Cost,
-    Support,
-    lora_arguments,
     mean_square_output,
-    rank_violations,
 )
+from lora_select.variants.low_rank import AS_LORA, LowRank
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 @final
 @dataclass(frozen=True)
-class EVA(ClosedForm):
+class EVA(LowRank, ClosedForm):
     """W(theta) = W + s B A, s = alpha / r, from B = 0 and A = the r leading directions of the layer's inputs.
 
     Tangent at the start: {s dB V^T}, r m dimensions, so its share of a gradient is ||G V||^2 / ||G||^2. Of the published
@@ -30,38 +25,14 @@ class EVA(ClosedForm):
     of centred inputs without each row's first token, where PEFT's are neither centred nor masked.
     """
 
-    r: int
-    name: ClassVar[str] = "eva"
-    references: ClassVar[tuple[str, ...]] = ("Paischer et al. (2024), EVA, arXiv 2410.07170",)
-    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
-    support: ClassVar[Support] = Support(vllm=True)
-    init: ClassVar[str] = "eva"
-
-    @property
-    def lora_alpha(self) -> int:
-        """As LoRA."""
-        return REFERENCE_ALPHA
-
-    @property
-    def scale(self) -> float:
-        """`alpha / r`, no unit."""
-        return self.lora_alpha / self.r
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """Plain LoRA: the factors come from a file."""
-        return lora_arguments(self)
-
-    def num_parameters(self, shape: tuple[int, int]) -> int:
-        """`r (m + n)`."""
-        return self.r * sum(shape)
-
-    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
-        """`W + s B A`."""
-        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
+    name = "eva"
+    references = ("Paischer et al. (2024), EVA, arXiv 2410.07170",)
+    cost = AS_LORA
+    initialization = "eva"
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """It needs r measured directions."""
-        found = list(rank_violations(self, context))
+        found = list(super().violations(context))
         if self.r > context.directions:
             found.append(
                 f"EVA at r {self.r} needs {self.r} activation directions, and the spectral pass kept {context.directions}; "

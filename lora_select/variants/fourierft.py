@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, common_violations
 
@@ -23,14 +23,14 @@ class FourierFT(Variant):
 
     n_frequency: int = 1000
     r: int = field(default=0, init=False)
-    name: ClassVar[str] = "fourierft"
-    references: ClassVar[tuple[str, ...]] = ("Gao et al. (2024), FourierFT, arXiv 2405.03003",)
-    peft_class: ClassVar[str] = "FourierFTConfig"
-    trained: ClassVar[tuple[str, ...]] = ("fourierft_spectrum",)
-    frozen: ClassVar[tuple[str, ...]] = ("indices",)
-    cost: ClassVar[Cost] = Cost(1.8, 1.4)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 1e-4
+    name = "fourierft"
+    references = ("Gao et al. (2024), FourierFT, arXiv 2405.03003",)
+    peft_class = "FourierFTConfig"
+    trained = ("fourierft_spectrum",)
+    frozen = ("indices",)
+    cost = Cost(1.8, 1.4)
+    support = Support()
+    reference_rate = 1e-4
 
     @property
     def size(self) -> str:

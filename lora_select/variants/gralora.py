@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
@@ -33,13 +33,13 @@ class GraLoRA(ClosedForm):
 
     r: int
     blocks: int = 2
-    name: ClassVar[str] = "gralora"
-    references: ClassVar[tuple[str, ...]] = ("Jung et al. (2025), GraLoRA, arXiv 2505.20355",)
-    peft_class: ClassVar[str] = "GraloraConfig"
-    trained: ClassVar[tuple[str, ...]] = ("gralora_A", "gralora_B")
-    cost: ClassVar[Cost] = Cost(1.16, 0.0)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 2e-4
+    name = "gralora"
+    references = ("Jung et al. (2025), GraLoRA, arXiv 2505.20355",)
+    peft_class = "GraloraConfig"
+    trained = ("gralora_A", "gralora_B")
+    cost = Cost(1.16, 0.0)
+    support = Support()
+    reference_rate = 2e-4
 
     @property
     def lora_alpha(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
@@ -31,13 +31,13 @@ class HiRA(ClosedForm):
     """
 
     r: int
-    name: ClassVar[str] = "hira"
-    references: ClassVar[tuple[str, ...]] = ("Huang et al. (2025), HiRA, ICLR, OpenReview TwJrTz9cRS",)
-    peft_class: ClassVar[str] = "HiraConfig"
-    trained: ClassVar[tuple[str, ...]] = ("hira_A", "hira_B")
-    cost: ClassVar[Cost] = Cost(1.37, 1.3)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 4.5e-3
+    name = "hira"
+    references = ("Huang et al. (2025), HiRA, ICLR, OpenReview TwJrTz9cRS",)
+    peft_class = "HiraConfig"
+    trained = ("hira_A", "hira_B")
+    cost = Cost(1.37, 1.3)
+    support = Support()
+    reference_rate = 4.5e-3
 
     def peft_arguments(self) -> dict[str, Any]:
         """No scale: the weight itself is one."""

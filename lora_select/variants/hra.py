@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, rank_violations
 
@@ -21,13 +21,13 @@ class HRA(Variant):
     """
 
     r: int
-    name: ClassVar[str] = "hra"
-    references: ClassVar[tuple[str, ...]] = ("Yuan, Liu, Xu (2024), HRA, arXiv 2405.17484",)
-    peft_class: ClassVar[str] = "HRAConfig"
-    trained: ClassVar[tuple[str, ...]] = ("hra_u",)
-    cost: ClassVar[Cost] = Cost(13.0, None, "PEFT method_comparison/image-gen, next to LoRA; no MetaMathQA run")
-    support: ClassVar[Support] = Support(nf4="fails in the forward pass", int8="computes garbage without an error")
-    reference_rate: ClassVar[float | None] = 1e-4
+    name = "hra"
+    references = ("Yuan, Liu, Xu (2024), HRA, arXiv 2405.17484",)
+    peft_class = "HRAConfig"
+    trained = ("hra_u",)
+    cost = Cost(13.0, None, "PEFT method_comparison/image-gen, next to LoRA; no MetaMathQA run")
+    support = Support(nf4="fails in the forward pass", int8="computes garbage without an error")
+    reference_rate = 1e-4
 
     def peft_arguments(self) -> dict[str, Any]:
         """Free vectors."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import ClosedForm, Context, Cost, Support, common_violations
@@ -22,13 +22,13 @@ class IA3(ClosedForm):
     """
 
     r: int = field(default=0, init=False)
-    name: ClassVar[str] = "ia3"
-    references: ClassVar[tuple[str, ...]] = ("Liu et al. (2022), (IA)^3, arXiv 2205.05638",)
-    peft_class: ClassVar[str] = "IA3Config"
-    trained: ClassVar[tuple[str, ...]] = ("ia3_l",)
-    cost: ClassVar[Cost] = Cost(1.0, 0.9)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 5e-3
+    name = "ia3"
+    references = ("Liu et al. (2022), (IA)^3, arXiv 2205.05638",)
+    peft_class = "IA3Config"
+    trained = ("ia3_l",)
+    cost = Cost(1.0, 0.9)
+    support = Support()
+    reference_rate = 5e-3
 
     @property
     def size(self) -> str:

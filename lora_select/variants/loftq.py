@@ -1,24 +1,20 @@
 """LoRA-fine-tuning-aware quantisation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
     ClosedForm,
     Context,
-    Cost,
-    Support,
-    lora_arguments,
     mean_square_output,
     random_rows_spread,
-    rank_violations,
 )
+from lora_select.variants.low_rank import AS_LORA, LowRank
 from lora_select.variants.residual import random_both_sides
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 NF4_ERROR = 0.093
 """||W - Q(W)|| / ||W|| of normal weights in nf4 blocks of 64; int8's is smaller."""
@@ -26,7 +22,7 @@ NF4_ERROR = 0.093
 
 @final
 @dataclass(frozen=True)
-class LoftQ(ClosedForm):
+class LoftQ(LowRank, ClosedForm):
     """W(theta) = Q(W) + s B A from s B0 A0 = the best rank-r approximation of W - Q(W), s = alpha / r = 1.
 
     Q is the base's own quantisation (nf4 or int8), so the start brings the function nearer to the unquantised base. Tangent
@@ -35,38 +31,15 @@ class LoftQ(ClosedForm):
     Q(W - s B A), which nobody can load from the published weights.
     """
 
-    r: int
-    name: ClassVar[str] = "loftq"
-    references: ClassVar[tuple[str, ...]] = ("Li et al. (2023), LoftQ, arXiv 2310.08659",)
-    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
-    support: ClassVar[Support] = Support(vllm=True)
-    init: ClassVar[str] = "loftq"
-
-    @property
-    def lora_alpha(self) -> int:
-        """r, so that the scale is 1."""
-        return self.r
-
-    @property
-    def scale(self) -> float:
-        """1."""
-        return 1.0
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """Plain LoRA: the factors come from a file."""
-        return lora_arguments(self)
-
-    def num_parameters(self, shape: tuple[int, int]) -> int:
-        """`r (m + n)`."""
-        return self.r * sum(shape)
-
-    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
-        """`W + s B A`."""
-        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
+    name = "loftq"
+    references = ("Li et al. (2023), LoftQ, arXiv 2310.08659",)
+    cost = AS_LORA
+    alpha_over_r = 1
+    initialization = "loftq"
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """It needs a quantised base."""
-        found = list(rank_violations(self, context))
+        found = list(super().violations(context))
         if not context.quantized_base:
             found.append(
                 "LoftQ's start is the error of quantisation, and the base is not quantised; set base_model.quantize"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
@@ -30,13 +30,13 @@ class LoHa(ClosedForm):
     """
 
     r: int
-    name: ClassVar[str] = "loha"
-    references: ClassVar[tuple[str, ...]] = ("Hyeon-Woo, Ye-Bin, Oh (2021), FedPara, arXiv 2108.06098",)
-    peft_class: ClassVar[str] = "LoHaConfig"
-    trained: ClassVar[tuple[str, ...]] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    cost: ClassVar[Cost] = Cost(1.48, 1.6)
-    support: ClassVar[Support] = Support(nf4="fails in the forward pass")
-    reference_rate: ClassVar[float | None] = 1e-4
+    name = "loha"
+    references = ("Hyeon-Woo, Ye-Bin, Oh (2021), FedPara, arXiv 2108.06098",)
+    peft_class = "LoHaConfig"
+    trained = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    cost = Cost(1.48, 1.6)
+    support = Support(nf4="fails in the forward pass")
+    reference_rate = 1e-4
 
     @property
     def lora_alpha(self) -> int:

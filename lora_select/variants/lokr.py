@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
@@ -30,13 +30,13 @@ class LoKr(ClosedForm):
     """
 
     r: int
-    name: ClassVar[str] = "lokr"
-    references: ClassVar[tuple[str, ...]] = ("Yeh et al. (2023), LyCORIS, arXiv 2309.14859",)
-    peft_class: ClassVar[str] = "LoKrConfig"
-    trained: ClassVar[tuple[str, ...]] = ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
-    cost: ClassVar[Cost] = Cost(1.37, 1.3)
-    support: ClassVar[Support] = Support(nf4="fails in the forward pass")
-    reference_rate: ClassVar[float | None] = 3e-3
+    name = "lokr"
+    references = ("Yeh et al. (2023), LyCORIS, arXiv 2309.14859",)
+    peft_class = "LoKrConfig"
+    trained = ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+    cost = Cost(1.37, 1.3)
+    support = Support(nf4="fails in the forward pass")
+    reference_rate = 3e-3
 
     @property
     def lora_alpha(self) -> int:

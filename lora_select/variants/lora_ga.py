@@ -1,15 +1,15 @@
 """Gradient approximation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
-from lora_select.variants.base import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output
-from lora_select.variants.residual import UNKNOWN, both_sides, changed_base_violations, gradient_violations, measured
+from lora_select.variants.base import ClosedForm, Context, mean_square_output
+from lora_select.variants.low_rank import AS_LORA
+from lora_select.variants.residual import UNKNOWN, Residual, both_sides, gradient_violations, measured
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 ALPHA = 16
 GAMMA = 16.0
@@ -18,7 +18,7 @@ GAMMA = 16.0
 
 @final
 @dataclass(frozen=True)
-class LoRAGA(ClosedForm):
+class LoRAGA(Residual, ClosedForm):
     """W(theta) = (W - s B0 A0) + s B A, s = alpha / sqrt(r), from A0 = c V_{1..r}^T and B0 = c U_{r+1..2r} of G = U S V^T.
 
     c = m^(1/4) / sqrt(gamma), whatever the gradient's size. Tangent at the start: {s (dB A + B dA)}, which holds the 2 r
@@ -27,39 +27,16 @@ class LoRAGA(ClosedForm):
     starts close to B = 0. The trained adapter is exported as plain LoRA of rank 2 r.
     """
 
-    r: int
-    name: ClassVar[str] = "lora_ga"
-    references: ClassVar[tuple[str, ...]] = ("Wang, Yu, Li (2024), LoRA-GA, arXiv 2407.05000",)
-    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
-    support: ClassVar[Support] = Support(vllm=True)
-    init: ClassVar[str] = "lora_ga"
-    export_rank_factor: ClassVar[int] = 2
-
-    @property
-    def lora_alpha(self) -> int:
-        """The authors' setting."""
-        return ALPHA
-
-    @property
-    def scale(self) -> float:
-        """`alpha / sqrt(r)`, no unit."""
-        return self.lora_alpha / self.r**0.5
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """LoRA with `use_rslora`: the factors come from a file."""
-        return lora_arguments(self, use_rslora=True)
-
-    def num_parameters(self, shape: tuple[int, int]) -> int:
-        """`r (m + n)`."""
-        return self.r * sum(shape)
-
-    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
-        """`W + s B A`, with the W that PEFT sees: the base less its start."""
-        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
+    name = "lora_ga"
+    references = ("Wang, Yu, Li (2024), LoRA-GA, arXiv 2407.05000",)
+    cost = AS_LORA
+    alpha = 16
+    rank_stabilised = True
+    initialization = "lora_ga"
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """Those of a start that changes the base, and 2 r measured directions of the gradient."""
-        return changed_base_violations(self, context) + gradient_violations(self, context, 2 * self.r)
+        return super().violations(context) + gradient_violations(self, context, 2 * self.r)
 
     def tangent_share(self, view: LayerStatistics) -> float:
         """||U^T G||^2 + ||G V||^2 over ||G||^2, held out; the directions are disjoint, so the cross term is left out.

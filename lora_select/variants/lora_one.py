@@ -1,23 +1,19 @@
 """One-step gradient start."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
     ClosedForm,
     Context,
-    Cost,
-    Support,
-    lora_arguments,
     mean_square_output,
-    rank_violations,
 )
+from lora_select.variants.low_rank import AS_LORA, LowRank
 from lora_select.variants.residual import UNKNOWN, both_sides, gradient_violations, measured
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 ALPHA = 16
 GAMMA = 128.0
@@ -26,7 +22,7 @@ GAMMA = 128.0
 
 @final
 @dataclass(frozen=True)
-class LoRAOne(ClosedForm):
+class LoRAOne(LowRank, ClosedForm):
     """W(theta) = W + s B A, s = alpha / sqrt(r), from s B0 A0 = -(s / gamma) U_r (S_r / sigma_1) V_r^T of G = U S V^T.
 
     The base is left alone: the start itself is one normalised rank-r step down the gradient, so the function moves. Tangent
@@ -35,38 +31,16 @@ class LoRAOne(ClosedForm):
     sigma_1 as in the authors' code; their optional preconditioner is the Riemannian optimiser, a variant of its own.
     """
 
-    r: int
-    name: ClassVar[str] = "lora_one"
-    references: ClassVar[tuple[str, ...]] = ("Zhang, Liu, Chen (2025), LoRA-One, arXiv 2502.01235",)
-    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
-    support: ClassVar[Support] = Support(vllm=True)
-    init: ClassVar[str] = "lora_one"
-
-    @property
-    def lora_alpha(self) -> int:
-        """The authors' setting."""
-        return ALPHA
-
-    @property
-    def scale(self) -> float:
-        """`alpha / sqrt(r)`, no unit."""
-        return self.lora_alpha / self.r**0.5
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """LoRA with `use_rslora`: the factors come from a file."""
-        return lora_arguments(self, use_rslora=True)
-
-    def num_parameters(self, shape: tuple[int, int]) -> int:
-        """`r (m + n)`."""
-        return self.r * sum(shape)
-
-    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
-        """`W + s B A`."""
-        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
+    name = "lora_one"
+    references = ("Zhang, Liu, Chen (2025), LoRA-One, arXiv 2502.01235",)
+    cost = AS_LORA
+    alpha = 16
+    rank_stabilised = True
+    initialization = "lora_one"
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """It needs r measured directions of the gradient."""
-        return rank_violations(self, context) + gradient_violations(self, context, self.r)
+        return super().violations(context) + gradient_violations(self, context, self.r)
 
     def tangent_share(self, view: LayerStatistics) -> float:
         """||U^T G||^2 + ||G V||^2 - ||U^T G V||^2 over ||G||^2, held out; of white noise where it was not measured."""

@@ -1,20 +1,20 @@
 """Minor singular components."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
-from lora_select.variants.base import ClosedForm, Context, Cost, Support, lora_arguments, mean_square_output
-from lora_select.variants.residual import UNKNOWN, both_sides, changed_base_violations, measured
+from lora_select.variants.base import ClosedForm, mean_square_output
+from lora_select.variants.low_rank import AS_LORA
+from lora_select.variants.residual import UNKNOWN, Residual, both_sides, measured
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 @final
 @dataclass(frozen=True)
-class MiLoRA(ClosedForm):
+class MiLoRA(Residual, ClosedForm):
     """W(theta) = (W - s B0 A0) + s B A from s B0 A0 = the r smallest singular triplets of W, s = alpha / r = 1.
 
     The opposite of PiSSA: what the base relies on least is trained. Tangent at the start: U_r X + Y V_r^T with the minor
@@ -22,39 +22,11 @@ class MiLoRA(ClosedForm):
     (Wang et al., section 3), but for the scale; the trained adapter is exported as plain LoRA of rank 2 r.
     """
 
-    r: int
-    name: ClassVar[str] = "milora"
-    references: ClassVar[tuple[str, ...]] = ("Wang et al. (2024), MiLoRA, arXiv 2406.09044",)
-    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
-    support: ClassVar[Support] = Support(vllm=True)
-    init: ClassVar[str] = "milora"
-    export_rank_factor: ClassVar[int] = 2
-
-    @property
-    def lora_alpha(self) -> int:
-        """r, so that the scale is 1."""
-        return self.r
-
-    @property
-    def scale(self) -> float:
-        """1."""
-        return 1.0
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """Plain LoRA: the factors come from a file."""
-        return lora_arguments(self)
-
-    def num_parameters(self, shape: tuple[int, int]) -> int:
-        """`r (m + n)`."""
-        return self.r * sum(shape)
-
-    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
-        """`W + s B A`, with the W that PEFT sees: the base less its start."""
-        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
-
-    def violations(self, context: Context) -> tuple[str, ...]:
-        """Those of a start that changes the base."""
-        return changed_base_violations(self, context)
+    name = "milora"
+    references = ("Wang et al. (2024), MiLoRA, arXiv 2406.09044",)
+    cost = AS_LORA
+    alpha_over_r = 1
+    initialization = "milora"
 
     def tangent_share(self, view: LayerStatistics) -> float:
         """||U^T G||^2 + ||G V||^2 - ||U^T G V||^2 over ||G||^2; of white noise where it was not measured."""

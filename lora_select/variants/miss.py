@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, rank_violations
 
@@ -21,13 +21,13 @@ class MiSS(Variant):
     """
 
     r: int
-    name: ClassVar[str] = "miss"
-    references: ClassVar[tuple[str, ...]] = ("Kang, Yin (2024), MiSS (earlier Bone), arXiv 2409.15371",)
-    peft_class: ClassVar[str] = "MissConfig"
-    trained: ClassVar[tuple[str, ...]] = ("miss_block",)
-    cost: ClassVar[Cost] = Cost(0.95, -2.0)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 1e-4
+    name = "miss"
+    references = ("Kang, Yin (2024), MiSS (earlier Bone), arXiv 2409.15371",)
+    peft_class = "MissConfig"
+    trained = ("miss_block",)
+    cost = Cost(0.95, -2.0)
+    support = Support()
+    reference_rate = 1e-4
 
     def peft_arguments(self) -> dict[str, Any]:
         """The plain form."""

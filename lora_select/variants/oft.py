@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
@@ -33,16 +33,16 @@ class OFT(ClosedForm):
 
     block: int = 32
     r: int = field(default=0, init=False)
-    name: ClassVar[str] = "oft"
-    references: ClassVar[tuple[str, ...]] = (
+    name = "oft"
+    references = (
         "Qiu et al. (2023), OFT, arXiv 2306.07280",
         "Qiu et al. (2025), OFTv2, arXiv 2506.19847",
     )
-    peft_class: ClassVar[str] = "OFTConfig"
-    trained: ClassVar[tuple[str, ...]] = ("oft_R",)
-    cost: ClassVar[Cost] = Cost(1.26, 0.0)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 1e-4
+    peft_class = "OFTConfig"
+    trained = ("oft_R",)
+    cost = Cost(1.26, 0.0)
+    support = Support()
+    reference_rate = 1e-4
 
     @property
     def size(self) -> str:

@@ -1,20 +1,20 @@
 """Orthonormal low-rank adaptation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
-from lora_select.variants.base import ClosedForm, Context, Cost, Support, lora_arguments
-from lora_select.variants.residual import UNKNOWN, both_sides, changed_base_violations, measured
+from lora_select.variants.base import ClosedForm
+from lora_select.variants.low_rank import AS_LORA
+from lora_select.variants.residual import UNKNOWN, Residual, both_sides, measured
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 @final
 @dataclass(frozen=True)
-class OLoRA(ClosedForm):
+class OLoRA(Residual, ClosedForm):
     """W(theta) = (W - s B0 A0) + s B A from B0 = Q_r, A0 = R_r of W = Q R, s = alpha / r = 1: W's part in its first r columns.
 
     Tangent at the start: Q_r X + Y R_r, r (m + n - r) dimensions, so its share of a gradient is ||Q^T G||^2 + ||G V||^2 -
@@ -23,41 +23,13 @@ class OLoRA(ClosedForm):
     LoRA of rank 2 r.
     """
 
-    r: int
-    name: ClassVar[str] = "olora"
-    references: ClassVar[tuple[str, ...]] = ("Büyükakyüz (2024), OLoRA, arXiv 2406.01775",)
-    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
-    support: ClassVar[Support] = Support(vllm=True)
-    reference_rate: ClassVar[float | None] = 1.7e-5
-    rate_source: ClassVar[str] = "LoRA's reference over 18, the divisor that arXiv 2602.04998 measured"
-    init: ClassVar[str] = "olora"
-    export_rank_factor: ClassVar[int] = 2
-
-    @property
-    def lora_alpha(self) -> int:
-        """r, so that the scale is 1."""
-        return self.r
-
-    @property
-    def scale(self) -> float:
-        """1."""
-        return 1.0
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """Plain LoRA: the factors come from a file."""
-        return lora_arguments(self)
-
-    def num_parameters(self, shape: tuple[int, int]) -> int:
-        """`r (m + n)`."""
-        return self.r * sum(shape)
-
-    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
-        """`W + s B A`, with the W that PEFT sees: the base less its start."""
-        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
-
-    def violations(self, context: Context) -> tuple[str, ...]:
-        """Those of a start that changes the base."""
-        return changed_base_violations(self, context)
+    name = "olora"
+    references = ("Büyükakyüz (2024), OLoRA, arXiv 2406.01775",)
+    cost = AS_LORA
+    alpha_over_r = 1
+    reference_rate = 1.7e-5
+    rate_source = "LoRA's reference over 18, the divisor that arXiv 2602.04998 measured"
+    initialization = "olora"
 
     def tangent_share(self, view: LayerStatistics) -> float:
         """||Q^T G||^2 + ||G V||^2 - ||Q^T G V||^2 over ||G||^2; of white noise where it was not measured."""

@@ -1,30 +1,25 @@
 """Orthogonal start."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
-    REFERENCE_ALPHA,
     ClosedForm,
     Context,
-    Cost,
-    Support,
-    lora_arguments,
     mean_square_output,
     random_rows_spread,
-    rank_violations,
 )
+from lora_select.variants.low_rank import AS_LORA, LowRank
 from lora_select.variants.residual import random_both_sides
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 @final
 @dataclass(frozen=True)
-class Orthogonal(ClosedForm):
+class Orthogonal(LowRank, ClosedForm):
     """W(theta) = W + s B A, s = alpha / r, from A and B both non-zero with B A = 0.
 
     A = Q_odd^T N_1 / 10 and B = N_2 Q_even / 10 with Q orthogonal (r, r) and N normal: each of rank r / 2, in random
@@ -32,39 +27,16 @@ class Orthogonal(ClosedForm):
     1 - (1 - r / 2m)(1 - r / 2n). PEFT's form, after a blog post; no published paper.
     """
 
-    r: int
-    name: ClassVar[str] = "orthogonal"
-    references: ClassVar[tuple[str, ...]] = (
+    name = "orthogonal"
+    references = (
         "Datta (2024), Rethinking LoRA initialisations (blog; in PEFT), of Hu et al. (2021), arXiv 2106.09685",
     )
-    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
-    support: ClassVar[Support] = Support(vllm=True)
-
-    @property
-    def lora_alpha(self) -> int:
-        """As LoRA."""
-        return REFERENCE_ALPHA
-
-    @property
-    def scale(self) -> float:
-        """`alpha / r`, no unit."""
-        return self.lora_alpha / self.r
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """LoRA with PEFT's own start."""
-        return lora_arguments(self, init_lora_weights="orthogonal")
-
-    def num_parameters(self, shape: tuple[int, int]) -> int:
-        """`r (m + n)`."""
-        return self.r * sum(shape)
-
-    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
-        """`W + s B A`."""
-        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
+    cost = AS_LORA
+    peft_initialization = "orthogonal"
 
     def violations(self, context: Context) -> tuple[str, ...]:
         """An even rank, and a base of floating-point weights."""
-        found = list(rank_violations(self, context))
+        found = list(super().violations(context))
         if self.r % 2:
             found.append(f"the orthogonal start halves the rank, and r {self.r} is odd; use {self.r + 1}")
         if context.quantized_base:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, common_violations
 
@@ -22,20 +22,20 @@ class OSF(Variant):
     """
 
     r: int = field(default=0, init=False)
-    name: ClassVar[str] = "osf"
-    references: ClassVar[tuple[str, ...]] = ("Nayak et al. (2025), Sculpting Subspaces, arXiv 2504.07097",)
-    peft_class: ClassVar[str] = "OSFConfig"
-    trained: ClassVar[tuple[str, ...]] = ("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low")
-    frozen: ClassVar[tuple[str, ...]] = (
+    name = "osf"
+    references = ("Nayak et al. (2025), Sculpting Subspaces, arXiv 2504.07097",)
+    peft_class = "OSFConfig"
+    trained = ("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low")
+    frozen = (
         "_osf_U_low_init",
         "_osf_S_low_init",
         "_osf_V_low_init",
         "_osf_U_high",
         "_osf_V_high",
     )
-    cost: ClassVar[Cost] = Cost(2.8, 16.0)
-    support: ClassVar[Support] = Support(nf4="cannot be initialised", int8="cannot be initialised")
-    reference_rate: ClassVar[float | None] = 5e-5
+    cost = Cost(2.8, 16.0)
+    support = Support(nf4="cannot be initialised", int8="cannot be initialised")
+    reference_rate = 5e-5
 
     @property
     def size(self) -> str:

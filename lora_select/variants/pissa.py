@@ -1,27 +1,23 @@
 """Principal singular values and vectors adaptation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
     ClosedForm,
-    Context,
-    Cost,
-    Support,
-    lora_arguments,
     mean_square_output,
-    rank_violations,
 )
+from lora_select.variants.low_rank import AS_LORA
+from lora_select.variants.residual import Residual
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 @final
 @dataclass(frozen=True)
-class PiSSA(ClosedForm):
+class PiSSA(Residual, ClosedForm):
     """W(theta) = (W - s B0 A0) + s B A from s B0 A0 = U_r S_r V_r^T, the top of W's SVD, s = alpha / r = 1.
 
     Tangent at the start: U_r X + Y V_r^T, r (m + n - r) dimensions, so its share of a gradient is
@@ -30,46 +26,11 @@ class PiSSA(ClosedForm):
     trained adapter is exported as plain LoRA of rank 2 r on the pristine base.
     """
 
-    r: int
-    name: ClassVar[str] = "pissa"
-    references: ClassVar[tuple[str, ...]] = ("Meng, Wang, Zhang (2024), PiSSA, arXiv 2404.02948",)
-    cost: ClassVar[Cost] = Cost(1.0, 0.0, "as LoRA once started")
-    support: ClassVar[Support] = Support(vllm=True)
-    init: ClassVar[str] = "pissa"
-    export_rank_factor: ClassVar[int] = 2
-
-    @property
-    def lora_alpha(self) -> int:
-        """r, as published."""
-        return self.r
-
-    @property
-    def scale(self) -> float:
-        """1."""
-        return 1.0
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """Plain LoRA: the factors come from a file."""
-        return lora_arguments(self)
-
-    def num_parameters(self, shape: tuple[int, int]) -> int:
-        """`r (m + n)`."""
-        return self.r * sum(shape)
-
-    def weight_of(self, weight: "Tensor", theta: "Mapping[str, Tensor]") -> "Tensor":
-        """`W + s B A`, with the W that PEFT sees: the base less its start."""
-        return weight + self.scale * theta["lora_B"] @ theta["lora_A"]
-
-    def violations(self, context: Context) -> tuple[str, ...]:
-        """The start changes the base: not on a quantised one, not where that is forbidden."""
-        found = list(rank_violations(self, context))
-        if not context.allow_modified_base:
-            found.append("PiSSA trains on a changed base, and allow_modified_base is false")
-        if context.quantized_base:
-            found.append(
-                f"PiSSA subtracts its start from the weights, which a {context.quantized_base} base cannot hold"
-            )
-        return tuple(found)
+    name = "pissa"
+    references = ("Meng, Wang, Zhang (2024), PiSSA, arXiv 2404.02948",)
+    cost = AS_LORA
+    alpha_over_r = 1
+    initialization = "pissa"
 
     def tangent_share(self, view: LayerStatistics) -> float:
         """||U^T G||^2 + ||G V||^2 - ||U^T G V||^2 over ||G||^2."""

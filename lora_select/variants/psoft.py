@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, rank_violations
 
@@ -21,14 +21,14 @@ class PSOFT(Variant):
     """
 
     r: int
-    name: ClassVar[str] = "psoft"
-    references: ClassVar[tuple[str, ...]] = ("Wu et al. (2025), PSOFT, arXiv 2505.11235",)
-    peft_class: ClassVar[str] = "PsoftConfig"
-    trained: ClassVar[tuple[str, ...]] = ("psoft_R.weight", "psoft_R.vector_b", "psoft_R.vector_a")
-    frozen: ClassVar[tuple[str, ...]] = ("_psoft_A_cache", "_psoft_B_cache")
-    cost: ClassVar[Cost] = Cost(1.3, -1.5)
-    support: ClassVar[Support] = Support(nf4="cannot be initialised", int8="cannot be initialised")
-    reference_rate: ClassVar[float | None] = 1e-4
+    name = "psoft"
+    references = ("Wu et al. (2025), PSOFT, arXiv 2505.11235",)
+    peft_class = "PsoftConfig"
+    trained = ("psoft_R.weight", "psoft_R.vector_b", "psoft_R.vector_a")
+    frozen = ("_psoft_A_cache", "_psoft_B_cache")
+    cost = Cost(1.3, -1.5)
+    support = Support(nf4="cannot be initialised", int8="cannot be initialised")
+    reference_rate = 1e-4
 
     @property
     def lora_alpha(self) -> int:

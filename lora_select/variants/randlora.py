@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import ClosedForm, Context, Cost, Support, rank_violations
@@ -22,14 +22,14 @@ class RandLoRA(ClosedForm):
     """
 
     r: int
-    name: ClassVar[str] = "randlora"
-    references: ClassVar[tuple[str, ...]] = ("Albert et al. (2025), RandLoRA, arXiv 2502.00987",)
-    peft_class: ClassVar[str] = "RandLoraConfig"
-    trained: ClassVar[tuple[str, ...]] = ("randlora_lambda", "randlora_gamma")
-    frozen: ClassVar[tuple[str, ...]] = ("randlora_A", "randlora_B")
-    cost: ClassVar[Cost] = Cost(1.51, 0.5)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 1e-4
+    name = "randlora"
+    references = ("Albert et al. (2025), RandLoRA, arXiv 2502.00987",)
+    peft_class = "RandLoraConfig"
+    trained = ("randlora_lambda", "randlora_gamma")
+    frozen = ("randlora_A", "randlora_B")
+    cost = Cost(1.51, 0.5)
+    support = Support()
+    reference_rate = 1e-4
 
     @property
     def lora_alpha(self) -> int:

@@ -1,34 +1,38 @@
-"""What starts have in common: the rules they obey, and shares of which nothing is known. Imports no torch."""
+"""What initialisations have in common: the rules they obey, and shares of which nothing is known. Imports no torch."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from lora_select.spectral.statistics import RANKS
-from lora_select.variants.base import Context, Variant, rank_violations
+from lora_select.spectral.statistics import ADAPTER_RANKS
+from lora_select.variants.base import Context, Variant
+from lora_select.variants.low_rank import LowRank
 
 UNKNOWN = 1.0
 """The error of a share that nobody measured: as wide as its range."""
-GRADIENT_DIRECTIONS = 2 * RANKS[-1]
+GRADIENT_DIRECTIONS = 2 * ADAPTER_RANKS[-1]
 """How many singular directions of the gradient the spectral pass keeps, where the layer has that many."""
 
 
-def changed_base_violations(variant: Variant, context: Context) -> tuple[str, ...]:
-    """A start that takes s B A off the base: not where that is forbidden, not on a quantised base."""
-    found = list(rank_violations(variant, context))
-    if not context.allow_modified_base:
-        found.append(f"{variant.name} trains on a changed base, and allow_modified_base is false")
-    if context.quantized_base:
-        found.append(
-            f"{variant.name} subtracts its start from the weights, which a {context.quantized_base} base cannot hold"
-        )
-    return tuple(found)
+@dataclass(frozen=True)
+class Residual(LowRank):
+    """W(theta) = (W - s B0 A0) + s B A: abstract. The start B0 A0 is taken off the base, so that the function does not move.
 
+    PEFT is told plain LoRA and our factors are loaded over it; the trained adapter is exported as plain LoRA of rank 2 r on the
+    pristine base.
+    """
 
-def oriented_violations(variant: Variant, context: Context) -> tuple[str, ...]:
-    """CorDA: the base changes, and the inputs' directions must have been measured."""
-    found = list(changed_base_violations(variant, context))
-    if context.directions < 1:
-        found.append(f"{variant.name} needs measured activation directions, and the spectral pass kept none")
-    return tuple(found)
+    export_rank_factor = 2
+
+    def violations(self, context: Context) -> tuple[str, ...]:
+        """The base may change, and can: a quantised one cannot hold what is left of it."""
+        found = list(super().violations(context))
+        if not context.allow_modified_base:
+            found.append(f"{self.name} trains on a changed base, and allow_modified_base is false")
+        if context.quantized_base:
+            found.append(
+                f"{self.name} subtracts its start from the weights, which a {context.quantized_base} base cannot hold"
+            )
+        return tuple(found)
 
 
 def gradient_violations(variant: Variant, context: Context, needed: int) -> tuple[str, ...]:

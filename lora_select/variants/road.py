@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, common_violations, divides
 
@@ -22,13 +22,13 @@ class RoAd(Variant):
 
     group: int = 64
     r: int = field(default=0, init=False)
-    name: ClassVar[str] = "road"
-    references: ClassVar[tuple[str, ...]] = ("Liao, Monz (2024), RoAd, arXiv 2409.00119",)
-    peft_class: ClassVar[str] = "RoadConfig"
-    trained: ClassVar[tuple[str, ...]] = ("road_theta", "road_alpha")
-    cost: ClassVar[Cost] = Cost(1.04, 0.5)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 1e-3
+    name = "road"
+    references = ("Liao, Monz (2024), RoAd, arXiv 2409.00119",)
+    peft_class = "RoadConfig"
+    trained = ("road_theta", "road_alpha")
+    cost = Cost(1.04, 0.5)
+    support = Support()
+    reference_rate = 1e-3
 
     @property
     def size(self) -> str:

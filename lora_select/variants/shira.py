@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import ClosedForm, Context, Cost, Support, common_violations, mean_square_output
@@ -22,13 +22,13 @@ class SHiRA(ClosedForm):
     """
 
     r: int
-    name: ClassVar[str] = "shira"
-    references: ClassVar[tuple[str, ...]] = ("Bhardwaj et al. (2024), SHiRA, arXiv 2406.13175",)
-    peft_class: ClassVar[str] = "ShiraConfig"
-    trained: ClassVar[tuple[str, ...]] = ("shira_weight",)
-    frozen: ClassVar[tuple[str, ...]] = ("shira_indices",)
-    cost: ClassVar[Cost] = Cost(1.07, -0.6)
-    support: ClassVar[Support] = Support(int8="starts at another function")
+    name = "shira"
+    references = ("Bhardwaj et al. (2024), SHiRA, arXiv 2406.13175",)
+    peft_class = "ShiraConfig"
+    trained = ("shira_weight",)
+    frozen = ("shira_indices",)
+    cost = Cost(1.07, -0.6)
+    support = Support(int8="starts at another function")
 
     def peft_arguments(self) -> dict[str, Any]:
         """The seed makes the mask the same on every rank and after a reload."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, rank_violations
 
@@ -22,14 +22,14 @@ class TinyLoRA(Variant):
 
     r: int
     u: int = 64
-    name: ClassVar[str] = "tinylora"
-    references: ClassVar[tuple[str, ...]] = ("Morris et al. (2026), TinyLoRA, arXiv 2602.04118",)
-    peft_class: ClassVar[str] = "TinyLoraConfig"
-    trained: ClassVar[tuple[str, ...]] = ("tinylora_v.0",)
-    frozen: ClassVar[tuple[str, ...]] = ("tinylora_A", "tinylora_B", "tinylora_P")
-    cost: ClassVar[Cost] = Cost(1.1, -2.0)
-    support: ClassVar[Support] = Support(nf4="cannot be initialised", int8="cannot be initialised")
-    reference_rate: ClassVar[float | None] = 1e-4
+    name = "tinylora"
+    references = ("Morris et al. (2026), TinyLoRA, arXiv 2602.04118",)
+    peft_class = "TinyLoraConfig"
+    trained = ("tinylora_v.0",)
+    frozen = ("tinylora_A", "tinylora_B", "tinylora_P")
+    cost = Cost(1.1, -2.0)
+    support = Support(nf4="cannot be initialised", int8="cannot be initialised")
+    reference_rate = 1e-4
 
     def peft_arguments(self) -> dict[str, Any]:
         """Nothing tied; the projections are saved."""

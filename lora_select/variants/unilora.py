@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, rank_violations
 
@@ -22,20 +22,20 @@ class UniLoRA(Variant):
 
     r: int
     length: int = 131072
-    name: ClassVar[str] = "unilora"
-    references: ClassVar[tuple[str, ...]] = ("Li et al. (2025), Uni-LoRA, arXiv 2506.00799",)
-    peft_class: ClassVar[str] = "UniLoraConfig"
-    trained: ClassVar[tuple[str, ...]] = ("unilora_theta_d",)
-    frozen: ClassVar[tuple[str, ...]] = (
+    name = "unilora"
+    references = ("Li et al. (2025), Uni-LoRA, arXiv 2506.00799",)
+    peft_class = "UniLoraConfig"
+    trained = ("unilora_theta_d",)
+    frozen = (
         "unilora_indices_A",
         "unilora_indices_B",
         "unilora_scales_A",
         "unilora_scales_B",
     )
-    starts_at_base: ClassVar[bool] = False
-    cost: ClassVar[Cost] = Cost(1.14, 0.0)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 2e-3
+    starts_at_base = False
+    cost = Cost(1.14, 0.0)
+    support = Support()
+    reference_rate = 2e-3
 
     @property
     def shared_parameters(self) -> int:

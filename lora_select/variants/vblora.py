@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.variants.base import Context, Cost, Support, Variant, divides, rank_violations
 
@@ -24,14 +24,14 @@ class VBLoRA(Variant):
     num_vectors: int = 256
     vector_length: int = 64
     topk: int = 2
-    name: ClassVar[str] = "vblora"
-    references: ClassVar[tuple[str, ...]] = ("Li, Han, Ji (2024), VB-LoRA, arXiv 2405.15179",)
-    peft_class: ClassVar[str] = "VBLoRAConfig"
-    trained: ClassVar[tuple[str, ...]] = ("vblora_logits_A", "vblora_logits_B", "vblora_vector_bank")
-    starts_at_base: ClassVar[bool] = False
-    cost: ClassVar[Cost] = Cost(1.27, 0.0)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 5e-4
+    name = "vblora"
+    references = ("Li, Han, Ji (2024), VB-LoRA, arXiv 2405.15179",)
+    peft_class = "VBLoRAConfig"
+    trained = ("vblora_logits_A", "vblora_logits_B", "vblora_vector_bank")
+    starts_at_base = False
+    cost = Cost(1.27, 0.0)
+    support = Support()
+    reference_rate = 5e-4
 
     @property
     def shared_parameters(self) -> int:

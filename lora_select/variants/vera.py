@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
@@ -32,14 +32,14 @@ class VeRA(ClosedForm):
     """
 
     r: int
-    name: ClassVar[str] = "vera"
-    references: ClassVar[tuple[str, ...]] = ("Kopiczko, Blankevoort, Asano (2023), VeRA, arXiv 2310.11454",)
-    peft_class: ClassVar[str] = "VeraConfig"
-    trained: ClassVar[tuple[str, ...]] = ("vera_lambda_b", "vera_lambda_d")
-    frozen: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
-    cost: ClassVar[Cost] = Cost(1.07, -0.7)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 1e-3
+    name = "vera"
+    references = ("Kopiczko, Blankevoort, Asano (2023), VeRA, arXiv 2310.11454",)
+    peft_class = "VeraConfig"
+    trained = ("vera_lambda_b", "vera_lambda_d")
+    frozen = ("vera_A", "vera_B")
+    cost = Cost(1.07, -0.7)
+    support = Support()
+    reference_rate = 1e-3
 
     def peft_arguments(self) -> dict[str, Any]:
         """The bank is saved: its generator need not be the same elsewhere."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import ClosedForm, Context, Cost, Support, common_violations
@@ -23,14 +23,14 @@ class WaveFT(ClosedForm):
 
     n_frequency: int = 2592
     r: int = field(default=0, init=False)
-    name: ClassVar[str] = "waveft"
-    references: ClassVar[tuple[str, ...]] = ("Bilican et al. (2025), WaveFT, arXiv 2505.12532",)
-    peft_class: ClassVar[str] = "WaveFTConfig"
-    trained: ClassVar[tuple[str, ...]] = ("waveft_spectrum",)
-    frozen: ClassVar[tuple[str, ...]] = ("waveft_indices",)
-    cost: ClassVar[Cost] = Cost(2.2, 2.6)
-    support: ClassVar[Support] = Support()
-    reference_rate: ClassVar[float | None] = 1e-4
+    name = "waveft"
+    references = ("Bilican et al. (2025), WaveFT, arXiv 2505.12532",)
+    peft_class = "WaveFTConfig"
+    trained = ("waveft_spectrum",)
+    frozen = ("waveft_indices",)
+    cost = Cost(2.2, 2.6)
+    support = Support()
+    reference_rate = 1e-4
 
     @property
     def size(self) -> str:

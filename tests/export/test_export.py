@@ -118,7 +118,7 @@ def test_the_command_checks_in_a_new_process(tiny_model_folder, tmp_path, capsys
     assert "in a new process logits differ by" in printed.out
     assert "trained on a nf4 base, checked here on the base as published" in printed.out
     assert "FutureWarning" not in printed.err
-    assert not (tmp_path / "out" / "probe.safetensors").exists()
+    assert not (tmp_path / "out" / "reference_logits.safetensors").exists()
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "is not empty" in capsys.readouterr().err
 

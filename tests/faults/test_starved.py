@@ -20,8 +20,8 @@ from training_jobs import MODULES, job, rows, spec
 from lora_select.data.tokens import TokenRow, write_rows
 from lora_select.tracking.store import SERVER_ENVIRONMENT
 from lora_select.training import heartbeat as beat
-from lora_select.training.job import CHECKPOINTS, LOG
-from lora_select.training.supervisor import progress, remedies
+from lora_select.training.job import CHECKPOINTS, LOG, read_remedies
+from lora_select.training.supervisor import progress
 from lora_select.training.worker import batches, checkpoints
 from lora_select.training.worker.loop import learning_rate
 
@@ -64,7 +64,7 @@ def test_a_collective_that_never_ends(reference, harmed, tmp_path, outcome):
     assert run.wait() == 0, tail(tmp_path)
     run.no_process_is_left()
     assert_equal(tmp_path, reference)
-    (remedy,) = remedies.read(tmp_path)
+    (remedy,) = read_remedies(tmp_path)
     assert remedy.failure == "no progress"
     assert "300000ms" in remedy.message, remedy.message  # 1.25 times the patience, in gloo's own words
     again = before - result(tmp_path).resumed_from[-1]
@@ -86,7 +86,7 @@ def test_a_poisoned_batch(reference, tiny_model_folder, tmp_path, outcome):
     run.no_process_is_left()
     assert remedied(folder) == ["diverged"]
     said = (folder / "flow.log").read_text()
-    assert "half the rate did not help" in said
+    assert "half the learning rate did not help" in said
     assert poison.row_id in said
     step, _ = checkpoints.newest(folder / CHECKPOINTS)
     from safetensors.torch import load_file
@@ -94,7 +94,7 @@ def test_a_poisoned_batch(reference, tiny_model_folder, tmp_path, outcome):
     saved = load_file(folder / CHECKPOINTS / checkpoints.name(step) / checkpoints.PARAMETERS)
     assert all(bool(tensor.isfinite().all()) for tensor in saved.values())
     assert [s["step"] for s in progress.read_metrics(folder)] == list(range(1, last_step(folder) + 1))
-    (remedy,) = remedies.read(folder)
+    (remedy,) = read_remedies(folder)
     text = f"rate halved once at the checkpoint, then stopped; the message names the rows of step {remedy.step}"
     outcome("a row whose loss is NaN", text, remedy.step - 1 - step, "nothing: all good checkpoints kept")
 
@@ -128,7 +128,7 @@ def test_a_poisoned_batch_that_was_read_wrong_once(tiny_model_folder, tmp_path, 
     write_rows(folder / "train.parquet", good)  # read once, at the start of the ranks
     assert run.wait() == 0, tail(folder)
     kept(folder)
-    (remedy,) = remedies.read(folder)
+    (remedy,) = read_remedies(folder)
     assert (remedy.failure, remedy.step) == ("diverged", 12)
     assert dict(remedy.after) == {"learning_rate": told.plan.learning_rate / 2}
     found = progress.read_metrics(folder)
@@ -177,7 +177,7 @@ def test_checkpoints_fill_the_disk(tiny_model_folder, small_disk, tmp_path, outc
     run.no_process_is_left()
     assert_equal(small_disk, reference)
     assert remedied(small_disk) == ["disk full"]
-    (remedy,) = remedies.read(small_disk)
+    (remedy,) = read_remedies(small_disk)
     again = remedy.step - result(small_disk).resumed_from[-1]
     outcome("a tmpfs of 3 MB that checkpoints fill", "older checkpoints removed, one kept from then on", again)
 
@@ -244,7 +244,7 @@ def roomy(tmp_path_factory, tiny_model_folder):
 def assert_halved(folder: Path, wanted: Path) -> str:
     """One remedy for memory, the same losses; returns words for the table."""
     assert_equal(folder, wanted, rtol=1e-5)
-    found = remedies.read(folder)
+    found = read_remedies(folder)
     assert [remedy.failure for remedy in found] == ["out of memory"] * len(found)
     assert dict(found[0].after) == HALVED
     kept(folder)
@@ -268,7 +268,7 @@ def test_the_kernel_kills_for_memory(tiny_model_folder, roomy, tmp_path, outcome
         time.sleep(1)
         group.rmdir()
     done = assert_halved(tmp_path / "short", wanted)
-    assert "the kernel killed a process for memory" in remedies.read(tmp_path / "short")[0].message
+    assert "the kernel killed a process for memory" in read_remedies(tmp_path / "short")[0].message
     outcome(f"a memory cgroup of {limit:.0f} MiB around a run that takes {free:.0f}", done, 0)
 
 

@@ -25,7 +25,7 @@ def test_a_race_decides_the_rate_and_every_probe_is_a_run_in_mlflow(place):  # n
     assert race["cost"] == pytest.approx(3, rel=0.02)  # in tokens; the budget is kept in steps
     raced = {probe["learning_rate"] for probe in race["probes"] if probe["key"] == decision["choice_key"]}
     assert len(raced) == 3
-    assert any("Race: " in reason for reason in decision["reasons"])
+    assert any("The race ran" in reason for reason in decision["reasons"])
     assert replay(made) == []
 
     store = prepare(f"sqlite:///{folder}/mlflow.db")

@@ -8,7 +8,7 @@ import planted
 import pytest
 
 from lora_select.errors import InputError
-from lora_select.records import Probe, Race, from_json, to_json
+from lora_select.records import Race, Trial, from_json, to_json
 from lora_select.selection import race as rules
 from lora_select.selection.calibration import shipped
 from lora_select.selection.prediction import PREDICTED_GAIN
@@ -19,11 +19,11 @@ LABELS = (4,) * 40
 BASE = 2.0
 
 
-def probe(key, rate, loss, *, steps=20, forgets=0.1, spread=0.0, seed=0) -> Probe:
+def probe(key, rate, loss, *, steps=20, forgets=0.1, spread=0.0, seed=0) -> Trial:
     """A probe of this loss per token; `spread` is the noise of each row's loss per token."""
     noise = random.Random(seed)
     rows = tuple(4 * (loss + spread * noise.gauss(0, 1)) for _ in LABELS) if math.isfinite(loss) else ()
-    return Probe(key, rate, steps, 0, rows, 3.0 + forgets if rows else None, (2.0, 1.0), 1000, 1.0)
+    return Trial(key, rate, steps, 0, rows, 3.0 + forgets if rows else None, (2.0, 1.0), 1000, 1.0)
 
 
 def race(*probes, rungs=(20,), dropped=()) -> Race:
@@ -80,7 +80,7 @@ def test_a_race_never_costs_more_than_its_budget(budget):
 
 def test_a_budget_that_pays_for_nothing_is_refused_with_the_one_that_would():
     with pytest.raises(
-        InputError, match=r"at least 3 probes of 24 steps, 120 % of the 60 planned ones; the budget is 5 %"
+        InputError, match=r"at least 3 trials of 24 steps, 120 % of the 60 planned ones; the budget is 5 %"
     ):
         prepare_race(planted.profile(), planted.spectra(), planted.inputs(race_budget=0.05))
 
@@ -156,7 +156,7 @@ def test_the_gain_of_a_probe_as_long_as_the_training_is_what_is_predicted_for_ot
     assert gain.source == "race"
     assert gain.value == pytest.approx(planted.profile().base_loss * share)
     assert gain.standard_error == pytest.approx(scale * math.sqrt(2) * math.hypot(rows, seeds))
-    assert any("own probe of as many steps" in reason for reason in decision.reasons)
+    assert any("trial of as many steps" in reason for reason in decision.reasons)
 
 
 def test_the_gain_of_a_shorter_probe_predicts_nothing():

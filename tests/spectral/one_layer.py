@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from lora_select.spectral.accumulate import FOLDS, LayerSums, Place, fold_of_each
+from lora_select.spectral.accumulate import FOLDS, LayerSums, MicrobatchSlice, fold_of_each
 from lora_select.spectral.capture import SharedInput
-from lora_select.spectral.estimates import Pass, finish
+from lora_select.spectral.estimates import PassInfo, finish
 from lora_select.spectral.sketch import Sizes, TestMatrices
 from lora_select.variants import CATALOGUE
 
@@ -23,8 +23,10 @@ def run_layer(layer: nn.Module, microbatches, columns: int, seed: int = 0):
         sums.begin()
         with torch.no_grad():
             sums.outputs += sums.watched(layer(x), None)
-        sums.add(Place(index, 0, 1, 1), SharedInput(x, None), d)
+        sums.add(MicrobatchSlice(index, 0, 1, 1), SharedInput(x, None), d)
     folds = fold_of_each(len(pairs))
     return finish(
-        "layer", sums, Pass(tuple(folds.count(f) for f in range(FOLDS)), sizes, 1.0, CATALOGUE, layer.in_features, seed)
+        "layer",
+        sums,
+        PassInfo(tuple(folds.count(f) for f in range(FOLDS)), sizes, 1.0, CATALOGUE, layer.in_features, seed),
     )

@@ -4,7 +4,7 @@ import torch
 from one_layer import run_layer
 from torch import nn
 
-from lora_select.spectral.accumulate import LayerSums, Place, spacing
+from lora_select.spectral.accumulate import LayerSums, MicrobatchSlice, spacing
 from lora_select.spectral.activation import ActivationMoments
 from lora_select.spectral.capture import SharedInput, TokenMask
 from lora_select.spectral.sketch import Sizes, TestMatrices
@@ -119,7 +119,7 @@ def test_a_microbatch_in_parts_gives_the_same_sample_of_tokens():
         for rows in cuts:
             end = first + rows
             shared = SharedInput(x[first:end], TokenMask(torch.ones(rows, 35)))
-            sums.add(Place(0, first, end, 6, 4), shared, d[first * 35 : end * 35])
+            sums.add(MicrobatchSlice(0, first, end, 6, 4), shared, d[first * 35 : end * 35])
             first = end
         found.append(sums.activations.sums())
     for other in found[1:]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lora_select.training.heartbeat import Heart
+from lora_select.training.heartbeat import Heartbeat
 from lora_select.training.worker import main
 
 
@@ -24,5 +24,5 @@ if __name__ == "__main__":
     import os
 
     for path in map(Path, sys.argv[1:]):
-        main.work(path, Heart(path.parent, int(os.environ["RANK"])))
+        main.work(path, Heartbeat(path.parent, int(os.environ["RANK"])))
         gc.collect()

@@ -7,8 +7,9 @@ import pytest
 from training_jobs import spec
 
 from lora_select.records import BaseModel
+from lora_select.training.machine import GIB
 from lora_select.training.planning import memory
-from lora_select.training.planning.memory import GIB, Setting
+from lora_select.training.planning.memory import Setting
 
 SMOLLM = BaseModel("b", None, "b", "0", "Llama", 134_515_008, 30, 576, 49152, True, 8192)
 PLAIN = Setting(1000, 100, "fp32", 0, 4, device="cuda")

@@ -7,8 +7,9 @@ from training_jobs import rows, spec
 
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, DatasetProfile, FileRef, Quantiles, SplitProfile
+from lora_select.training.machine import Machine
 from lora_select.training.planning.measure import Measured
-from lora_select.training.planning.plan import Machine, make_plan
+from lora_select.training.planning.plan import make_plan
 from lora_select.training.worker.loop import learning_rate
 
 CPU = Machine("cpu", 1, 2, 24.0, False)

@@ -10,7 +10,7 @@ from lora_select import models
 from lora_select.errors import InputError
 from lora_select.initialization import write_initialization
 from lora_select.training import reload_check
-from lora_select.training.reload_worker import examine
+from lora_select.training.reload_check import examine
 from lora_select.training.supervisor import launch
 
 
@@ -45,7 +45,7 @@ def test_two_ranks_train_on_nf4_and_the_proof_holds(tiny_model_folder, tmp_path,
     adapter = launch.train(told, folder)
     assert adapter.steps == 8
     base = models.resolve(str(tiny_model_folder), cache=tmp_path / "cache")
-    proof = reload_check.prove(base, folder, precision="fp32", folder=tmp_path)
+    proof = reload_check.check_reload(base, folder, precision="fp32", folder=tmp_path)
     assert proof.passed, proof.faults
     assert proof.function_change > 0.01
     elsewhere = dataclasses.replace(told, quantized_base=None)

@@ -10,7 +10,7 @@ from stage_jobs import ALONE, EVERY, STEPS, staged
 from training_jobs import MODULES, job, spec
 
 from lora_select.training.job import CHECKPOINTS, write_job
-from lora_select.training.reload_worker import examine
+from lora_select.training.reload_check import examine
 from lora_select.training.supervisor import progress
 from lora_select.training.worker import checkpoints
 

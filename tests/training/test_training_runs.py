@@ -13,7 +13,7 @@ from lora_select import models, records
 from lora_select.records import Adapter
 from lora_select.training import reload_check
 from lora_select.training.job import LAUNCH, RESULT
-from lora_select.training.reload_worker import examine
+from lora_select.training.reload_check import examine
 from lora_select.training.supervisor import launch, progress
 from lora_select.training.worker import checkpoints
 
@@ -37,7 +37,7 @@ def test_two_ranks_train_and_the_proof_holds(reference, tiny_model_folder, tmp_p
     assert adapter.num_processes == 2
     assert sum(step["tokens"] for step in progress.read_metrics(folder)) == adapter.tokens
     base = models.resolve(str(tiny_model_folder), cache=tmp_path / "cache")
-    proof = reload_check.prove(base, folder, precision="fp32", folder=tmp_path)
+    proof = reload_check.check_reload(base, folder, precision="fp32", folder=tmp_path)
     assert proof.passed
     assert proof.max_logit_difference < 1e-5
     assert proof.function_change > 0.01

@@ -15,7 +15,7 @@ from lora_select import records
 from lora_select.data.tokens import TokenRow, write_rows
 from lora_select.records import Adapter
 from lora_select.training.job import BEST, CHECKPOINTS, METRICS, RESULT, VALIDATION, write_job
-from lora_select.training.reload_worker import examine
+from lora_select.training.reload_check import examine
 from lora_select.training.supervisor import progress
 from lora_select.training.validation import Point, best, is_over, kept_rows, split, steps_between, worse
 from lora_select.training.worker import checkpoints

@@ -98,23 +98,23 @@ def start(variant, gradient, x, seed: int):
     model = contract.build(variant, (M, N), seed, **drawn)
     weight = contract.layer_of(model).get_base_layer().weight.detach()
     theta = {name: value.detach() for name, value in contract.theta_of(model, variant).items()}
-    if variant.init in {"pissa", "milora"}:
+    if variant.initialization in {"pissa", "milora"}:
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)
-        pick = slice(0, R) if variant.init == "pissa" else slice(M - R, M)
+        pick = slice(0, R) if variant.initialization == "pissa" else slice(M - R, M)
         root = s[pick].sqrt()
         theta = {"lora_A": root[:, None] * vt[pick], "lora_B": u[:, pick] * root}
-    if variant.init == "olora":
+    if variant.initialization == "olora":
         q, triangular = torch.linalg.qr(weight)
         theta = {"lora_A": triangular[:R], "lora_B": q[:, :R]}
-    if variant.init == "lora_one":
+    if variant.initialization == "lora_one":
         u, s, vt = torch.linalg.svd(gradient, full_matrices=False)
         root = (s[:R] / s[0] / 128).sqrt()
         theta = {"lora_A": root[:, None] * vt[:R], "lora_B": -u[:, :R] * root}
-    if variant.init == "loftq":
+    if variant.initialization == "loftq":
         noise = normal(M, N, seed=seed)
         u, s, vt = torch.linalg.svd(0.093 * weight.norm() * noise / noise.norm(), full_matrices=False)
         theta = {"lora_A": s[:R].sqrt()[:, None] * vt[:R], "lora_B": u[:, :R] * s[:R].sqrt()}
-    if variant.init == "eva":
+    if variant.initialization == "eva":
         z = torch.linalg.eigh(torch.as_tensor(reference.second_moment(x.numpy())))[1].flip(1)
         theta["lora_A"] = z[:, :R].T.contiguous()
     return weight, theta

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from training_jobs import plan, spec
 
-from lora_select.training.worker.optimizer import UNSPLIT_ONLY, make_optimizer, scheduled
+from lora_select.training.worker.optimizer import make_optimizer, scheduled
+from lora_select.training.zero import UNSPLIT_ONLY
 from lora_select.variants.base import Context, Variant, has_rank
 
 SHAPES = ((6, 9), (9, 6))

@@ -26,11 +26,14 @@ SURVIVORS = {
     "waveft": (2, "the scale is a choice that PEFT is told as well; the cap at 1"),
 }
 """How many may survive in a variant, and why."""
+SHARERS = ("lora", "rslora", "lorafa", "mica", "pissa")
+"""Variants that between them use every line of what the low-rank ones share."""
 
 
 @pytest.mark.slow
 def test_planted_errors_are_caught(capsys):
-    planted, survived, unexpected = 0, [], []
+    planted, survived = mutants.study_shared(SHARERS)
+    unexpected = list(survived)
     for variant in VARIANTS:
         count, alive = mutants.study(variant.name)
         planted += count
@@ -40,7 +43,7 @@ def test_planted_errors_are_caught(capsys):
     with capsys.disabled():
         print(f"\ncaught {planted - len(survived)} of {planted} planted errors in {len(VARIANTS)} variants")
     assert unexpected == []
-    assert planted > 800
+    assert planted > 750
 
 
 def test_an_error_is_caught_and_the_formula_itself_is_not(monkeypatch):

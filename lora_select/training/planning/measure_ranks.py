@@ -15,18 +15,18 @@ from lora_select import models
 from lora_select.data.tokens import TokenRow, read_rows
 from lora_select.records import TrainingPlan
 from lora_select.training import job
-from lora_select.training.heartbeat import Heart
+from lora_select.training.heartbeat import Heartbeat
 from lora_select.training.planning import measure
 from lora_select.training.planning.measure import Measured
 from lora_select.training.worker import batches, engine, loss, main, model, optimizer, packing, preflight
 from lora_select.training.worker.loop import peak_memory_gib
-from lora_select.training.worker.process import Rank, join, seed_start
+from lora_select.training.worker.process import Process, join, seed_start
 
 HEAVY_PASSES = 3
 """DeepSpeed notes the order of the modules in the first passes and gathers ahead of use from then on, which takes memory and time."""
 
 
-def work(job_file: Path, heart: Heart) -> None:
+def work(job_file: Path, heart: Heartbeat) -> None:
     """Build the ranks' engine on the model and run it; rank 0 writes what was measured."""
     heart("joining")
     rank = join(job.read_job(job_file), job_file.parent, heart)
@@ -69,7 +69,7 @@ def _stepping(plan: TrainingPlan) -> TrainingPlan:
     return dataclasses.replace(plan, gradient_accumulation_steps=1, effective_batch_size=batch)
 
 
-def _pass(rank: Rank, part: list[TokenRow], plan: TrainingPlan) -> None:
+def _pass(rank: Process, part: list[TokenRow], plan: TrainingPlan) -> None:
     """Forward, backward and step on one micro-batch."""
     rank.beat("smoke")
     nll = loss.training_loss(rank.engine, preflight.batch_of(part, plan, rank.pad_id, rank.device))

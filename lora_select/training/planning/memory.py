@@ -4,7 +4,7 @@ P base parameters, A adapter parameters, N ranks, L layers, d hidden size, V voc
 over (padding included), s bytes a number of the base's precision.
 
     weights      s P; int8: 1 + 4 / d, nf4: 1/2 + 4 / 64 bytes for the linear layers [1]; ZeRO-3: / N, and while a step runs 2e7 gathered
-                 parameters (`LIVE_PARAMETERS`) and the largest one, V d, besides [2, DeepSpeed's `stage3_max_live_parameters`, which
+                 parameters (`zero.LIVE_PARAMETERS`) and the largest one, V d, besides [2, DeepSpeed's `stage3_max_live_parameters`, which
                  keeps back what is gathered ahead of use and not what is used]
     adapter      4 A of parameters; gradients 4 A, / N from ZeRO-2; two moments 8 A, / N from ZeRO-1 [2], with a master copy of
                  4 A / N there; 0 where offloaded
@@ -34,8 +34,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lora_select.records import AdapterSpec, BaseModel, Range
+from lora_select.training.machine import GIB
+from lora_select.training.zero import LIVE_PARAMETERS
 
-GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2}
 PROCESS_GIB = {"cpu": 0.55, "cuda": 1.0}
 """Of a CPU rank: interpreter with torch, transformers, PEFT and DeepSpeed (measured); of a GPU rank: CUDA's context (not measured)."""
@@ -44,7 +45,6 @@ HEAP = 0.6
 HOLES = 1.3
 """Of the weights, at ZeRO-3 on a CPU: between what SmolLM2 left over in three steps (1.1) and in five (1.6) on two ranks."""
 MMAP_BYTES = 2**25
-LIVE_PARAMETERS = 2 * 10**7
 CHUNK_ELEMENTS = 2**24
 LOW, HIGH = 0.8, 1.3
 """Spread around the expected value; see the measured error in docs/operations.md."""

@@ -1,23 +1,22 @@
 """The plan: ranks, ZeRO stage, micro-batch and accumulation for a fixed effective batch; memory and time beforehand."""
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lora_select.data.tokens import TokenRow
+from lora_select.data.tokens import TokenRow, read_rows
 from lora_select.errors import InputError
 from lora_select.initialization import changes_base
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, Range, TrainingPlan
 from lora_select.training import validation
+from lora_select.training.job import TrainingJob
+from lora_select.training.machine import GIB, Machine
 from lora_select.training.planning import fit, memory
-from lora_select.training.planning.measure import Measured
+from lora_select.training.planning.measure import Measured, measure
 from lora_select.training.worker.batches import total_steps
 
-GIB = 2**30
 CPU_FLOPS_PER_CORE = {"fp32": 6e10, "bf16": 9e10}
 """Sustained rate of a training step on one core, used only where nothing could be measured."""
 GPU_FLOPS = 1e14
@@ -29,41 +28,6 @@ MEASURED_SPREAD = (0.85, 1.0, 1.6)
 COMPUTED_SPREAD = (0.6, 1.0, 2.0)
 DEEPSPEED_GIB = 0.12
 """What DeepSpeed adds to a rank on a CPU once it is imported (measured)."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What training may use: `device` is `cpu` or `cuda`; memory of one device (the whole machine for a CPU) in GiB."""
-
-    device: Literal["cpu", "cuda"]
-    devices: int
-    cores: int
-    memory_gib: float
-    fast_bf16: bool
-
-    def times(self, nodes: int) -> "Machine":
-        """So many of these machines together; memory is that of one device, or of all machines for CPUs."""
-        memory = self.memory_gib * (nodes if self.device == "cpu" else 1)
-        return Machine(self.device, self.devices * nodes, self.cores * nodes, memory, self.fast_bf16)
-
-
-def detect_machine(device: str = "auto") -> Machine:
-    """The machine as it is; `device` is `auto`, `cpu` or `cuda`.
-
-    Raises:
-        InputError: `cuda` is wanted and there is none.
-    """
-    import psutil
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise InputError("`training.device` is cuda but torch sees no GPU; install with TORCH=cuda, or set it to cpu")
-    cores = len(os.sched_getaffinity(0))
-    if has_gpu and device != "cpu":
-        memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())) / GIB
-        return Machine("cuda", torch.cuda.device_count(), cores, round(memory, 1), torch.cuda.is_bf16_supported())
-    return Machine("cpu", 1, cores, round(psutil.virtual_memory().total / GIB, 1), _cpu_has_fast_bf16())
 
 
 def make_plan(
@@ -151,6 +115,38 @@ def _validation_every(profile: DatasetProfile, kept: int, rows: int, steps: int,
     return validation.steps_between(round(kept * a_row), round(steps * batch * a_row), steps)
 
 
+def planned(
+    profile: DatasetProfile,
+    spec: AdapterSpec,
+    base: BaseModel,
+    machine: Machine,
+    training: Mapping[str, Any],
+    tokens: Path,
+    folder: Path,
+) -> TrainingPlan:
+    """Plan, measure on this machine, plan again.
+
+    Args:
+        profile: rows and tokens.
+        spec: the adapter.
+        base: the base model.
+        machine: where training runs.
+        training: the config's `training` section as a mapping, and `seed`.
+        tokens: the training rows' token file.
+        folder: where the measurement works.
+
+    Raises:
+        InputError: the settings contradict each other, or the model does not fit.
+    """
+    rows = read_rows(tokens)
+    draft = make_plan(profile, spec, base, machine, training, rows)
+    job = TrainingJob(
+        spec, draft, base.path, base.source, str(tokens), str(tokens), quantized_base=training.get("quantize")
+    )
+    measured = measure(job, folder)
+    return make_plan(profile, spec, base, machine, training, rows, measured)
+
+
 def check_disk(plan: TrainingPlan, folder: Path) -> None:
     """Refuse to start what would fill the disk.
 
@@ -163,14 +159,6 @@ def check_disk(plan: TrainingPlan, folder: Path) -> None:
             f"training needs about {plan.disk_gib + 0.5:.1f} GiB in {folder}, {free:.1f} are free; free some, set `runs_dir`, "
             "or lower `training.keep_checkpoints`"
         )
-
-
-def _cpu_has_fast_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def _ranks(machine: Machine, wanted: Mapping[str, Any], reasons: list[str]) -> int:

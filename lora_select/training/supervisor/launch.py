@@ -18,7 +18,7 @@ from lora_select.records import Adapter
 from lora_select.training import failures, heartbeat, job, processes
 from lora_select.training.failures import Ending, Failure
 from lora_select.training.job import TrainingJob
-from lora_select.training.supervisor import preflight, recovery, remedies
+from lora_select.training.supervisor import preflight, recovery
 from lora_select.training.supervisor.main import GRACE_SECONDS, WORKER
 from lora_select.training.supervisor.progress import Report, show
 from lora_select.training.worker import checkpoints, sanity
@@ -56,7 +56,7 @@ def train(told: TrainingJob, folder: Path, *, progress: Report | None = None) ->
         reap(folder)
         restarts = 0
         while True:
-            history = remedies.read(folder)
+            history = job.read_remedies(folder)
             current = dataclasses.replace(told, plan=recovery.applied(told.plan, history))
             preflight.check(current)
             failure = _attempt(current, folder, progress)
@@ -72,7 +72,7 @@ def train(told: TrainingJob, folder: Path, *, progress: Report | None = None) ->
             restarts += not remedy.after
             try:
                 _prepare(folder, failure)
-                remedies.write(folder, [*history, remedy])
+                job.write_remedies(folder, [*history, remedy])
             except OSError as error:  # a remedy that cannot be written down is not used
                 raise recovery.error(failure, current.plan, str(folder / job.LOG)) from error
             _say(folder, f"{failure.kind}: {failure.message}; remedy: {remedy.action}")
@@ -84,7 +84,7 @@ def finished(folder: Path) -> Adapter | None:
     if not result.is_file():
         return None
     adapter = records.read(Adapter, result)
-    for file in (*adapter.files, adapter.probe_file):
+    for file in (*adapter.files, adapter.reference_logits):
         path = folder / file.path
         if not path.is_file() or records.sha256_file(path) != file.sha256:
             result.unlink()

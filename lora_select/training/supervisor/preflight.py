@@ -2,17 +2,16 @@
 
 from lora_select.errors import InputError
 from lora_select.training.job import TrainingJob
+from lora_select.training.machine import GIB
 
-GIB = 2**30
 
-
-def check(told: TrainingJob) -> None:
+def check(job: TrainingJob) -> None:
     """Refuse a start that cannot end well.
 
     Raises:
         InputError: the rate is zero, other nodes have no meeting point, or a GPU's memory is taken by others.
     """
-    plan = told.plan
+    plan = job.plan
     if plan.learning_rate <= 0:
         raise InputError(
             f"the learning rate is {plan.learning_rate:g}: training would change nothing; set `selection.learning_rate` "
@@ -20,7 +19,7 @@ def check(told: TrainingJob) -> None:
         )
     if plan.num_processes % plan.nodes:
         raise InputError(f"{plan.num_processes} ranks cannot be spread evenly over {plan.nodes} nodes; change either")
-    if plan.nodes > 1 and told.rendezvous is None:
+    if plan.nodes > 1 and job.rendezvous is None:
         raise InputError(
             f"`training.nodes` is {plan.nodes} but nothing says where they meet; set LORA_SELECT_RENDEZVOUS to host:port of "
             "this node, as the other nodes reach it"

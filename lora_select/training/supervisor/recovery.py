@@ -42,7 +42,9 @@ def propose(
         if any(remedy.failure == failures.DIVERGED for remedy in history):
             return None
         rate = plan.learning_rate * RATE_FACTOR
-        return _remedy(failure, plan, f"go back to the last good checkpoint at rate {rate:g}", learning_rate=rate)
+        return _remedy(
+            failure, plan, f"go back to the last good checkpoint at learning rate {rate:g}", learning_rate=rate
+        )
     if failure.kind == failures.DISK_FULL:
         if any(remedy.failure == failures.DISK_FULL for remedy in history):
             return None
@@ -72,7 +74,7 @@ def error(failure: Failure, plan: TrainingPlan, log: str) -> Exception:
     ways = {
         failures.OUT_OF_MEMORY: "micro-batch, checkpointing and ZeRO stage are at their ends; lower `dataset.max_length` or "
         "take more or larger devices",
-        failures.DIVERGED: f"half the rate did not help; lower `selection.learning_rate` (now {plan.learning_rate:g}) or look "
+        failures.DIVERGED: f"half the learning rate did not help; lower `selection.learning_rate` (now {plan.learning_rate:g}) or look "
         "at the rows that the message names",
         failures.NO_EFFECT: "training on would change nothing; look at `selection.learning_rate` and the targets",
     }

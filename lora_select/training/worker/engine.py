@@ -5,13 +5,13 @@ from typing import Any
 from lora_select.data.tokens import TokenRow
 from lora_select.records import TrainingPlan
 from lora_select.training import job
-from lora_select.training.planning import memory
 from lora_select.training.worker import checkpoints, model, optimizer, preflight
-from lora_select.training.worker.process import Rank, limit_collectives
+from lora_select.training.worker.process import Process, limit_collectives
+from lora_select.training.zero import LIVE_PARAMETERS
 
 BUCKET_ELEMENTS = 2 * 10**7
 GATHERING = {
-    "stage3_max_live_parameters": memory.LIVE_PARAMETERS,
+    "stage3_max_live_parameters": LIVE_PARAMETERS,
     "stage3_max_reuse_distance": 0,
     "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
     "stage3_allgather_sequential": True,
@@ -21,7 +21,7 @@ small model whole, twice while a bucket is copied apart; and for each module it 
 (34 processor seconds in the second step of SmolLM2)."""
 
 
-def build(rank: Rank, step: int, rows: list[TokenRow] | None = None) -> Any:
+def build(rank: Process, step: int, rows: list[TokenRow] | None = None) -> Any:
     """The DeepSpeed engine of this rank's job, as it was after `step` steps (0: at its start).
 
     On `rows` it is first proven to fit. Parameters are loaded before DeepSpeed takes the model, so that it cuts its parts from the right values.
@@ -41,7 +41,7 @@ def build(rank: Rank, step: int, rows: list[TokenRow] | None = None) -> Any:
     return engine
 
 
-def hand_over(rank: Rank, network: Any, made: Any, plan: TrainingPlan) -> Any:
+def hand_over(rank: Process, network: Any, made: Any, plan: TrainingPlan) -> Any:
     """The engine around a model that is ready, and its optimizer."""
     import deepspeed
 

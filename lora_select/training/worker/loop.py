@@ -18,14 +18,14 @@ from lora_select.training import job
 from lora_select.training.failures import DIVERGED, TrainingError
 from lora_select.training.worker import batches, checkpoints, optimizer, preflight, sanity
 from lora_select.training.worker.loss import training_loss
-from lora_select.training.worker.process import Rank, seed_micro_batch
+from lora_select.training.worker.process import Process, seed_micro_batch
 from lora_select.training.worker.resume import metrics_until
 from lora_select.training.worker.validation import Watch
 
 NAMED_ROWS = 16
 
 
-def train(rank: Rank, rows: list[TokenRow], watch: Watch, first: int) -> tuple[float, int]:
+def train(rank: Process, rows: list[TokenRow], watch: Watch, first: int) -> tuple[float, int]:
     """Do the steps from `first` (0-based) on; returns the last loss and the steps that were done. Rank 0 writes a line of metrics a step.
 
     `watch` looks at the rows that are kept from training, and may say that it is enough.
@@ -62,7 +62,7 @@ def train(rank: Rank, rows: list[TokenRow], watch: Watch, first: int) -> tuple[f
     return loss, plan.total_steps
 
 
-def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int]:
+def _step(rank: Process, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int]:
     """One optimizer step on the mean loss per label token of the whole effective batch."""
     plan, engine = rank.plan, rank.engine
     began = time.monotonic()
@@ -103,7 +103,7 @@ def _step(rank: Rank, rows: list[TokenRow], step: int) -> tuple[StepMetrics, int
     return metrics, labels
 
 
-def _refuse_nonsense(rank: Rank, rows: list[TokenRow], metrics: StepMetrics) -> None:
+def _refuse_nonsense(rank: Process, rows: list[TokenRow], metrics: StepMetrics) -> None:
     """Stop before a loss or gradient that is no number is written down or saved; names the rows of the step.
 
     Raises:
@@ -116,7 +116,7 @@ def _refuse_nonsense(rank: Rank, rows: list[TokenRow], metrics: StepMetrics) -> 
     names = ", ".join(rows[number].row_id for number in numbers[:NAMED_ROWS])
     raise TrainingError(
         DIVERGED,
-        f"the loss is {metrics.loss} and the gradient's norm {metrics.grad_norm} at step {metrics.step}, rate "
+        f"the loss is {metrics.loss} and the gradient's norm {metrics.grad_norm} at step {metrics.step}, learning rate "
         f"{metrics.learning_rate:g}; its rows: {names}{', ...' if len(numbers) > NAMED_ROWS else ''}",
     )
 

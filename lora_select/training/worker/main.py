@@ -11,7 +11,7 @@ from pathlib import Path
 from lora_select import models
 from lora_select.data.tokens import read_rows
 from lora_select.training import failures, job, processes
-from lora_select.training.heartbeat import Heart
+from lora_select.training.heartbeat import Heartbeat
 from lora_select.training.validation import split
 from lora_select.training.worker import engine, loop, resume
 from lora_select.training.worker.process import join, seed_start
@@ -24,14 +24,14 @@ def main(job_file: Path) -> None:
     as_rank(work, job_file)
 
 
-def as_rank(work: Callable[[Path, Heart], None], job_file: Path) -> None:
+def as_rank(work: Callable[[Path, Heartbeat], None], job_file: Path) -> None:
     """Do a rank's work: it ends with its supervisor, shows its stacks when it is asked to, and leaves an account of a failure."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if processes.SUPERVISOR in os.environ:
         pid, created = os.environ[processes.SUPERVISOR].split(":")
         processes.die_with((int(pid), float(created)))
     number = int(os.environ["RANK"])
-    heart = Heart(job_file.parent, number)
+    heart = Heartbeat(job_file.parent, number)
     try:
         work(job_file, heart)
     except BaseException as error:
@@ -39,7 +39,7 @@ def as_rank(work: Callable[[Path, Heart], None], job_file: Path) -> None:
         raise
 
 
-def work(job_file: Path, heart: Heart) -> None:
+def work(job_file: Path, heart: Heartbeat) -> None:
     """Join, build, take up what was done, do the steps, finish."""
     started = time.monotonic()
     heart("joining")

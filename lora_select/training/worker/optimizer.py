@@ -6,6 +6,7 @@ from typing import Any
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, TrainingPlan
 from lora_select.training.worker import adalora
+from lora_select.training.zero import UNSPLIT_ONLY
 
 RATIO = "rate_ratio"
 """Key of a parameter group: its rate over the schedule's."""
@@ -104,5 +105,3 @@ MAKERS: dict[str, Callable[[Any, AdapterSpec, TrainingPlan], Any]] = {
     "riemannian": _riemannian,
     "adalora": _adalora,
 }
-UNSPLIT_ONLY = ("lora-fa", "riemannian", "adalora")
-"""Those that read a layer's factors together: ZeRO 1 to 3 hand them parts of a flat tensor."""

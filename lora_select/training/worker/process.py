@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select.records import TrainingPlan
-from lora_select.training.heartbeat import Heart
+from lora_select.training.heartbeat import Heartbeat
 from lora_select.training.job import TrainingJob
 
 COLLECTIVE_SHARE = 1.25
@@ -18,7 +18,7 @@ COLLECTIVE_SHARE = 1.25
 
 @final
 @dataclass
-class Rank:
+class Process:
     """This process among the others, and what it trains."""
 
     job: TrainingJob
@@ -26,7 +26,7 @@ class Rank:
     rank: int
     world: int
     device: str
-    beat: Heart
+    beat: Heartbeat
     engine: Any = None
     pad_id: int = 0
     label_tokens: int = 0
@@ -44,14 +44,14 @@ class Rank:
         return self.rank == 0
 
 
-def join(told: TrainingJob, folder: Path, heart: Heart) -> Rank:
+def join(job: TrainingJob, folder: Path, heart: Heartbeat) -> Process:
     """Join the process group: gloo on CPU, NCCL on GPUs."""
     import torch
 
-    on_gpu = told.plan.device == "cuda"
+    on_gpu = job.plan.device == "cuda"
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        torch.set_num_threads(told.plan.threads_per_process)
+        torch.set_num_threads(job.plan.threads_per_process)
     import deepspeed
 
     if not on_gpu:
@@ -62,22 +62,22 @@ def join(told: TrainingJob, folder: Path, heart: Heart) -> Rank:
     if on_gpu:
         torch.cuda.set_device(local)
     backend = "nccl" if on_gpu else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=_longest_collective(told))
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=_longest_collective(job))
     device = f"cuda:{local}" if on_gpu else "cpu"
-    return Rank(told, folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, heart)
+    return Process(job, folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, heart)
 
 
-def limit_collectives(told: TrainingJob) -> None:
+def limit_collectives(job: TrainingJob) -> None:
     """Give every process group the run's own limit; DeepSpeed makes its groups with PyTorch's, half an hour."""
     from torch.distributed import distributed_c10d
 
     for group in list(distributed_c10d._world.pg_map):
-        distributed_c10d._set_pg_timeout(_longest_collective(told), group)
+        distributed_c10d._set_pg_timeout(_longest_collective(job), group)
 
 
-def _longest_collective(told: TrainingJob) -> timedelta:
+def _longest_collective(job: TrainingJob) -> timedelta:
     """The watchdog, which shows the stacks of all ranks, comes first; this ends ranks whose watchdog sees one of them move."""
-    return timedelta(seconds=COLLECTIVE_SHARE * told.patience_seconds)
+    return timedelta(seconds=COLLECTIVE_SHARE * job.patience_seconds)
 
 
 def seed_start(seed: int) -> None:

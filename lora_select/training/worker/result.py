@@ -8,20 +8,19 @@ from lora_select import records
 from lora_select.data.tokens import read_rows
 from lora_select.records import Adapter, Validation, file_ref
 from lora_select.training import job
-from lora_select.training.supervisor import remedies
 from lora_select.training.worker import checkpoints, model
-from lora_select.training.worker.process import Rank
+from lora_select.training.worker.process import Process
 
-PROBE_ROWS = 4
-PROBE_POSITIONS = 12
+CHECK_ROWS = 4
+CHECK_POSITIONS = 12
 
 
-def finish(rank: Rank, loss: float, last: int, validation: Validation | None, seconds: float) -> None:
-    """Probe, save, and say so last. `last` is the number of steps that were done; the model holds the chosen parameters."""
+def finish(rank: Process, loss: float, last: int, validation: Validation | None, seconds: float) -> None:
+    """Keep some logits for the check, save, and say so last. `last` is the number of steps that were done; the model holds the chosen parameters."""
     import torch.distributed
 
     rank.beat("probe")
-    probe = _probe(rank)
+    logits = _reference_logits(rank)
     rank.beat("saving")
     parameters = checkpoints.whole_parameters(rank.engine, rank.plan.zero_stage)
     parameters |= model.frozen_parts(rank.engine.module, rank.plan.zero_stage)
@@ -30,7 +29,7 @@ def finish(rank: Rank, loss: float, last: int, validation: Validation | None, se
         return
     records.finite(loss, "the last training loss")
     folder = rank.folder
-    _save_probe(folder / job.PROBE, probe)
+    _save_logits(folder / job.REFERENCE_LOGITS, logits)
     target = folder / job.ADAPTER
     export = model.save(rank.engine.module, rank.job, target, parameters | _buffers(rank.engine.module))
     files = tuple(
@@ -42,7 +41,7 @@ def finish(rank: Rank, loss: float, last: int, validation: Validation | None, se
         directory=job.ADAPTER,
         files=files,
         digest=next(file.sha256 for file in files if file.path.endswith(".safetensors")),
-        probe_file=file_ref(folder / job.PROBE, folder),
+        reference_logits=file_ref(folder / job.REFERENCE_LOGITS, folder),
         metrics_file=file_ref(folder / job.METRICS, folder),
         steps=last,
         final_loss=loss,
@@ -54,8 +53,8 @@ def finish(rank: Rank, loss: float, last: int, validation: Validation | None, se
         zero_stage=rank.plan.zero_stage,
         resumed_from=tuple(rank.resumed),
         export=export,
-        remedies=remedies.read(folder),
         validation=validation,
+        remedies=job.read_remedies(folder),
     )
     records.write(folder / job.RESULT, adapter)
     print(f"finished after {seconds:.0f} s in this process", flush=True)
@@ -68,16 +67,16 @@ def _buffers(network: Any) -> dict[str, Any]:
     return {name: tensor for name, tensor in network.state_dict().items() if name not in trained}
 
 
-def _probe(rank: Rank) -> dict[str, Any]:
+def _reference_logits(rank: Process) -> dict[str, Any]:
     """Logits of the trained model at a few label positions of held-out rows, one row a batch so that nothing is padded."""
     import torch
 
     network = rank.engine.module.eval()
     found: dict[str, Any] = {}
     with torch.no_grad():
-        for index, row in enumerate(read_rows(Path(rank.job.probe_tokens))[:PROBE_ROWS]):
+        for index, row in enumerate(read_rows(Path(rank.job.check_tokens))[:CHECK_ROWS]):
             ids = torch.tensor([row.input_ids], device=rank.device)
-            places = [i - 1 for i, is_label in enumerate(row.label_mask) if is_label][:PROBE_POSITIONS]
+            places = [i - 1 for i, is_label in enumerate(row.label_mask) if is_label][:CHECK_POSITIONS]
             logits = network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, places]
             found[f"ids.{index}"] = ids[0].cpu()
             found[f"places.{index}"] = torch.tensor(places)
@@ -85,7 +84,7 @@ def _probe(rank: Rank) -> dict[str, Any]:
     return found
 
 
-def _save_probe(path: Path, probe: dict[str, Any]) -> None:
+def _save_logits(path: Path, logits: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    save_file(probe, path)
+    save_file(logits, path)

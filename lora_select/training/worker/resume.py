@@ -7,10 +7,10 @@ from typing import Any
 from lora_select import records
 from lora_select.training import job
 from lora_select.training.worker import checkpoints
-from lora_select.training.worker.process import Rank
+from lora_select.training.worker.process import Process
 
 
-def find(rank: Rank) -> int:
+def find(rank: Process) -> int:
     """The newest whole checkpoint as rank 0 sees it, in finished steps (0: none); the same answer on every rank."""
     step = 0
     if rank.is_first:
@@ -21,7 +21,7 @@ def find(rank: Rank) -> int:
     return _from_first_rank(step, rank.device)
 
 
-def cut_metrics(rank: Rank, step: int) -> None:
+def cut_metrics(rank: Process, step: int) -> None:
     """Take up the counts up to `step` and cut off the metrics after it; rank 0 alone."""
     if not rank.is_first:
         return

@@ -35,7 +35,7 @@ class Effect:
             what = f"none of the {len(now)} trained tensors has changed"
         else:
             return
-        raise TrainingError(NO_EFFECT, f"after {FIRST_STEPS} steps {what} (the last rate was {rate:g})")
+        raise TrainingError(NO_EFFECT, f"after {FIRST_STEPS} steps {what} (the last learning rate was {rate:g})")
 
 
 def refuse_divergence(losses: Sequence[float], rate: float) -> None:
@@ -56,9 +56,7 @@ def refuse_divergence(losses: Sequence[float], rate: float) -> None:
     """
     if diverging(losses):
         first, last = _mean(losses[:WINDOW]), _mean(losses[-WINDOW:])
-        message = (
-            f"the loss rose from {first:.2f} (first {WINDOW} steps) to {last:.2f} (last {WINDOW}) at rate {rate:g}"
-        )
+        message = f"the loss rose from {first:.2f} (first {WINDOW} steps) to {last:.2f} (last {WINDOW}) at learning rate {rate:g}"
         raise TrainingError(DIVERGED, message)
 
 

@@ -15,7 +15,7 @@ from lora_select.training import job
 from lora_select.training.validation import Point, as_json, best, is_over, mean_loss
 from lora_select.training.worker import batches, checkpoints, preflight
 from lora_select.training.worker.loss import training_loss
-from lora_select.training.worker.process import Rank
+from lora_select.training.worker.process import Process
 
 KEPT = 2
 """Best parameters that are kept: a resumed run may have to go behind the newest."""
@@ -25,7 +25,7 @@ KEPT = 2
 class Watch:
     """The looks of one training: every rank holds the same ones, rank 0 writes them down."""
 
-    def __init__(self, rank: Rank, rows: list[TokenRow], first: int) -> None:
+    def __init__(self, rank: Process, rows: list[TokenRow], first: int) -> None:
         """Take up the looks of a killed run up to step `first`; what came after them is forgotten and done again."""
         self._rank = rank
         self._rows = rows

@@ -3,7 +3,7 @@ import pytest
 
 from lora_select.selection.candidates import aggregate_share, enumerate_candidates
 from lora_select.selection.explanation import explain
-from lora_select.selection.rule import select
+from lora_select.selection.rule import RULE_VERSION, select
 
 
 def share(layers, key="eva-all-linear-r8", r=None):
@@ -43,16 +43,20 @@ def test_an_unmeasured_rank_has_no_share():
 def test_explain_tells_choice_reasons_ties_and_refusals():
     decision = select(planted.profile(), planted.spectra(), planted.inputs(serve="vllm"))
     text = explain(decision)
-    assert text.startswith("lora-all-linear-r16 (the default, by abstention): r 16, alpha 32, scale 2")
+    head, why, *_ = text.splitlines()
+    choice = decision.choice
+    assert all(part in head for part in ("LoRA on all linear layers", "r 16", "alpha 32", f"{choice.learning_rate:g}"))
+    assert "default" in why
     tied = sum(all(s.startswith("tied:") for s in c.rejected) for c in decision.candidates) - 1
     refused = len(decision.candidates) - tied - 1
     parts = (
         "Why:",
-        f"Tied with it ({tied}):",
+        f"({tied}):",
         f"and {tied - 3} more",
         f"Not taken ({refused}):",
         "refuses dora",
-        "Rule: ",
+        decision.choice_key,
+        f"version {RULE_VERSION}",
     )
     for part in parts:
         assert part in text

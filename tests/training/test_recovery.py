@@ -126,7 +126,7 @@ def test_exceptions_of_a_rank_have_a_class(error, kind):
 
 def test_a_ranks_own_trouble_comes_before_a_lost_peer(tmp_path):
     for rank, error in enumerate([RuntimeError("Connection closed by peer"), MemoryError("activations")]):
-        heart = heartbeat.Heart(tmp_path, rank)
+        heart = heartbeat.Heartbeat(tmp_path, rank)
         heart("step", 5)
         failures.report(tmp_path, rank, heart, error)
     found = failures.diagnose(tmp_path, tmp_path / "train.log", Ending(1))
@@ -136,7 +136,7 @@ def test_a_ranks_own_trouble_comes_before_a_lost_peer(tmp_path):
 
 def test_a_collective_that_timed_out_comes_before_the_kill_of_the_rank_that_hung(tmp_path):
     (tmp_path / "train.log").write_text("  exitcode  : -9 (pid: 7)")
-    heart = heartbeat.Heart(tmp_path, 0)
+    heart = heartbeat.Heartbeat(tmp_path, 0)
     heart("step", 13)
     failures.report(tmp_path, 0, heart, RuntimeError("Timed out waiting 40000ms for recv operation to complete"))
     found = failures.diagnose(tmp_path, tmp_path / "train.log", Ending(1))
@@ -149,7 +149,7 @@ def test_a_collective_that_timed_out_comes_before_the_kill_of_the_rank_that_hung
 )
 def test_a_rank_that_torchrun_ended_after_another_s_error_is_not_the_cause(tmp_path, signals, kind):
     (tmp_path / "train.log").write_text("\n".join(f"  exitcode  : -{number} (pid: 7)" for number in signals))
-    heart = heartbeat.Heart(tmp_path, 0)
+    heart = heartbeat.Heartbeat(tmp_path, 0)
     heart("loading", 0)
     failures.report(tmp_path, 0, heart, ValueError("no such layer"))
     found = failures.diagnose(tmp_path, tmp_path / "train.log", Ending(1))

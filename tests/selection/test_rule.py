@@ -116,7 +116,7 @@ def test_the_order_of_the_catalogue_changes_nothing_but_the_listing(monkeypatch)
     record = planted.spectra(shares={"dora": 0.95, "eva": 0.94})
     before = decide(record, claims=CLAIM)
     monkeypatch.setattr(candidates, "CANDIDATES", tuple(reversed(candidates.CANDIDATES)))
-    monkeypatch.setattr(candidates, "RANKS", tuple(reversed(candidates.RANKS)))
+    monkeypatch.setattr(candidates, "ADAPTER_RANKS", tuple(reversed(candidates.ADAPTER_RANKS)))
     after = decide(record, claims=CLAIM)
     assert after.choice == before.choice
     assert by_key(after) == by_key(before)
@@ -159,7 +159,7 @@ def test_what_the_config_names_is_respected_and_recorded(constraints, key):
 def test_a_named_rank_below_the_floor_is_respected():
     decision = decide(profile=planted.profile(information_bits=2432 * 4), r=8)
     assert decision.choice.r == 8
-    assert any("r 8, named by the config is BELOW" in reason for reason in decision.reasons)
+    assert any("r 8, named by the config, is BELOW" in reason for reason in decision.reasons)
 
 
 def test_a_named_rate_is_recorded():

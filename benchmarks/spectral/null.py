@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.spectral import SKETCH, Batches
+from benchmarks.spectral.passes import SKETCH, Batches
 from lora_select import models
 from lora_select.data import samples, tokenize
 from lora_select.data.tokens import IGNORED, collate, label_loss

@@ -9,9 +9,9 @@ import training_jobs
 from lora_select import models
 from lora_select.data.tokens import read_rows
 from lora_select.initialization import write_initialization
-from lora_select.records import Probe, from_json
+from lora_select.records import Trial, from_json
 from lora_select.selection.race import Entrant, RacePlan
-from lora_select.training import single_trial, trials
+from lora_select.training import trials
 from lora_select.training.job import METRICS
 from lora_select.training.supervisor import launch
 from lora_select.training.worker import batches
@@ -38,8 +38,8 @@ def test_a_probe_takes_the_steps_that_a_deepspeed_rank_takes(tmp_path, tiny_mode
     )
     launch.train(told, tmp_path)
     ranks = [json.loads(line)["loss"] for line in (tmp_path / METRICS).read_text().splitlines()]
-    with single_trial.adapted(base, told.spec, told.plan) as network:
-        ours = single_trial.train(network, told.spec, told.plan, read_rows(tmp_path / "train.parquet"), pad_id=3)
+    with trials.adapted(base, told.spec, told.plan) as network:
+        ours = trials.train(network, told.spec, told.plan, read_rows(tmp_path / "train.parquet"), pad_id=3)
     assert ours == pytest.approx(ranks, rel=1e-5)
     assert ours[-1] < ours[0]
 
@@ -50,11 +50,11 @@ def test_the_base_is_left_bit_for_bit(tmp_path, tiny_model_folder, base, init):
     before = weights(base)
     spec = training_jobs.spec(init=init)
     factors = write_initialization(spec, tiny_model_folder, tmp_path / "none", tmp_path / "factors.safetensors")
-    with single_trial.adapted(base, spec, plan(), str(factors) if factors else None) as network:
+    with trials.adapted(base, spec, plan(), str(factors) if factors else None) as network:
         changed = [n for n, p in base.named_parameters() if n in before and not torch.equal(p, before[n])]
         inside = [n for n, p in network.named_parameters() if "base_layer" in n]
         assert bool(changed or inside)
-        single_trial.train(network, spec, plan(), training_jobs.rows(64), pad_id=3)
+        trials.train(network, spec, plan(), training_jobs.rows(64), pad_id=3)
     after = weights(base)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -64,8 +64,8 @@ def test_the_base_is_left_bit_for_bit(tmp_path, tiny_model_folder, base, init):
 def test_a_run_that_diverges_ends_and_says_so(base):
     spec = training_jobs.spec()
     wild = plan(learning_rate=1e30)
-    with single_trial.adapted(base, spec, wild) as network:
-        losses = single_trial.train(network, spec, wild, training_jobs.rows(64), pad_id=3)
+    with trials.adapted(base, spec, wild) as network:
+        losses = trials.train(network, spec, wild, training_jobs.rows(64), pad_id=3)
     assert len(losses) < STEPS
 
 
@@ -96,7 +96,7 @@ def test_a_killed_race_goes_on_after_its_last_whole_probe(tmp_path, tiny_model_f
     file = tmp_path / trials.PROBES
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:2]) + lines[2][:40])  # killed in the middle of a write
-    kept = [from_json(Probe, line) for line in lines[:2]]
+    kept = [from_json(Trial, line) for line in lines[:2]]
     seen = []
     again = run(tmp_path, tiny_model_folder, rows, progress=lambda done, total, what: seen.append(what))
     assert [p.seconds for p in again.probes[:2]] == [p.seconds for p in kept]

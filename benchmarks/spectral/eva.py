@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.spectral import SKETCH, Batches, microbatches
-from benchmarks.spectral_peers import EVA_SECONDS, MICROBATCHES, RANK, agreement, of
+from benchmarks.spectral.passes import SKETCH, Batches, microbatches
+from benchmarks.spectral.peers import EVA_SECONDS, MICROBATCHES, RANK, agreement, of
 from lora_select import models
 from lora_select.data.tokens import label_loss
 from lora_select.spectral.linear_layers import linear_layers

@@ -89,7 +89,9 @@ def measured_on(tmp_path_factory):
 def test_what_a_variant_says_of_itself_is_what_was_measured(kind, measured_on):
     """A base, a merge or a ZeRO stage is refused by the variant's own rules exactly where the matrix refuses it."""
     variant, row = offered(kind, [verify.RANK])[0], matrix.read()[kind.name]
-    own = support.HELD[0] if variant.init != "loftq" else "nf4"  # LoftQ has no start on a base that lost nothing
+    own = (
+        support.HELD[0] if variant.initialization != "loftq" else "nf4"
+    )  # LoftQ has no start on a base that lost nothing
     held = {"quantized_base": None if own == "fp32" else own}
     rank = "" if own == "fp32" else f"{own}-"
     asked = [({"quantized_base": base}, [f"llama/{base}/train", f"llama/{base}/reload"]) for base in ("nf4", "int8")]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.spectral import SKETCH, Batches, microbatches, run
+from benchmarks.spectral.passes import SKETCH, Batches, microbatches, run
 from lora_select import models
 from lora_select.data.tokens import label_loss
 from lora_select.initialization.linalg import oriented_factors

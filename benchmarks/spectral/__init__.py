@@ -1,0 +1,1 @@
+"""Time, memory and agreement of the spectral pass beside what it is compared to."""

@@ -16,7 +16,7 @@ from lora_select.evaluation.forgetting import reference_rows
 @final
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is measured: rows to generate for, resamples, tokens of reference text; and how."""
+    """What is measured: rows to generate for, resamples, tokens of reference text; tasks of lm-eval in a folder; and how."""
 
     exact_match_rows: int
     max_new_tokens: int
@@ -27,6 +27,9 @@ class EvaluationOptions:
     dtype: str = "float32"
     device: str = "cpu"
     quantize: str | None = None
+    tasks: tuple[str, ...] = ()
+    task_folder: str = "."
+    task_limit: int | None = None
 
 
 @final

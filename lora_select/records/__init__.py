@@ -40,7 +40,15 @@ from lora_select.records.data import (
     SplitProfile,
 )
 from lora_select.records.files import FileRef
-from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
+from lora_select.records.judgement import (
+    Criterion,
+    Evaluation,
+    MetricComparison,
+    Promotion,
+    Report,
+    Sample,
+    Verdict,
+)
 from lora_select.records.race import Probe, Race
 from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetrics, TrainingPlan, Validation
 
@@ -51,6 +59,7 @@ __all__ = [
     "BaseModel",
     "CandidateScore",
     "Constraints",
+    "Criterion",
     "Curvature",
     "Dataset",
     "DatasetProfile",
@@ -77,6 +86,7 @@ __all__ = [
     "StepMetrics",
     "TrainingPlan",
     "Validation",
+    "Verdict",
     "append_line",
     "digest",
     "file_ref",

@@ -1,6 +1,7 @@
 """Tasks of EleutherAI's `lm-eval` by the harness as a library: local task files, the model that is loaded already, one number a document."""
 
 import contextlib
+import importlib
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,12 +78,12 @@ def run(
         WorldError: the harness failed, such as on a data file that is not there.
     """
     check(tasks, folder)
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-
+    # By name: the harness's decorators hide its signatures from a type checker.
+    lm_eval = importlib.import_module("lm_eval")
+    huggingface = importlib.import_module("lm_eval.models.huggingface")
     with _quiet(), contextlib.chdir(folder):
         try:
-            wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
+            wrapped = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
             found = lm_eval.simple_evaluate(
                 wrapped,
                 tasks=list(tasks),

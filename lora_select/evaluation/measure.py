@@ -85,7 +85,7 @@ def _read(note: Path, key: str) -> Measured | None:
     if values["key"] != key:
         return None
     tasks = {name: TaskScores(tuple(one["values"]), one["better"]) for name, one in values["tasks"].items()}
-    return Measured(*(tuple(values[name]) for name in ("losses", "reference", "answers")), tasks)
+    return Measured(tuple(values["losses"]), tuple(values["reference"]), tuple(values["answers"]), tasks)
 
 
 def _tasks(model: Any, base: BaseModel, options: EvaluationOptions) -> Mapping[str, TaskScores]:

@@ -39,6 +39,7 @@ from lora_select.records.data import (
     SourceFile,
     SplitProfile,
 )
+from lora_select.records.evidence import Cost, Energy, EvidenceFiles
 from lora_select.records.files import FileRef
 from lora_select.records.judgement import (
     Criterion,
@@ -59,13 +60,16 @@ __all__ = [
     "BaseModel",
     "CandidateScore",
     "Constraints",
+    "Cost",
     "Criterion",
     "Curvature",
     "Dataset",
     "DatasetProfile",
     "Decision",
+    "Energy",
     "Evaluation",
     "Evidence",
+    "EvidenceFiles",
     "FileRef",
     "LayerSpectra",
     "MetricComparison",

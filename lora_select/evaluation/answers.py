@@ -207,8 +207,8 @@ def _json(name: str, value: Any, folder: Path) -> AnswerMetric:
 
 
 def _schema(name: str, value: Any, folder: Path) -> AnswerMetric:
-    import jsonschema
     import referencing
+    from jsonschema import validators
 
     if isinstance(value, str):
         file = folder / value
@@ -217,7 +217,7 @@ def _schema(name: str, value: Any, folder: Path) -> AnswerMetric:
         except (OSError, ValueError) as error:
             raise InputError(f"`evaluation.metrics.{name}`: {file} cannot be read as JSON ({error})") from error
     try:
-        kind = jsonschema.validators.validator_for(value, default=jsonschema.Draft202012Validator)
+        kind = validators.validator_for(value, default=validators.Draft202012Validator)
         kind.check_schema(value)
         # An empty registry: a schema that points elsewhere is refused and not fetched from the network.
         validator = kind(value, registry=referencing.Registry())

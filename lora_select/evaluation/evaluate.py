@@ -103,12 +103,12 @@ def _compare(
             found["valid_json"] = _share(_valid(before), _valid(after), options)
         expected = [question.expected for question in material.questions]
         for metric in answer_metrics:
-            pair = (answers.scores(metric, one.answers, expected) for one in (before, after))
-            found[metric.name] = comparison(*pair, None, unit=metric.unit, better="higher", options=options)
+            first, second = (answers.scores(metric, one.answers, expected) for one in (before, after))
+            found[metric.name] = comparison(first, second, None, unit=metric.unit, better="higher", options=options)
     for name, scores in after.tasks.items():
         unit = SHARE_UNIT if scores.is_share and before.tasks[name].is_share else answers.SCORE_UNIT
-        values = (before.tasks[name].values, scores.values)
-        found[name] = comparison(*values, None, unit=unit, better=scores.better, options=options)
+        first = before.tasks[name].values
+        found[name] = comparison(first, scores.values, None, unit=unit, better=scores.better, options=options)
     return found
 
 

@@ -21,6 +21,7 @@ from benchmarks.selection.table import RESULTS, Table, tables
 from lora_select.evaluation.evaluate import EvaluationOptions, comparison
 from lora_select.evaluation.gate import judge
 from lora_select.evaluation.policy import Policy
+from lora_select.evaluation.power import paired_error
 from lora_select.records import Evaluation, FileRef, MetricComparison, Verdict
 
 FILE = Path(__file__).parent / "results" / "gate.json"
@@ -113,14 +114,29 @@ def rate(population: Sequence[Pair], rows: int | None, policy: Policy, draws: in
     }
 
 
-def seed_noise(population: Sequence[Pair]) -> dict[str, float]:
-    """Standard deviation between two seeds over the loss, by setting (the median pair), and over settings."""
-    shares = collections.defaultdict(list)
+def seed_noise(population: Sequence[Pair]) -> dict[str, Any]:
+    """How far two seeds differ, root mean square over pairs, by setting: over the loss, and in SDs of one row's paired difference."""
+    found = collections.defaultdict(list)
     for pair in population:
-        change = abs((pair.challenger - pair.champion).sum()) / pair.champion.sum()
-        shares[pair.setting].append(change**2 / 2)
-    each = {setting: round(float(np.mean(values)) ** 0.5, 4) for setting, values in sorted(shares.items())}
-    return {"median": statistics.median(each.values()), "highest": max(each.values()), **each}
+        change = (pair.challenger - pair.champion).sum() / pair.labels.sum()
+        row = (
+            paired_error(pair.champion.tolist(), pair.challenger.tolist(), pair.labels.tolist())
+            * len(pair.labels) ** 0.5
+        )
+        found[pair.setting].append((change * pair.labels.sum() / pair.champion.sum(), change / row))
+    each = {name: np.sqrt(np.square(values).mean(axis=0)).round(4).tolist() for name, values in sorted(found.items())}
+    return {
+        name: {
+            "median": statistics.median(values),
+            "lowest": min(values),
+            "highest": max(values),
+            "settings": values_by,
+        }
+        for name, values, values_by in (
+            (name, [pair[index] for pair in each.values()], {setting: pair[index] for setting, pair in each.items()})
+            for index, name in enumerate(("of_the_loss", "of_a_row"))
+        )
+    }
 
 
 def asked_rows(population: Sequence[Pair], policy: Policy, draws: int) -> dict[str, Any]:
@@ -158,7 +174,7 @@ def measure(draws: int, folder: Path = RESULTS) -> dict[str, Any]:
         "pairs": len(population),
         "draws": draws,
         "seed_noise": default.seed_noise,
-        "seed_noise_by_setting": seed_noise(population),
+        "seeds_differ_by": seed_noise(population),
     }
     found["promoted"] = {
         name: {str(rows or "own"): rate(group, rows, policy, draws) for rows in (*ROWS, None)}

@@ -24,8 +24,12 @@ def harm(pair: MetricComparison) -> tuple[float, tuple[float, float]]:
 
 
 def seed_error(pair: MetricComparison, seed_noise: float) -> float:
-    """Standard deviation of the difference of two seeds: each has `seed_noise` of the rival's level."""
-    return math.sqrt(2) * seed_noise * abs(pair.base)
+    """Standard deviation of the difference of two seeds: `seed_noise` standard deviations of one row's difference.
+
+    Rows do not shrink it. Two seeds that disagree more on single rows also differ more in the mean: over 24 settings the ratio
+    of the two spans a factor of 20, where seeds over the loss span one of 100 (`benchmarks/results/gate.json`).
+    """
+    return seed_noise * standard_error(pair) * math.sqrt(pair.rows)
 
 
 def improvement(metric: str, rival: str, pair: MetricComparison, *, seed_noise: float = 0.0) -> Criterion:

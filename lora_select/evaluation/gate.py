@@ -135,7 +135,6 @@ def _guards(evaluation: Evaluation, champion: str | None, policy: Policy) -> lis
 
 def _verdict(asked: tuple[Criterion, ...], champion: str | None, policy: Policy) -> Verdict:
     kept = [item for item in asked if item.outcome != PASSED]
-    needed = [item.rows_needed for item in kept if item.rows_needed is not None]
     if not kept:
         first = [item for item in asked if item.test == "superiority"]
         reasons = tuple(item.reason for item in first)
@@ -143,5 +142,11 @@ def _verdict(asked: tuple[Criterion, ...], champion: str | None, policy: Policy)
             reasons = (*reasons, "there was no champion")
         return Verdict(PROMOTE, CHAMPION, reasons, asked, None, digest(policy))
     answer = REFUSE if any(item.outcome == FAILED for item in kept) else UNDECIDED
-    rows = max(needed, default=None) if answer == UNDECIDED else None
+    rows = _rows(kept) if answer == UNDECIDED else None
     return Verdict(answer, CHALLENGER, tuple(item.reason for item in kept), asked, rows, digest(policy))
+
+
+def _rows(kept: list[Criterion]) -> int | None:
+    """The rows that would tell every one of them; None where no number of rows tells one."""
+    needed = [item.rows_needed for item in kept]
+    return None if None in needed else max(rows for rows in needed if rows is not None)

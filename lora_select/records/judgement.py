@@ -82,7 +82,7 @@ class Criterion:
 class Verdict:
     """The gate's answer: `promote`, `refuse` or `undecided`, the alias that follows, and every criterion.
 
-    `rows_needed` is the most that any undecided criterion needs; None where there is none or rows would not help.
+    `rows_needed` is the most that any undecided criterion needs; None where there is none, or where rows would not tell one of them.
     """
 
     answer: str

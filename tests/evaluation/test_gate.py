@@ -40,9 +40,9 @@ def evaluation(loss=-0.5, match=0.2, forgetting=0.05, champion=None, rows=50, ma
     ("made", "champion", "answer", "words"),
     [
         (evaluation(), None, "promote", "there was no champion"),
-        (evaluation(champion=-0.6), "3", "promote", "champion version 3"),
+        (evaluation(champion=-0.3), "3", "promote", "champion version 3"),
         (evaluation(champion=-0.05), "3", "undecided", "does not beat champion version 3's"),
-        (evaluation(champion=-0.2), "3", "undecided", "two seeds of one setting differ"),
+        (evaluation(champion=-0.12), "3", "undecided", "two seeds of one setting differ"),
         (evaluation(champion=0.6), "3", "refuse", "does not beat champion version 3's"),
         (evaluation(), "3", "refuse", "was not compared"),
         (evaluation(loss=-0.05), None, "undecided", "does not beat the base"),
@@ -177,6 +177,14 @@ def test_rows_needed_is_the_textbook_number():
     assert f"needs about {found.rows_needed - 50} more rows to tell" in found.reasons[0]
     assert judge(evaluation(loss=0.05), None, ROWS_ALONE).rows_needed is None
     assert rows_needed(0.1, 0.1, 100, floor=0.05) is None
+
+
+def test_no_number_of_rows_is_named_where_one_question_needs_seeds_and_not_rows():
+    made = judge(evaluation(champion=-0.101, forgetting=0.45), "3", Policy(seed_noise=0.5))
+    needed = {item.test: item.rows_needed for item in made.criteria if item.outcome == "undecided"}
+    assert needed["superiority"] is None
+    assert needed["limit"] is not None
+    assert (made.answer, made.rows_needed) == ("undecided", None)
 
 
 def test_rows_asked_for_tell_in_four_runs_of_five():

@@ -43,7 +43,9 @@ def verdict(decision: Decision, evaluation: Evaluation, promotion: Promotion | N
     """
     loss = evaluation.metrics["loss"]
     parts = [f"{_role(promotion)}: {choice(decision)} {_effect(loss)}"]
-    parts += [_rival(name, pairs["loss"], promotion) for name, pairs in sorted(evaluation.against.items()) if "loss" in pairs]
+    parts += [
+        _rival(name, pairs["loss"], promotion) for name, pairs in sorted(evaluation.against.items()) if "loss" in pairs
+    ]
     made = outcome(decision, evaluation)
     if made is not None:
         parts.append(

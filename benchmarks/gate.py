@@ -1,8 +1,8 @@
-"""How often the gate errs: the oracle's recorded row losses through the whole gate, `python -m benchmarks.gate`.
+"""How often the gate errs: the oracle's recorded row losses through the whole gate.
 
 A/A runs: an adapter against itself, two adapters without a true difference, two seeds of one setting. Then power: how often an
 adapter that is truly better by a share of the loss is promoted, and whether the number of rows that the gate asks for is enough.
-Writes `benchmarks/results/gate.json`.
+`python -m benchmarks.gate errors` and `power`, a minute each, write their part of `benchmarks/results/gate.json`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any, final
 
 import numpy as np
 
-from benchmarks.selection.table import RESULTS, Table, tables
+from benchmarks.selection.table import Table, tables
 from lora_select.evaluation.evaluate import EvaluationOptions, comparison
 from lora_select.evaluation.gate import judge
 from lora_select.evaluation.policy import Policy
@@ -26,7 +26,7 @@ from lora_select.records import Evaluation, FileRef, MetricComparison, Verdict
 
 FILE = Path(__file__).parent / "results" / "gate.json"
 ROWS = (30, 100, 300)
-EFFECTS = (0.02, 0.05, 0.1, 0.2, 0.3)
+EFFECTS = (0.05, 0.1, 0.2, 0.3)
 OPTIONS = EvaluationOptions(exact_match_rows=0, max_new_tokens=1, bootstrap_samples=400, reference_tokens=512)
 """400 resamples in place of 2,000: five times faster, the interval's ends 2 % of its width less sure."""
 
@@ -157,54 +157,55 @@ def asked_rows(population: Sequence[Pair], policy: Policy, draws: int) -> dict[s
     return {"runs": len(asked), "median_rows": statistics.median(asked) if asked else None, "promoted": share}
 
 
-def measure(draws: int, folder: Path = RESULTS) -> dict[str, Any]:
-    """All tables; `draws` simulated evaluations for each setting, number of rows and line."""
-    population = list(pairs(tables(folder)))
-    one_each = list({(pair.setting, tuple(pair.champion[:3])): pair for pair in population}.values())
-    rows_alone, default = Policy(seed_noise=0.0), Policy()
+def errors(population: Sequence[Pair], draws: int) -> dict[str, Any]:
+    """How often an equal is promoted; `draws` simulated evaluations for each setting, number of rows and line."""
+    one_each = {(pair.setting, tuple(pair.champion[:3])): pair for pair in population}.values()
+    even = [pair.centred() for pair in population]
     itself = [Pair(p.setting, p.base, p.champion, p.champion, p.labels) for p in one_each]
+    rows_alone, default = Policy(seed_noise=0.0), Policy()
     lines = {
         "the same adapter": (itself, rows_alone),
-        "no true difference, rows alone": ([p.centred() for p in population], rows_alone),
-        "no true difference, default": ([p.centred() for p in population], default),
+        "no true difference, rows alone": (even, rows_alone),
+        "no true difference, default": (even, default),
         "two seeds, rows alone": (population, rows_alone),
         "two seeds, default": (population, default),
     }
-    found: dict[str, Any] = {
-        "pairs": len(population),
-        "draws": draws,
-        "seed_noise": default.seed_noise,
-        "seeds_differ_by": seed_noise(population),
-    }
-    found["promoted"] = {
+    promoted = {
         name: {str(rows or "own"): rate(group, rows, policy, draws) for rows in (*ROWS, None)}
         for name, (group, policy) in lines.items()
     }
-    found["power"] = {
+    return {"promoted": promoted, "seeds_differ_by": seed_noise(population), "pairs": len(population)}
+
+
+def power(population: Sequence[Pair], draws: int) -> dict[str, Any]:
+    """How often what is truly better is promoted, by the share of the champion's loss; and whether the rows asked for tell."""
+    better = {effect: [pair.better_by(effect) for pair in population] for effect in EFFECTS}
+    policies = {"rows alone": Policy(seed_noise=0.0), "default": Policy()}
+    promoted = {
         name: {
-            f"{effect:.0%}": {
-                str(rows): rate([p.better_by(effect) for p in population], rows, policy, max(20, draws // 4))["rate"]
-                for rows in (*ROWS, 1000)
-            }
-            for effect in EFFECTS
+            f"{effect:.0%}": {str(rows): rate(group, rows, policy, draws)["rate"] for rows in ROWS}
+            for effect, group in better.items()
         }
-        for name, policy in (("rows alone", rows_alone), ("default", default))
+        for name, policy in policies.items()
     }
-    found["rows_asked_for"] = {
-        name: asked_rows(population, policy, draws * 5)
-        for name, policy in (("rows alone", rows_alone), ("default", default))
-    }
-    return found
+    asked = {name: asked_rows(population, policy, 30 * draws) for name, policy in policies.items()}
+    return {"power": promoted, "rows_asked_for": asked}
 
 
 def main() -> None:
-    """Measure and write the file."""
+    """Measure one part and write it into the file beside the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=200, help="simulated evaluations a setting (200: some minutes)")
+    parser.add_argument("part", choices=("errors", "power"))
+    parser.add_argument("--draws", type=int, help="simulated evaluations a setting and cell (errors: 30, power: 12)")
     parser.add_argument("--out", type=Path, default=FILE)
-    arguments = parser.parse_args()
-    text = json.dumps(measure(arguments.draws), indent=1, sort_keys=True)
-    arguments.out.write_text(text + "\n", encoding="utf-8")
+    given = parser.parse_args()
+    population = list(pairs(tables()))
+    draws = given.draws or {"errors": 30, "power": 12}[given.part]
+    made = errors(population, draws) if given.part == "errors" else power(population, draws)
+    before = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    made = {**before, **made, f"draws_{given.part}": draws, "seed_noise": Policy().seed_noise}
+    text = json.dumps(made, indent=1, sort_keys=True)
+    given.out.write_text(text + "\n", encoding="utf-8")
     sys.stdout.write(text + "\n")
 
 

@@ -7,6 +7,7 @@ WEBHOOK_SECRET. What was taken is printed as one JSON line.
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -101,10 +102,8 @@ def main() -> int:
         return 2
     with server(secret, arguments.port) as receiver:
         print(f"listening on 127.0.0.1:{arguments.port}", file=sys.stderr)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             receiver.serve_forever()
-        except KeyboardInterrupt:
-            pass
     return 0
 
 

@@ -37,7 +37,7 @@ def status(home: Home, names: tuple[str, ...]) -> int:
     for name, fault in faults.items():
         process = home.process(name)
         where = home.url(name) if name in ("mlflow", "prefect") else ""
-        print(f"{name:9} {'healthy' if not fault else fault:40} {f'pid {process.pid}' if process else '':12} {where}")
+        print(f"{name:9} {fault or 'healthy':40} {f'pid {process.pid}' if process else '':12} {where}")
     return int(any(faults.values()))
 
 

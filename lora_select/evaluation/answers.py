@@ -5,7 +5,9 @@ Each is one number a row, so every one gets the same paired interval as exact ma
 """
 
 import functools
+import hashlib
 import importlib
+import inspect
 import json
 import math
 import re
@@ -151,6 +153,28 @@ def parse(wanted: Mapping[str, Any], *, folder: Path = Path()) -> tuple[AnswerMe
         InputError: anything that cannot be scored, the name and the way out in the sentence.
     """
     return tuple(_one(name, spec, folder) for name, spec in wanted.items())
+
+
+def source_digest(wanted: Mapping[str, Any], *, folder: Path = Path()) -> str:
+    """SHA-256 over what the metrics are made of: a function of the same name with other code is another metric.
+
+    Args:
+        wanted: as :func:`parse` takes it.
+        folder: what a schema's file name is relative to.
+
+    Raises:
+        InputError: as :func:`parse`.
+    """
+    total = hashlib.sha256()
+    for name, spec in sorted(wanted.items()):
+        (metric,) = parse({name: spec}, folder=folder)
+        total.update(json.dumps([name, spec], sort_keys=True).encode())
+        if isinstance(metric, FunctionMetric):
+            file = inspect.getsourcefile(inspect.unwrap(metric.function))
+            total.update(Path(file).read_bytes() if file else b"")
+        if isinstance(metric, SchemaMetric):
+            total.update(json.dumps(metric.validator.schema, sort_keys=True).encode())
+    return total.hexdigest()
 
 
 def scores(metric: AnswerMetric, answers: Sequence[str], expected: Sequence[str]) -> list[float]:

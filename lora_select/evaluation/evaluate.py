@@ -36,7 +36,6 @@ def evaluate(
     others: Mapping[str, Path],
     folder: Path,
     progress: Progress | None = None,
-    answer_metrics: Sequence[AnswerMetric] = (),
 ) -> Evaluation:
     """Measure the base model, the adapter and other adapters, and compare them row by row.
 
@@ -53,12 +52,12 @@ def evaluate(
         others: name -> PEFT folder of adapters to compare with, such as `plain_lora` and `champion`.
         folder: where results go.
         progress: called with (done, total, what).
-        answer_metrics: the user's own, of the answers (`answers.parse`).
 
     Raises:
         InputError: fewer than two held-out rows, or a metric of the user's that fails.
         RuntimeError: a loss is not finite.
     """
+    answer_metrics = answers.parse(options.metrics)
     tokenizer = models.load_tokenizer(base.path)
     material = gather(tokenizer, eval_tokens, eval_rows, options, longest=base.max_position_embeddings)
     folders: dict[str, Path | None] = {"base": None, "adapted": adapter, **others}

@@ -23,7 +23,9 @@ REFERENCE = "reference text"
 PROMOTE, REFUSE = "promote", "refuse"
 
 
-def decide(evaluation: Evaluation, champion: str | None, *, max_forgetting: float) -> tuple[str, tuple[str, ...]]:
+def decide(
+    evaluation: Evaluation, champion: str | None, *, max_forgetting: float | Mapping[str, float]
+) -> tuple[str, tuple[str, ...]]:
     """The alias and its reasons under the default policy with this limit on forgetting; see :func:`judge`."""
     verdict = judge(evaluation, champion, Policy(max_forgetting=max_forgetting))
     return verdict.alias, verdict.reasons

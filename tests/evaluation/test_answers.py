@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lora_select.errors import InputError
-from lora_select.evaluation.answers import parse, scores
+from lora_select.evaluation.answers import parse, scores, source_digest
 
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
 
@@ -101,3 +101,18 @@ def test_a_function_that_fails_names_itself_and_the_answer(module, name, words):
     with pytest.raises(InputError, match=words) as error:
         score(f"{module}:{name}", "the answer")
     assert "the answer" in str(error.value)
+
+
+def test_other_code_under_the_same_name_is_another_metric(module, tmp_path):
+    def digests():
+        return [
+            source_digest(spec, folder=tmp_path)
+            for spec in ({"m": f"{module}:length"}, {"m": {"json_schema": "s.json"}})
+        ]
+
+    (tmp_path / "s.json").write_text(json.dumps(SCHEMA))
+    before = digests()
+    assert digests() == before
+    (tmp_path / "house_metrics.py").write_text((tmp_path / "house_metrics.py").read_text() + "# another\n")
+    (tmp_path / "s.json").write_text("{}")
+    assert not set(digests()) & set(before)

@@ -10,7 +10,6 @@ from lora_select import models
 from lora_select.data.intake import intake
 from lora_select.data.profile import profile
 from lora_select.data.tokens import collate, label_loss, read_rows, write_rows
-from lora_select.evaluation import answers
 from lora_select.evaluation import measure as module
 from lora_select.evaluation.evaluate import EvaluationOptions, evaluate
 from lora_select.evaluation.forgetting import CHUNK_TOKENS, reference_rows
@@ -54,7 +53,7 @@ def adapter(tmp_path, base, *, strength):
     return tmp_path / f"adapter-{strength}"
 
 
-def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, answer_metrics=(), **others):
+def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, **others):
     base, data = material
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
@@ -69,7 +68,6 @@ def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, answer_me
         others=others,
         folder=out,
         progress=progress,
-        answer_metrics=answer_metrics,
     )
 
 
@@ -194,20 +192,17 @@ def test_reference_rows_are_spread_and_all_labels_but_the_first(tiny_model_folde
     assert len(reference_rows(tokenizer, 1)) == 2
 
 
-def test_metrics_of_the_user_get_intervals_against_base_and_rivals(material, tmp_path):
+def test_metrics_of_the_user_get_intervals_against_base_and_rivals(material, tmp_path, monkeypatch):
     base, _ = material
-    wanted = answers.parse({"braces": {"regex": "[{]"}, "overlap": {"chrf": True}})
-    made = run(
-        material,
-        tmp_path,
-        adapter(tmp_path, base, strength=0.5),
-        answer_metrics=wanted,
-        plain_lora=adapter(tmp_path, base, strength=0.1),
-    )
+    options = dataclasses.replace(OPTIONS, metrics={"braces": {"regex": "[{]"}, "overlap": {"chrf": True}})
+    strong, weak = adapter(tmp_path, base, strength=0.5), adapter(tmp_path, base, strength=0.1)
+    made = run(material, tmp_path, strong, options=options, plain_lora=weak)
     for compared in (made.metrics, made.against["plain_lora"]):
         assert (compared["braces"].unit, compared["overlap"].unit) == ("of rows", "mean score")
         assert compared["overlap"].rows == 3
     assert made.checkable == ("exact_match", "valid_json", "braces")
+    monkeypatch.setattr(module, "_load", lambda *_: pytest.fail("another metric of the same answers loads no model"))
+    assert "overlap" not in run(material, tmp_path, strong, plain_lora=weak).metrics
 
 
 def test_tasks_of_the_harness_are_measured_once_for_each_model(material, tmp_path, monkeypatch):

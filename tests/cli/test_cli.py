@@ -135,7 +135,7 @@ def test_doctor_knows_the_stack_and_an_open_server_is_a_fault(tmp_path):
             self.send_response(self.status)
             self.end_headers()
 
-        def log_message(self, format, *args):
+        def log_message(self, *args):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:

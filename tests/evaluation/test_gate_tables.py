@@ -27,7 +27,7 @@ def test_false_promotions(found):
         name: [round(100 * cells[key]["rate"], 1) for key in ("30", "100", "300", "own")]
         for name, cells in found["promoted"].items()
     }
-    assert rows("**False promotions**") == pytest.approx(expected)
+    assert rows("**False promotions**") == expected
 
 
 def test_power(found):

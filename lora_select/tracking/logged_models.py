@@ -17,6 +17,8 @@ TYPE = "lora-adapter"
 EXTERNAL = "mlflow.model.isExternal"
 """MLflow's own mark for a model whose files are not below the model itself."""
 SOURCE = "adapter.source"
+VERSIONS = "mlflow.modelVersions"
+"""Where MLflow's page of a model finds the versions that it was registered as: JSON."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,17 @@ def judged(store: Store, run_id: str, adapter_digest: str, metrics: list[Any]) -
     if dataset:
         link |= {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
     return [Metric(item.key, item.value, item.timestamp, item.step, run_id=run_id, **link) for item in metrics]
+
+
+def registered(store: Store, adapter_digest: str, name: str, version: str) -> None:
+    """Say on the model's page that it is a version of a registered model; MLflow's database keeps no such link by itself."""
+    model = find(store, adapter_digest)
+    if model is None:
+        return
+    said = json.loads(model.tags.get(VERSIONS, "[]"))
+    new = {"name": name, "version": version}
+    if new not in said:
+        store.client.set_logged_model_tags(model.model_id, {VERSIONS: json.dumps([*said, new])})
 
 
 def find(store: Store, adapter_digest: str) -> Any | None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from lora_select.tracking.store import Store
 
@@ -24,11 +25,10 @@ def watched(store: Store, run_id: str, *, node: str | None = None, seconds: floa
     """
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = None
+    monitor: Any = None
+    make: Any = SystemMetricsMonitor  # its annotations say int where fractions of a second work
     try:
-        monitor = SystemMetricsMonitor(
-            run_id, sampling_interval=seconds, resume_logging=True, node_id=node, tracking_uri=store.uri
-        )
+        monitor = make(run_id, sampling_interval=seconds, resume_logging=True, node_id=node, tracking_uri=store.uri)
         monitor.start()
     except Exception as error:
         log.warning("the machine's load is not recorded (%s)", str(error)[:200])

@@ -169,3 +169,16 @@ def test_the_load_of_the_machine_is_sampled_beside_the_run(store, folder):
     assert len(steps) > len(first)
     assert len(set(steps)) == len(steps)
     assert store.client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_a_model_names_the_version_that_it_was_registered_as(store, folder, tmp_path):
+    from lora_select.tracking import registry
+
+    tracker = whole_run(store, folder)
+    model = store.client.search_logged_models([store.experiment_id])[0]
+    adapter = samples.adapter(folder)
+    for _ in range(2):
+        version = registry.register(store, "tweets", tracker.run_id("adapter"), adapter, folder)
+    said = store.client.get_logged_model(model.model_id).tags[logged_models.VERSIONS]
+    assert json.loads(said) == [{"name": "tweets", "version": "1"}]
+    assert registry.download(store, version, tmp_path / "back").is_dir()

@@ -9,6 +9,8 @@ from lora_select.records import Criterion, MetricComparison
 
 PASSED, FAILED, UNDECIDED = "passed", "failed", "undecided"
 SHARE_UNIT = "of rows"
+SHOWN_BY_NONE = 4
+"""From so many rows on, none right shows a rate below a half: the upper end of Wilson's 95 % interval."""
 TITLES = {"loss": "held-out loss", "exact_match": "exact match", "valid_json": "the share of answers that are JSON"}
 
 
@@ -112,8 +114,11 @@ def floor(metric: str, pair: MetricComparison, least: float) -> Criterion:
 
 
 def some_right(metric: str, pair: MetricComparison) -> Criterion:
-    """Where answers can be checked, none right means that the task was not learnt, whatever the loss says."""
-    missed = pair.adapted <= 0
+    """Where answers can be checked, none right means that the task was not learnt, whatever the loss says.
+
+    None of three says too little: an adapter that is right half of the time comes out so in one run of eight.
+    """
+    missed = pair.adapted <= 0 and pair.rows >= SHOWN_BY_NONE
     words = f"{title(metric)} is 0 on all {pair.rows} rows" if missed else f"{title(metric)} is {pair.adapted:.3f}"
     if missed:
         words += f"; to promote such an adapter all the same set `promotion.floors: {{{metric}: 0}}`"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lora_select.errors import InputError
-from lora_select.evaluation.criteria import share_interval
+from lora_select.evaluation.criteria import SHOWN_BY_NONE, share_interval
 from lora_select.evaluation.evaluate import EvaluationOptions, comparison
 from lora_select.evaluation.gate import decide, judge
 from lora_select.evaluation.policy import Policy
@@ -95,6 +95,8 @@ def test_none_right_is_never_champion_because_the_loss_fell():
     assert [item.metric for item in found.criteria if item.outcome == "failed"] == ["exact_match", "valid_json"]
     assert judge(dataclasses.replace(made, checkable=()), None, Policy()).answer == "promote"
     assert judge(made, None, Policy(floors={"exact_match": 0.0, "valid_json": 0.0})).answer == "promote"
+    three = {"loss": pair(-0.5), "exact_match": share(0.0, 0.0, 0.0, rows=3)}
+    assert judge(dataclasses.replace(made, metrics=three), None, Policy()).answer == "promote"
     one = dataclasses.replace(made, metrics={**metrics, "exact_match": share(0, 1 / 8), "valid_json": share(0, 1 / 8)})
     assert judge(one, None, Policy()).answer == "promote"
 
@@ -241,6 +243,11 @@ def test_holm_against_hand_counts():
 def test_share_interval_is_wilsons():
     assert share_interval(share(0, 0, rows=10)) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert share_interval(pair(-0.5)) is None
+    assert (
+        share_interval(share(0, 0, rows=SHOWN_BY_NONE))[1]
+        < 0.5
+        < share_interval(share(0, 0, rows=SHOWN_BY_NONE - 1))[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
-from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -205,8 +204,7 @@ class CostConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where MLflow is; null tracks nothing. Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used."""
-    """Where MLflow is. Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used.
+    """Where MLflow is; null tracks nothing. Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used.
 
     `system_metrics` samples the machine's load beside the training, as `system/*`.
     """
@@ -265,9 +263,7 @@ class RunConfig(Section):
 
     def digested(self) -> dict[str, Any]:
         """The fields that can change a result of the line: everything but folders, addresses, and what is written beside it."""
-        return self.model_dump(exclude={"runs_dir", "tracking", "recipes", "diagnostics"})
-        """The fields that can change a result: everything but folders, addresses and prices."""
-        return self.model_dump(exclude={"runs_dir", "tracking", "cost"})
+        return self.model_dump(exclude={"runs_dir", "tracking", "recipes", "diagnostics", "cost"})
 
 
 def name_of(source: str) -> str:

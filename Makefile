@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test test-slow test-faults test-server test-browser test-peers peers test-all lint deploy worker ui lock clean install
+.PHONY: stack run test test-slow test-faults test-server test-browser test-peers peers test-all lint deploy worker ui lock clean install
 run: $(STAMP)
 	$(BIN)/python -m flows.finetune --config $(CONFIG) $(ARGS)
 
@@ -60,6 +60,9 @@ deploy: $(STAMP) ## to the server at PREFECT_API_URL
 
 worker: $(STAMP)
 	$(BIN)/prefect worker start --pool lora-select
+
+stack: $(STAMP) ## PostgreSQL, MLflow, Prefect and a worker as processes behind passwords; Ctrl-C ends all of them
+	$(BIN)/python infra/stack.py --home $(or $(STACK),.stack) run
 
 ui: $(STAMP)
 	$(BIN)/lora-select ui

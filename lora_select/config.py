@@ -156,27 +156,62 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured on held-out rows. Generation is the slow part: `exact_match_rows` bounds it."""
+    """What is measured on held-out rows. Generation is the slow part: `exact_match_rows` bounds it.
+
+    `metrics` names more metrics of the answers: `name: module:function`, or a mapping with one of `function`, `regex`,
+    `json: true`, `json_schema`, `rouge`, `chrf: true`. `tasks` are tasks of lm-eval whose YAML files are in `task_folder`, at most
+    `task_limit` documents each.
+    """
 
     exact_match_rows: int = Field(default=48, ge=0)
     max_new_tokens: int = Field(default=96, ge=1)
     bootstrap_samples: int = Field(default=2000, ge=200)
     reference_tokens: int = Field(default=4096, ge=512)
     compare_plain_lora: bool = True
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+    task_folder: str = "."
+    task_limit: int | None = Field(default=None, ge=1)
 
 
 class PromotionConfig(Section):
-    """The registry entry and the most that loss on reference text may rise for a champion, nats per token."""
+    """The registry entry and what a champion must show (docs/promotion.md).
+
+    `improves`: metrics of which at least one must beat base and champion. `floors`: metric -> value to reach. `margins`: metric -> how
+    much worse than base and champion it may be, which must then be shown. `max_forgetting`: the most that the loss on reference sets
+    may rise, nats per token, one number or one a set. `seed_noise`: how far two seeds differ, in standard deviations of one row's
+    paired difference; 0 looks at the rows alone.
+    """
 
     model_name: str | None = None
-    max_forgetting: float = Field(default=0.5, gt=0)
+    improves: tuple[str, ...] = Field(default=("loss",), min_length=1)
+    floors: dict[str, float] = Field(default_factory=dict)
+    margins: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    max_forgetting: Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]] = 0.5
+    seed_noise: float = Field(default=0.13, ge=0)
+
+
+class CostConfig(Section):
+    """Prices for the evidence: of an hour of one GPU (or of one machine, on CPUs), of a kilowatt hour; null where not known.
+
+    `watts` is the power of one GPU or one CPU thread while training, used where the machine has no energy counters.
+    """
+
+    per_device_hour: float | None = Field(default=None, ge=0)
+    per_kwh: float | None = Field(default=None, ge=0)
+    currency: str = Field(default="EUR", pattern=r"^[A-Z]{3}$")
+    watts: float | None = Field(default=None, gt=0)
 
 
 class TrackingConfig(Section):
-    """Where MLflow is; null tracks nothing. Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used."""
+    """Where MLflow is; null tracks nothing. Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used.
+
+    `system_metrics` samples the machine's load beside the training, as `system/*`.
+    """
 
     uri: str | None = "sqlite:///mlflow.db"
     experiment: str = "lora-select"
+    system_metrics: bool = False
 
 
 class RecipesConfig(Section):
@@ -204,6 +239,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
+    cost: CostConfig = CostConfig()
     tracking: TrackingConfig = TrackingConfig()
     recipes: RecipesConfig = RecipesConfig()
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
@@ -227,7 +263,7 @@ class RunConfig(Section):
 
     def digested(self) -> dict[str, Any]:
         """The fields that can change a result of the line: everything but folders, addresses, and what is written beside it."""
-        return self.model_dump(exclude={"runs_dir", "tracking", "recipes", "diagnostics"})
+        return self.model_dump(exclude={"runs_dir", "tracking", "recipes", "diagnostics", "cost"})
 
 
 def name_of(source: str) -> str:

@@ -3,12 +3,15 @@
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +54,7 @@ def examine(tracking_uri: str, folder: Path) -> list[Finding]:
         _deepspeed,
         lambda: [_tracking(tracking_uri)],
         lambda: [_prefect()],
+        lambda: _stack(folder),
         lambda: [_disk(folder)],
     )
     findings: list[Finding] = []
@@ -123,6 +127,48 @@ def _prefect() -> Finding:
     if not url:
         return Finding("prefect server", "none configured: each run starts an ephemeral one")
     return _reachable("prefect server", url, "start it (`prefect server start`) or unset PREFECT_API_URL")
+
+
+STACK = ".stack"
+PROBES = {"mlflow": "/api/2.0/mlflow/experiments/search?max_results=1", "prefect": "/api/work_pools/filter"}
+"""Addresses that a server behind a password refuses without one."""
+
+
+def _stack(folder: Path) -> list[Finding]:
+    """The servers of `make stack`, where there is one: each must answer, and must refuse whoever has no password."""
+    try:
+        ports = json.loads((folder / STACK / "stack.json").read_text(encoding="utf-8"))["ports"]
+    except FileNotFoundError:
+        return []
+    findings = []
+    for name, port in sorted(ports.items()):
+        address = f"http://127.0.0.1:{port}"
+        if name not in PROBES:
+            findings.append(_reachable(f"stack: {name}", address, "make stack"))
+            continue
+        status = _status(address + PROBES[name], b"{}" if name == "prefect" else None)
+        ok = status in (401, 403)
+        said = {0: "does not answer"}.get(status, f"answers {status} without a password")
+        remedy = (
+            "make stack"
+            if status == 0
+            else "another server has its port, or it is open to all: stop it, then make stack"
+        )
+        findings.append(
+            Finding(f"stack: {name}", f"{address} asks for a password" if ok else f"{address} {said}", ok, remedy)
+        )
+    return findings
+
+
+def _status(address: str, body: bytes | None) -> int:
+    headers = {"Content-Type": "application/json"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
 
 
 def _reachable(name: str, uri: str, remedy: str) -> Finding:

@@ -7,10 +7,12 @@ from typing import Any
 
 from lora_select import models
 from lora_select.data.tokens import TokenRow
-from lora_select.evaluation import metrics
+from lora_select.evaluation import answers, metrics
+from lora_select.evaluation.answers import AnswerMetric
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap
 from lora_select.evaluation.material import EvaluationOptions, Material, gather
 from lora_select.evaluation.measure import Measured, Progress, measure
+from lora_select.evaluation.power import paired_error
 from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, file_ref, write_text
 
 __all__ = ["EvaluationOptions", "evaluate"]
@@ -18,6 +20,8 @@ __all__ = ["EvaluationOptions", "evaluate"]
 SAMPLES = 8
 LOSS_UNIT = "nats/token"
 SHARE_UNIT = "of rows"
+SHORT_ANSWER = 64
+"""Characters: an expected answer of one line and at most so many has one right form; a longer one can be said in many ways."""
 
 
 def evaluate(
@@ -50,9 +54,10 @@ def evaluate(
         progress: called with (done, total, what).
 
     Raises:
-        InputError: fewer than two held-out rows.
+        InputError: fewer than two held-out rows, or a metric of the user's that fails.
         RuntimeError: a loss is not finite.
     """
+    answer_metrics = answers.parse(options.metrics)
     tokenizer = models.load_tokenizer(base.path)
     material = gather(tokenizer, eval_tokens, eval_rows, options, longest=base.max_position_embeddings)
     folders: dict[str, Path | None] = {"base": None, "adapted": adapter, **others}
@@ -65,7 +70,10 @@ def evaluate(
 
         measured[name] = measure(base, adapter_folder, material, options, folder / f"{name}.json", report)
     write_text(folder / "rows.json", _table(material, measured))
-    compared = {name: _compare(measured[name], measured["adapted"], material, options) for name in ("base", *others)}
+    compared = {
+        name: _compare(measured[name], measured["adapted"], material, options, answer_metrics)
+        for name in ("base", *others)
+    }
     return Evaluation(
         adapter_digest=adapter_digest,
         dataset_digest=dataset_digest,
@@ -75,11 +83,16 @@ def evaluate(
         samples=_samples(material, measured),
         rows_file=file_ref(folder / "rows.json", folder),
         notes=_notes(material, measured, options),
+        checkable=_checkable(material, answer_metrics) if len(material.questions) >= 2 else (),
     )
 
 
 def _compare(
-    before: Measured, after: Measured, material: Material, options: EvaluationOptions
+    before: Measured,
+    after: Measured,
+    material: Material,
+    options: EvaluationOptions,
+    answer_metrics: Sequence[AnswerMetric],
 ) -> dict[str, MetricComparison]:
     labels = _label_counts(material.rows)
     found = {"loss": comparison(before.losses, after.losses, labels, unit=LOSS_UNIT, better="lower", options=options)}
@@ -87,7 +100,24 @@ def _compare(
         found["exact_match"] = _share(_matches(before, material), _matches(after, material), options)
         if all(metrics.as_json(question.expected) is not None for question in material.questions):
             found["valid_json"] = _share(_valid(before), _valid(after), options)
+        expected = [question.expected for question in material.questions]
+        for metric in answer_metrics:
+            first, second = (answers.scores(metric, one.answers, expected) for one in (before, after))
+            found[metric.name] = comparison(first, second, None, unit=metric.unit, better="higher", options=options)
+    for name, scores in after.tasks.items():
+        unit = SHARE_UNIT if scores.is_share and before.tasks[name].is_share else answers.SCORE_UNIT
+        first = before.tasks[name].values
+        found[name] = comparison(first, scores.values, None, unit=unit, better=scores.better, options=options)
     return found
+
+
+def _checkable(material: Material, answer_metrics: Sequence[AnswerMetric]) -> tuple[str, ...]:
+    """Metrics with one right answer a row: exact match where every answer is JSON or one short line, and what says so itself."""
+    expected = [question.expected for question in material.questions]
+    as_json = all(metrics.as_json(text) is not None for text in expected)
+    short = all(len(text.strip()) <= SHORT_ANSWER and "\n" not in text.strip() for text in expected)
+    names = ["exact_match"] * (as_json or short) + ["valid_json"] * as_json
+    return (*names, *(metric.name for metric in answer_metrics if metric.checkable))
 
 
 def _forgetting(before: Measured, after: Measured, material: Material, options: EvaluationOptions) -> MetricComparison:
@@ -134,6 +164,7 @@ def comparison(
         unit=unit,
         better=better,
         significant=interval[0] > 0 or interval[1] < 0,
+        standard_error=paired_error(before, after, weights),
     )
 
 

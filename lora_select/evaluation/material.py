@@ -1,7 +1,7 @@
 """What every model is measured on: the same rows, questions and reference chunks, and what was left out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -16,7 +16,10 @@ from lora_select.evaluation.forgetting import reference_rows
 @final
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is measured: rows to generate for, resamples, tokens of reference text; and how."""
+    """What is measured: rows to generate for, resamples, tokens of reference text; and how.
+
+    `tasks` are of lm-eval, defined in `task_folder`; `metrics` are the user's own, of the answers (see `answers.parse`).
+    """
 
     exact_match_rows: int
     max_new_tokens: int
@@ -27,6 +30,10 @@ class EvaluationOptions:
     dtype: str = "float32"
     device: str = "cpu"
     quantize: str | None = None
+    tasks: tuple[str, ...] = ()
+    task_folder: str = "."
+    task_limit: int | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final

@@ -2,14 +2,15 @@
 
 import gc
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 from lora_select import models
 from lora_select.data.tokens import TokenRow, collate, label_loss
-from lora_select.evaluation import metrics
+from lora_select.evaluation import harness, metrics
+from lora_select.evaluation.harness import TaskScores
 from lora_select.evaluation.material import EvaluationOptions, Material
 from lora_select.records import BaseModel, finite, sha256_file, write_text
 from lora_select.records.digests import key_of
@@ -20,11 +21,12 @@ Progress = Callable[[int, int, str], None]
 @final
 @dataclass(frozen=True)
 class Measured:
-    """One model's numbers: summed loss in nats per row and per reference chunk, and its answers to the questions."""
+    """One model's numbers: summed loss in nats per row and per reference chunk, its answers to the questions, its task scores."""
 
     losses: tuple[float, ...]
     reference: tuple[float, ...]
     answers: tuple[str, ...]
+    tasks: Mapping[str, TaskScores] = field(default_factory=dict)
 
 
 def measure(
@@ -58,7 +60,8 @@ def measure(
     answers = _answers(
         model, base, material, options, lambda n, _, what: report(done + len(reference) + n, total, what)
     )
-    measured = Measured(tuple(losses), tuple(reference), tuple(answers))
+    tasks = _tasks(model, base, options)
+    measured = Measured(tuple(losses), tuple(reference), tuple(answers), tasks)
     write_text(note, json.dumps({"key": key, **asdict(measured)}, ensure_ascii=False) + "\n")
     del model
     gc.collect()
@@ -70,7 +73,10 @@ def _key(base: BaseModel, adapter: Path | None, material: Material, options: Eva
     weights = [] if adapter is None else sorted(sha256_file(file) for file in adapter.glob("adapter_*"))
     rows = [[row.row_id, row.input_ids] for row in (*material.rows, *material.reference)]
     prompts = [question.prompt for question in material.questions]
-    return key_of({"base": base.digest, "adapter": weights, "rows": rows, "prompts": prompts, **asdict(options)})
+    files = [sha256_file(file) for file in sorted(Path(options.task_folder).glob("*"))] if options.tasks else []
+    kept = {"base": base.digest, "adapter": weights, "rows": rows, "prompts": prompts, "tasks": files}
+    asked = {name: value for name, value in asdict(options).items() if name not in ("metrics", "tasks")}
+    return key_of({**asked, **kept, "names": list(options.tasks)})
 
 
 def _read(note: Path, key: str) -> Measured | None:
@@ -79,7 +85,22 @@ def _read(note: Path, key: str) -> Measured | None:
     values = json.loads(note.read_text(encoding="utf-8"))
     if values["key"] != key:
         return None
-    return Measured(*(tuple(values[name]) for name in ("losses", "reference", "answers")))
+    tasks = {name: TaskScores(tuple(one["values"]), one["better"]) for name, one in values["tasks"].items()}
+    return Measured(tuple(values["losses"]), tuple(values["reference"]), tuple(values["answers"]), tasks)
+
+
+def _tasks(model: Any, base: BaseModel, options: EvaluationOptions) -> Mapping[str, TaskScores]:
+    if not options.tasks:
+        return {}
+    return harness.run(
+        model,
+        models.load_tokenizer(base.path),
+        options.tasks,
+        Path(options.task_folder),
+        limit=options.task_limit,
+        batch_size=options.batch_size,
+        longest=base.max_position_embeddings,
+    )
 
 
 def _load(base: BaseModel, adapter: Path | None, options: EvaluationOptions) -> Any:

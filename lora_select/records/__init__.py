@@ -39,8 +39,17 @@ from lora_select.records.data import (
     SourceFile,
     SplitProfile,
 )
+from lora_select.records.evidence import Cost, Energy, EvidenceFiles
 from lora_select.records.files import FileRef
-from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
+from lora_select.records.judgement import (
+    Criterion,
+    Evaluation,
+    MetricComparison,
+    Promotion,
+    Report,
+    Sample,
+    Verdict,
+)
 from lora_select.records.race import Race, Trial
 from lora_select.records.training import Adapter, Range, ReloadCheck, Remedy, StepMetrics, TrainingPlan, Validation
 
@@ -51,12 +60,16 @@ __all__ = [
     "BaseModel",
     "CandidateScore",
     "Constraints",
+    "Cost",
+    "Criterion",
     "Curvature",
     "Dataset",
     "DatasetProfile",
     "Decision",
+    "Energy",
     "Evaluation",
     "Evidence",
+    "EvidenceFiles",
     "FileRef",
     "LayerSpectra",
     "MetricComparison",
@@ -77,6 +90,7 @@ __all__ = [
     "StepMetrics",
     "TrainingPlan",
     "Validation",
+    "Verdict",
     "append_line",
     "digest",
     "file_ref",

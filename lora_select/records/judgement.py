@@ -11,6 +11,7 @@ class MetricComparison:
     """A metric on the same rows before and after: `difference` = adapted - base, `interval` its 95 % paired bootstrap.
 
     `better` says which direction is an improvement (`lower` or `higher`); `significant` whether the interval excludes 0.
+    `standard_error` is that of `difference`, from the paired differences; None in records older than it.
     """
 
     base: float
@@ -21,6 +22,7 @@ class MetricComparison:
     unit: str
     better: str
     significant: bool
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Evaluation:
     """Base against adapted on held-out rows; `against` holds the same comparison to other adapters (`plain_lora`, `champion`).
 
     In `against[x]`, `base` is x and `adapted` the new adapter. `champion_version` is the version that `champion` was.
+    `checkable` names the metrics that have one right answer a row, so that 0 of them right means that nothing was learnt.
     """
 
     adapter_digest: str
@@ -49,17 +52,57 @@ class Evaluation:
     rows_file: FileRef
     notes: tuple[str, ...]
     champion_version: str | None = None
+    checkable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing that the gate asked of one metric: the value, what it is held against, and how sure that is.
+
+    `test` is one of `superiority`, `non-inferiority`, `no proven harm`, `floor`, `limit`, `rows`, `comparison`. `value` is a
+    difference (adapted - rival, in the metric's unit) where there is a `rival`, else the adapter's own value; `margin` is the bound
+    it is held against, in the same unit. `outcome` is `passed`, `failed` or `undecided`: neither shown to pass nor to fail on
+    these rows. `rows_needed` is about how many rows would tell with 80 % power if the measured effect is the true one.
+    """
+
+    test: str
+    metric: str
+    rival: str | None
+    value: float | None
+    margin: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+    rows: int
+    rows_needed: int | None
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's answer: `promote`, `refuse` or `undecided`, the alias that follows, and every criterion.
+
+    `rows_needed` is the most that any undecided criterion needs; None where there is none, or where rows would not tell one of them.
+    """
+
+    answer: str
+    alias: str
+    reasons: tuple[str, ...]
+    criteria: tuple[Criterion, ...]
+    rows_needed: int | None
+    policy_digest: str
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What the registry was told and why. `alias` is `challenger` or `champion`."""
+    """What the registry was told and why. `alias` is `challenger` or `champion`; `verdict` is what the gate found."""
 
     model_name: str
     version: str
     alias: str
     previous_champion: str | None
     reasons: tuple[str, ...]
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)

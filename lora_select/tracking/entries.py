@@ -4,50 +4,17 @@
 file, so nothing is lost without a trace.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_select import records
-from lora_select.tracking import names
-
-MAX_PARAM = 6000
-MAX_TAG = 8000
-MAX_METRICS = 1000
-"""MLflow's limits per value (characters) and per batch."""
-DATASET_DIGEST = 36
-_KEPT = 200
-
-
-@dataclass(frozen=True)
-class DatasetEntry:
-    """A dataset input. `digest` is a full SHA-256: MLflow takes 36 characters of it, the tag holds the rest."""
-
-    name: str
-    digest: str
-    source: str
-    context: str
-    rows: int
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Everything one record adds to a run.
-
-    `texts` maps an artifact path to its text; `files` a local absolute path (file or folder) to an artifact folder.
-    `timestamp_ms` is fixed when the entries are made, so that sending them twice changes nothing.
-    """
-
-    params: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
-    datasets: tuple[DatasetEntry, ...] = ()
-    timestamp_ms: int = 0
+from lora_select.tracking import logged_models, names
+from lora_select.tracking.entry_types import KEPT, MAX_PARAM, MAX_TAG, DatasetEntry, Entries
+from lora_select.tracking.logged_models import ModelEntry
 
 
 def of(record: Any, folder: Path | None = None, *, stage: str | None = None) -> Entries:
@@ -69,12 +36,14 @@ def of(record: Any, folder: Path | None = None, *, stage: str | None = None) -> 
     made = maker(record)
     texts = {**made.texts, f"records/{stage or names.LABELS[type(record).__name__]}.json": records.to_json(record)}
     files = {str((folder / path).resolve()): into for path, into in made.files.items()} if folder else {}
-    return fit(Entries(made.params, made.metrics, made.tags, texts, files, made.datasets, int(time.time() * 1000)))
+    return fit(dataclasses.replace(made, texts=texts, files=files, timestamp_ms=int(time.time() * 1000)))
 
 
 def from_plain(content: Mapping[str, Any]) -> Entries:
     """Undo `dataclasses.asdict`, for entries that waited as JSON."""
-    return Entries(**{**content, "datasets": tuple(DatasetEntry(**dataset) for dataset in content["datasets"])})
+    datasets = tuple(DatasetEntry(**dataset) for dataset in content["datasets"])
+    model = ModelEntry(**content["model"]) if content.get("model") else None
+    return Entries(**{**content, "datasets": datasets, "model": model})
 
 
 def fit(entries: Entries) -> Entries:
@@ -83,7 +52,7 @@ def fit(entries: Entries) -> Entries:
     params = {names.key(k): _short(k, v, MAX_PARAM, texts) for k, v in entries.params.items()}
     tags = {names.key(k): _short(k, v, MAX_TAG, texts) for k, v in entries.tags.items()}
     metrics = {names.key(k): float(v) for k, v in entries.metrics.items()}
-    return Entries(params, metrics, tags, texts, entries.files, entries.datasets, entries.timestamp_ms)
+    return dataclasses.replace(entries, params=params, metrics=metrics, tags=tags, texts=texts)
 
 
 def _short(name: str, value: Any, limit: int, texts: dict[str, str]) -> str:
@@ -92,14 +61,24 @@ def _short(name: str, value: Any, limit: int, texts: dict[str, str]) -> str:
         return text
     place = f"long/{names.key(name)}.txt"
     texts[place] = text
-    return f"{text[:_KEPT]}… ({len(text)} characters, whole value in artifact {place})"
+    return f"{text[:KEPT]}… ({len(text)} characters, whole value in artifact {place})"
 
 
 # --- one function per record type ------------------------------------------------------------------------------------
 
 
+COLUMNS = {"row_id": True, "messages": True, "tools": False}
+"""Of the canonical files that `data.intake` writes: JSON in strings."""
+
+
 def _dataset(record: records.Dataset) -> Entries:
     rejected = sum(reason.count for reason in record.rejected)
+    read = sum(source.rows for source in record.sources)
+
+    def split(name: str, file: records.FileRef, digest: str, context: str, rows: int) -> DatasetEntry:
+        counts = {"num_rows": rows, "bytes": file.size, "rows_read": read, "rows_rejected": rejected}
+        return DatasetEntry(name, digest, record.source, context, rows, COLUMNS, counts)
+
     return Entries(
         params={"dataset": record.name, "dataset/format": record.format, "dataset/source": record.source},
         metrics={
@@ -111,8 +90,8 @@ def _dataset(record: records.Dataset) -> Entries:
         tags={names.DATASET_SHA256: record.digest},
         files={record.rejected_file.path: "dataset"},
         datasets=(
-            DatasetEntry(record.name, record.digest, record.source, "training", record.train_rows),
-            DatasetEntry(f"{record.name} eval", record.eval_file.sha256, record.source, "evaluation", record.eval_rows),
+            split(record.name, record.train_file, record.digest, "training", record.train_rows),
+            split(f"{record.name} eval", record.eval_file, record.eval_file.sha256, "evaluation", record.eval_rows),
         ),
     )
 
@@ -237,11 +216,7 @@ def _decision(record: records.Decision) -> Entries:
             **({"select/score": chosen.score, "select/score_se": chosen.score_se} if chosen else {}),
             names.ADAPTER_PARAMETERS: record.choice.num_parameters,
         },
-        tags={
-            names.DECISION_SHA256: records.digest(record),
-            "choice": record.choice_key,
-            "peft.arguments": json.dumps(dict(record.choice.peft_arguments), sort_keys=True),
-        },
+        tags={names.DECISION_SHA256: records.digest(record), names.CHOICE: record.choice_key},
         texts={"tables/candidates.json": candidate_table(record), "decision.md": "\n".join(lines) + "\n"},
     )
 
@@ -274,11 +249,11 @@ def _plan(record: records.TrainingPlan) -> Entries:
             "plan/memory_gib_high": record.memory_gib.high,
             "plan/disk_gib": record.disk_gib,
         },
-        tags={"plan.reasons": "\n".join(record.reasons)},
     )
 
 
 def _adapter(record: records.Adapter) -> Entries:
+    remedies = "\n".join(f"{item.failure} at step {item.step}: {item.action}" for item in record.remedies)
     return Entries(
         metrics={
             "train/steps": record.steps,
@@ -292,14 +267,9 @@ def _adapter(record: records.Adapter) -> Entries:
             names.COST_PEAK_MEMORY: record.peak_memory_gib,
             names.ADAPTER_PARAMETERS: record.spec.num_parameters,
         },
-        tags={
-            names.ADAPTER_SHA256: record.digest,
-            "adapter.export": record.export,
-            "train.remedies": "\n".join(
-                f"{item.failure} at step {item.step}: {item.action}" for item in record.remedies
-            ),
-        },
+        tags={names.ADAPTER_SHA256: record.digest} | ({"train.remedies": remedies} if remedies else {}),
         files={record.directory: "adapter"},
+        model=logged_models.entry(record, spec(record.spec)),
     )
 
 
@@ -333,7 +303,7 @@ def _evaluation(record: records.Evaluation) -> Entries:
     rows = [[getattr(sample, column) for column in columns] for sample in record.samples]
     return Entries(
         metrics=metrics,
-        tags={"evaluation.notes": "\n".join(record.notes)} if record.notes else {},
+        judged=record.adapter_digest,
         texts={"tables/samples.json": json.dumps({"columns": columns, "data": rows}, ensure_ascii=False, indent=1)},
         files={record.rows_file.path: "evaluation"},
     )
@@ -364,9 +334,31 @@ def _promotion(record: records.Promotion) -> Entries:
         tags={
             "model.name": record.model_name,
             "model.version": record.version,
-            "model.alias": record.alias,
-            "promotion.reasons": "\n".join(record.reasons),
+            names.ROLE: record.alias,
         },
+    )
+
+
+def _evidence(record: records.EvidenceFiles) -> Entries:
+    refs = (record.card, record.statement, record.bom, record.croissant)
+    signatures = (record.adapter_signature, record.evidence_signature)
+    return Entries(
+        tags={"evidence.signed_by": record.signed_by} if record.signed_by else {},
+        files={ref.path: "evidence" for ref in (*refs, *signatures) if ref is not None},
+    )
+
+
+def _cost(record: records.Cost) -> Entries:
+    numbers = {
+        "flops": record.flops,
+        "hours": record.hours,
+        "device_hours": record.device_hours,
+        "kwh": record.energy.kwh,
+    }
+    money = {} if record.money is None else {"money": record.money}
+    return Entries(
+        params={"cost/energy": f"{record.energy.source}: {record.energy.basis}"},
+        metrics={f"cost/{name}": value for name, value in {**numbers, **money}.items()},
     )
 
 
@@ -387,5 +379,7 @@ _MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.ReloadCheck: _proof,
     records.Evaluation: _evaluation,
     records.Promotion: _promotion,
+    records.EvidenceFiles: _evidence,
+    records.Cost: _cost,
     records.Report: _report,
 }

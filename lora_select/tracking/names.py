@@ -24,10 +24,17 @@ MODEL_SHA256 = "model.sha256"
 ADAPTER_SHA256 = "adapter.sha256"
 ADAPTER_FILES = "adapter.files"
 DECISION_SHA256 = "decision.sha256"
+CHOICE = "choice"
+ROLE = "role"
+"""`champion` or `challenger`, as the registry was told."""
+STAGES = "stages"
+"""One tag for all stages, JSON: label -> whether the run did it or reused it, and the run that did."""
 GIT_COMMIT = "git.commit"
 TRACKING_DEGRADED = "tracking.degraded"
 PARENT_RUN_ID = "mlflow.parentRunId"
 RUN_NAME = "mlflow.runName"
+DESCRIPTION = "mlflow.note.content"
+"""What MLflow's page shows as the run's description, as Markdown."""
 
 LABELS = {
     "Dataset": "dataset",
@@ -42,6 +49,8 @@ LABELS = {
     "ReloadCheck": "proof",
     "Evaluation": "evaluation",
     "Promotion": "promotion",
+    "EvidenceFiles": "evidence",
+    "Cost": "cost",
     "Report": "report",
 }
 """Record type -> the stage label of the pipeline's own line. Any other label (`adapter-plain-lora`) is a rival's:

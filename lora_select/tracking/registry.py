@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lora_select.errors import WorldError
 from lora_select.records import Adapter, sha256_file
-from lora_select.tracking import names
+from lora_select.tracking import logged_models, names
 from lora_select.tracking.store import Store, web_address
 
 FOLDER = "adapter"
@@ -47,12 +47,14 @@ def register(
     """
     with _in_words(store, f"register {name}"):
         if found := find(store, name, adapter.digest):
+            logged_models.registered(store, adapter.digest, name, found.version)  # a kill may have come before it
             return found
         _create_model(store, name)
         _upload(store, run_id, adapter, folder)
         files = {Path(ref.path).name: ref.sha256 for ref in adapter.files}
         given = {names.ADAPTER_SHA256: adapter.digest, names.ADAPTER_FILES: json.dumps(files), **(tags or {})}
         made = store.client.create_model_version(name, f"runs:/{run_id}/{FOLDER}", run_id=run_id, tags=given)
+        logged_models.registered(store, adapter.digest, name, str(made.version))
         return _version(made)
 
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_select.tracking import names
-from lora_select.tracking.entries import DATASET_DIGEST, MAX_TAG, DatasetEntry, Entries
+from lora_select.tracking import logged_models, names
+from lora_select.tracking.entry_types import DATASET_DIGEST, MAX_TAG, DatasetEntry, Entries
 from lora_select.tracking.store import Store
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,11 @@ def apply(store: Store, run_id: str, entries: Entries) -> None:
     from mlflow.entities import Metric, RunTag
 
     client = store.client
+    if entries.model:
+        logged_models.made(store, run_id, entries.model)
     metrics = [Metric(key, value, entries.timestamp_ms, 0) for key, value in entries.metrics.items()]
+    if entries.judged:
+        metrics = logged_models.judged(store, run_id, entries.judged, metrics)
     tags = [RunTag(key, value) for key, value in entries.tags.items()]
     for part in _batches(metrics, MAX_PER_BATCH["metrics"]):
         client.log_batch(run_id, metrics=part)
@@ -100,7 +104,8 @@ def _dataset_input(entry: DatasetEntry):
         digest=entry.digest[:DATASET_DIGEST],
         source_type="local",
         source=json.dumps({"uri": entry.source}),
-        profile=json.dumps({"num_rows": entry.rows, "sha256": entry.digest}),
+        schema=logged_models.schema(entry.columns) if entry.columns else None,
+        profile=json.dumps({"num_rows": entry.rows, **entry.profile, "sha256": entry.digest}),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", entry.context)])
 

@@ -38,7 +38,9 @@ class Tracker:
         self.parent = parent
         self.degraded = False
         self._outbox = folder / "outbox.jsonl"
-        self._stages: dict[str, dict[str, Any]] = read_notes(folder).get("stages", {})
+        before = read_notes(folder)
+        self._stages: dict[str, dict[str, Any]] = before.get("stages", {})
+        self._states: dict[str, str] = before.get("states", {}) if before.get("parent_run_id") == parent else {}
         self._certain: set[str] = set()
         self._silent_until = 0.0
 
@@ -134,6 +136,14 @@ class Tracker:
         """The parent, or the run that did the work of `stage` (perhaps an earlier one); None if unknown."""
         return self.parent if stage is None else self._stages.get(stage, {}).get("run_id")
 
+    def describe(self, text: str) -> None:
+        """Set the run's description: the answer in plain words, Markdown."""
+        self._do("entries", None, entries=dataclasses.asdict(Entries(tags={names.DESCRIPTION: text})))
+
+    def rename(self, name: str) -> None:
+        """Give the run a name that says what it is of."""
+        self._do("name", None, name=name)
+
     @property
     def link(self) -> str:
         """The parent run's page."""
@@ -158,14 +168,22 @@ class Tracker:
 
     def _summary(self, stage: str, made: Entries, own: bool, reused: bool) -> Entries:
         """What the parent gets: all but the large files, and which run did the work; of a rival only the record."""
-        tags = {f"stage.{stage}": "reused" if reused else "done"}
-        if done_by := self.run_id(stage):
-            tags[f"stage.{stage}.run_id"] = done_by
+        tags = {names.STAGES: self._said_of_stages(stage, "reused" if reused else "done")}
         if not own:
             records_only = {place: text for place, text in made.texts.items() if place.startswith("records/")}
             return Entries(tags=tags, texts=records_only, timestamp_ms=made.timestamp_ms)
         files = {path: into for path, into in made.files.items() if into.startswith("report")}
         return dataclasses.replace(made, tags={**made.tags, **tags}, files=files)
+
+    def _said_of_stages(self, stage: str, state: str) -> str:
+        """What the parent's tag says of all stages so far: one tag that a person can open, and not two a stage."""
+        self._states[stage] = state
+        self._write_notes()
+        said = {}
+        for name, each in self._states.items():
+            run_id = self.run_id(name)
+            said[name] = {"state": each} | ({"run_id": run_id} if run_id else {})
+        return json.dumps(said, sort_keys=True)
 
     def _log_rivals(self, record: records.Evaluation) -> None:
         """Give each rival that was trained in this run its own row in the comparison."""
@@ -223,6 +241,8 @@ class Tracker:
             runs.apply(self.store, run_id, from_plain(operation["entries"]))
         elif kind == "ship" and self._ship(run_id, Path(operation["path"])):
             raise ConnectionError("training steps could not be shipped")
+        elif kind == "name":
+            self.store.client.update_run(run_id, name=operation["name"])
         elif kind == "end":
             if operation["stage"] is None and self.degraded:
                 self.store.client.set_tag(run_id, names.TRACKING_DEGRADED, "true")
@@ -247,6 +267,7 @@ class Tracker:
             "experiment_id": self.store.experiment_id,
             "parent_run_id": self.parent,
             "stages": self._stages,
+            "states": self._states,
             "degraded": self.degraded,
         }
         records.write_text(self.folder / "tracking.json", json.dumps(content, indent=2, sort_keys=True) + "\n")

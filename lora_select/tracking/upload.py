@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_select.records import write_text
 from lora_select.tracking import names
-from lora_select.tracking.entries import MAX_METRICS
+from lora_select.tracking.entry_types import MAX_METRICS
 from lora_select.tracking.store import Store, is_outage
 
 STEPS_PER_BATCH = MAX_METRICS // len(names.TRAIN_STEP)

@@ -117,3 +117,40 @@ def test_help_does_not_import_the_heavy_libraries():
 
     script = "import sys, lora_select.cli; print([m for m in ('torch', 'mlflow', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_doctor_knows_the_stack_and_an_open_server_is_a_fault(tmp_path):
+    import http.server
+    import json
+    import threading
+
+    from lora_select.cli import doctor
+
+    assert doctor._stack(tmp_path) == []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        status = 401
+
+        def do_GET(self):
+            self.send_response(self.status)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (tmp_path / ".stack").mkdir()
+        ports = {"mlflow": server.server_port, "prefect": 9, "postgres": server.server_port}
+        (tmp_path / ".stack" / "stack.json").write_text(json.dumps({"ports": ports}))
+        found = {item.name: item for item in doctor._stack(tmp_path)}
+        assert {name: item.ok for name, item in found.items()} == {
+            "stack: mlflow": True,
+            "stack: prefect": False,
+            "stack: postgres": True,
+        }
+        Answers.status = 200
+        opened = {item.name: item for item in doctor._stack(tmp_path)}["stack: mlflow"]
+        assert not opened.ok
+        assert "without a password" in opened.found
+        server.shutdown()

@@ -14,6 +14,16 @@ from lora_select.evaluation import measure as module
 from lora_select.evaluation.evaluate import EvaluationOptions, evaluate
 from lora_select.evaluation.forgetting import CHUNK_TOKENS, reference_rows
 
+TASK = """task: colours
+dataset_path: json
+dataset_kwargs: {data_files: {test: colours.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{q}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{gold}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
 OPTIONS = EvaluationOptions(exact_match_rows=3, max_new_tokens=4, bootstrap_samples=200, reference_tokens=512)
 
 
@@ -180,3 +190,31 @@ def test_reference_rows_are_spread_and_all_labels_but_the_first(tiny_model_folde
     assert all(row.label_mask == (False, *[True] * (CHUNK_TOKENS - 1)) for row in rows)
     assert len({row.input_ids for row in rows}) == 8
     assert len(reference_rows(tokenizer, 1)) == 2
+
+
+def test_metrics_of_the_user_get_intervals_against_base_and_rivals(material, tmp_path, monkeypatch):
+    base, _ = material
+    options = dataclasses.replace(OPTIONS, metrics={"braces": {"regex": "[{]"}, "overlap": {"chrf": True}})
+    strong, weak = adapter(tmp_path, base, strength=0.5), adapter(tmp_path, base, strength=0.1)
+    made = run(material, tmp_path, strong, options=options, plain_lora=weak)
+    for compared in (made.metrics, made.against["plain_lora"]):
+        assert (compared["braces"].unit, compared["overlap"].unit) == ("of rows", "mean score")
+        assert compared["overlap"].rows == 3
+    assert made.checkable == ("exact_match", "valid_json", "braces")
+    monkeypatch.setattr(module, "_load", lambda *_: pytest.fail("another metric of the same answers loads no model"))
+    assert "overlap" not in run(material, tmp_path, strong, plain_lora=weak).metrics
+
+
+def test_tasks_of_the_harness_are_measured_once_for_each_model(material, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "colours.yaml").write_text(TASK)
+    rows = [{"q": f"row {n} is", "choices": ["blue", "green"], "gold": n % 2} for n in range(4)]
+    (tmp_path / "tasks" / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = dataclasses.replace(OPTIONS, tasks=("colours",), task_folder=str(tmp_path / "tasks"))
+    zero = adapter(tmp_path, material[0], strength=0.0)
+    made = run(material, tmp_path, zero, options=options)
+    pair = made.metrics["colours_acc"]
+    assert (pair.base, pair.difference, pair.rows, pair.unit) == (pair.adapted, 0.0, 4, "of rows")
+    monkeypatch.setattr(module, "_load", lambda *_: pytest.fail("a model was loaded again"))
+    assert run(material, tmp_path, zero, options=options) == made

@@ -86,7 +86,7 @@ def undisturbed(template, tmp_path_factory):
 
 
 def test_a_whole_run(undisturbed):
-    assert set(undisturbed) == {"parent", *names.LABELS.values()} - {"base_model", "race", "probe"}
+    assert set(undisturbed) == {"parent", *names.LABELS.values()} - {"base_model", "race", "probe", "evidence", "cost"}
     assert {status for status, *_ in undisturbed.values()} == {"FINISHED"}
     _, params, metrics, curve = undisturbed["parent"]
     assert params["variant"] == "lora"
@@ -199,8 +199,9 @@ def test_a_reused_stage_makes_no_child_and_names_the_run_that_did_the_work(store
     assert set(after) == {"parent"}
     assert after["parent"] == before["parent"]
     tags = store.client.get_run(second.parent).data.tags
-    assert tags["stage.adapter"] == "reused"
-    assert tags["stage.adapter.run_id"] == first.run_id("adapter") == second.run_id("adapter")
+    said = json.loads(tags[names.STAGES])["adapter"]
+    assert said == {"state": "reused", "run_id": first.run_id("adapter")}
+    assert second.run_id("adapter") == first.run_id("adapter")
 
 
 def test_a_stage_that_is_tried_again_gets_a_run_per_try(store, folder):

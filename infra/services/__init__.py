@@ -1,0 +1,1 @@
+"""The parts of `infra/stack.py`: home, PostgreSQL, servers, backup."""

@@ -1,0 +1,148 @@
+"""The model card: a Hugging Face README.md with its metadata block, results with intervals, limits and cost."""
+
+from collections.abc import Mapping
+
+from lora_select.evidence import cost
+from lora_select.evidence.inputs import EvidenceInputs
+from lora_select.records import MetricComparison
+
+TITLES = {"loss": "loss, nats per label token", "exact_match": "exact match", "valid_json": "answers that are JSON"}
+RIVALS = {"plain_lora": "plain LoRA", "champion": "the champion before it"}
+
+
+def model_card(inputs: EvidenceInputs) -> str:
+    """The whole text of README.md; the metadata block is written by `huggingface_hub`, so the hub reads it."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        base_model=_source(inputs.base.source),
+        base_model_relation="adapter",
+        datasets=[inputs.dataset.name],
+        library_name="peft",
+        license=inputs.licence,
+        pipeline_tag="text-generation",
+        tags=["lora", inputs.adapter.spec.variant, "lora-select"],
+        model_name=inputs.name,
+        eval_results=_results(inputs),
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(inputs)}"
+
+
+def _results(inputs: EvidenceInputs) -> list:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=_slug(inputs.dataset.name),
+            dataset_name=f"{_plain(inputs.dataset.name)}, held-out rows",
+            dataset_split="eval",
+            dataset_revision=inputs.dataset.digest,
+            metric_type=_slug(metric),
+            metric_name=f"{TITLES.get(metric, metric)} (95 % interval of the change {pair.interval[0]:+.4g} to "
+            f"{pair.interval[1]:+.4g}, {pair.rows} rows)",
+            metric_value=round(pair.adapted, 6),
+        )
+        for metric, pair in sorted(inputs.evaluation.metrics.items())
+    ]
+
+
+def _body(inputs: EvidenceInputs) -> str:
+    spec, adapter = inputs.adapter.spec, inputs.adapter
+    parts = [
+        f"# {_plain(inputs.name)}",
+        f"A {spec.variant} adapter of {_source(inputs.base.source)} for {_plain(inputs.dataset.name)}: r {spec.r}, alpha "
+        f"{spec.lora_alpha}, learning rate {spec.learning_rate:.2g}, {spec.num_parameters:,} parameters. {_answer(inputs)}",
+        "## Results",
+        _table("base model", inputs.evaluation.metrics),
+        *(
+            f"Against {RIVALS.get(name, name)}:\n\n{_table(RIVALS.get(name, name), pairs)}"
+            for name, pairs in sorted(inputs.evaluation.against.items())
+        ),
+        f"Loss on text that has nothing to do with the task changed by {_change(inputs.evaluation.forgetting)} "
+        f"{inputs.evaluation.forgetting.unit}.",
+        "Every interval is a paired bootstrap over the same rows, at 95 %.",
+        "## Training",
+        f"{adapter.steps} steps of {inputs.plan.effective_batch_size} rows, {adapter.tokens:,} tokens, {inputs.plan.precision}, "
+        f"{inputs.plan.num_processes} {inputs.plan.device} process{'es' * (inputs.plan.num_processes != 1)}, ZeRO-"
+        f"{adapter.zero_stage}. Cost: {cost.words(inputs.cost)}.",
+        "\n".join(f"- {text}" for text in inputs.cost.basis),
+        "Why this adapter:",
+        "\n".join(f"- {_plain(reason)}" for reason in inputs.decision.reasons),
+        "## Data",
+        f"{inputs.dataset.train_rows} training and {inputs.dataset.eval_rows} held-out rows of {_plain(inputs.dataset.name)}; "
+        f"{sum(item.count for item in inputs.dataset.rejected)} rows were left out. Split: {_plain(inputs.dataset.eval_source)}. "
+        f"{inputs.profile.eval_rows_in_train} held-out rows are also training rows.",
+        "## Limits",
+        "\n".join(f"- {_plain(text)}" for text in _limits(inputs)),
+        "## Use",
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({_source(inputs.base.source)!r})\n"
+        'model = PeftModel.from_pretrained(base, "this folder")\n```',
+        "## Identity",
+        "\n".join(
+            f"- {name}: `{value}`"
+            for name, value in (
+                ("base model", inputs.base.digest),
+                ("dataset", inputs.dataset.digest),
+                ("adapter", adapter.digest),
+                ("config", inputs.config_sha256),
+                ("library", inputs.library_sha256),
+                ("lock", inputs.lock_sha256 or "none"),
+            )
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _answer(inputs: EvidenceInputs) -> str:
+    loss = inputs.evaluation.metrics.get("loss")
+    if loss is None:
+        return ""
+    if not loss.significant:
+        return "Its held-out loss cannot be told from the base model's."
+    return f"Its held-out loss is {'lower' if loss.difference < 0 else 'HIGHER'} than the base model's."
+
+
+def _table(before: str, pairs: Mapping[str, MetricComparison]) -> str:
+    lines = [f"| | {before} | this adapter | change, 95 % interval | rows |", "|---|---|---|---|---|"]
+    for name, pair in sorted(pairs.items()):
+        lines.append(
+            f"| {TITLES.get(name, name)} | {pair.base:.4g} | {pair.adapted:.4g} | {_change(pair)} | {pair.rows} |"
+        )
+    return "\n".join(lines)
+
+
+def _change(pair: MetricComparison) -> str:
+    return f"{pair.difference:+.4g} [{pair.interval[0]:+.4g}, {pair.interval[1]:+.4g}]"
+
+
+def _limits(inputs: EvidenceInputs) -> list[str]:
+    limits = [*inputs.profile.warnings, *inputs.evaluation.notes]
+    if inputs.verdict is None:
+        limits.append("No gate has judged this adapter.")
+    elif inputs.verdict.answer != "promote":
+        limits += [
+            f"The gate did not promote it ({inputs.verdict.answer}): {reason}" for reason in inputs.verdict.reasons
+        ]
+    if inputs.cost.energy.source != "measured":
+        limits.append(f"Energy is estimated, not measured: {inputs.cost.energy.basis}.")
+    return [*limits, "Measured on held-out rows of one dataset; what it does on other input was not measured."]
+
+
+def _source(source: str) -> str:
+    """A hub id as it is; of a local folder only its name, because a card is published and a path is not."""
+    return (
+        source
+        if source.count("/") <= 1 and not source.startswith((".", "/", "~"))
+        else source.rstrip("/").split("/")[-1]
+    )
+
+
+def _slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)[:96] or "unnamed"
+
+
+def _plain(text: str) -> str:
+    """One line in which a dataset's words can open no tag and no fence."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("`", "'").replace("|", "&#124;")

@@ -1,0 +1,68 @@
+"""The tables of docs/promotion.md are those of the benchmark's file, and the file keeps its criteria."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return json.loads((ROOT / "benchmarks" / "results" / "gate.json").read_text())
+
+
+def rows(heading):
+    """First cell -> numbers of the table after a heading."""
+    text = (ROOT / "docs" / "promotion.md").read_text().split(heading)[1]
+    lines = [line for line in text.split("\n\n")[1].splitlines()[2:] if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: [float(cell) for cell in rest] for first, *rest in cells}
+
+
+def test_false_promotions(found):
+    expected = {
+        name: [round(100 * cells[key]["rate"], 1) for key in ("30", "100", "300", "own")]
+        for name, cells in found["promoted"].items()
+    }
+    assert rows("**False promotions**") == expected
+
+
+def test_power(found):
+    expected = {
+        f"{effect} of the loss": [
+            round(100 * found["power"][policy][effect][key], 1)
+            for policy in ("rows alone", "default")
+            for key in ("30", "100", "300")
+        ]
+        for effect in found["power"]["default"]
+    }
+    made = rows("**Power**")
+    assert set(made) == set(expected)
+    for name, numbers in expected.items():
+        assert made[name] == pytest.approx(numbers, abs=0.051)
+
+
+def test_the_default_keeps_the_nominal_rate(found):
+    for name in (
+        "the same adapter",
+        "no true difference, rows alone",
+        "no true difference, default",
+        "two seeds, default",
+    ):
+        assert all(cells["rate"] <= 0.05 for cells in found["promoted"][name].values()), name
+
+
+def test_the_file_is_of_the_default_that_is_shipped(found):
+    from lora_select.config import PromotionConfig
+    from lora_select.evaluation.policy import SEED_NOISE, Policy
+
+    assert found["seed_noise"] == SEED_NOISE == Policy().seed_noise == PromotionConfig().seed_noise
+    text = (ROOT / "docs" / "promotion.md").read_text()
+    worst = found["promoted"]["two seeds, default"]["300"]["worst"]
+    assert (
+        re.search(rf"in {100 * worst:.0f} % of\s+runs at 300 rows", text)
+        or f"{100 * worst:.0f} % of runs at 300 rows" in text
+    )

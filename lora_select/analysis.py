@@ -139,11 +139,12 @@ def _rows(request: Request, base: BaseModel) -> tuple[str, list[TokenRow]]:
         rows = list(intake_library.read_canonical(Path(folder) / dataset.train_file.path))
     tokenizer = models.load_tokenizer(base.path)
     needed = request.microbatches * request.microbatch_size
-    tokenized = [tokenize(row_id, row, tokenizer, request.max_length).row for row_id, row in rows[: 4 * needed]]
-    kept = [row for row in tokenized if row is not None]
+    tokenized = [tokenize(row_id, row, tokenizer, request.max_length) for row_id, row in rows[: 4 * needed]]
+    kept = [text for row in tokenized for text in row.rows]
     if not kept:
         raise InputError(
-            f"none of the {len(tokenized)} rows has a label within {request.max_length} tokens; raise --max-length"
+            f"none of the {len(tokenized)} rows has a label within {request.max_length} tokens"
+            + next((f"; the first cannot be learnt: {row.fault}" for row in tokenized if row.fault), "; raise --max-length")
         )
     return dataset.digest, kept
 

@@ -92,7 +92,7 @@ def recommend(
     prospect.refuse_early(wish, base, profile, machine)
     spectra = _spectra(measuring, base, profile, out, say, progress)
     records.write_text(out / MEASURED, _key(measuring, base) + "\n")
-    rows = profile.train.rows - profile.train.rows_without_labels
+    rows = profile.train.trained
     inputs = _inputs(wish, math.ceil(rows * wish.epochs / wish.batch))
     race = _raced(measuring, wish, base, profile, spectra, inputs, out, machine, say, progress)
     decision = select(profile, spectra, inputs, race)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_select.data.formats import without_nulls
 from lora_select.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -64,7 +65,7 @@ def read_hub(source: str, revision: str | None, split: str | None) -> Iterator[R
             "name a local file or folder, correct the id, or set `dataset.split`"
         ) from error
     for index, values in enumerate(loaded, start=1):
-        yield RawRow(source, index, dict(values))
+        yield RawRow(source, index, without_nulls(dict(values)))
 
 
 def _jsonl(path: Path) -> Iterator[RawRow]:
@@ -128,7 +129,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
     for batch in source.iter_batches():
         for values in batch.to_pylist():
             number += 1
-            yield RawRow(path.name, number, values)
+            yield RawRow(path.name, number, without_nulls(values))
 
 
 def _text(path: Path) -> Iterator[RawRow]:

@@ -16,6 +16,7 @@ from lora_select.records import Dataset, RejectedRows, SourceFile, file_ref, sha
 from lora_select.records.digests import canonical
 
 EXAMPLES = 5
+NOTHING_SAID = formats.RowOptions()
 SPLIT_BITS = 2**32
 
 
@@ -37,6 +38,8 @@ class Ledger:
     seen: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     rejected: list[tuple[str, int, str]] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def reject(self, file: str, line: int, reason: str) -> None:
         """Count a row that is left out."""
@@ -64,6 +67,7 @@ def intake(
     max_train_rows: int | None = None,
     max_eval_rows: int | None = None,
     seed: int = 0,
+    options: formats.RowOptions = NOTHING_SAID,
 ) -> Dataset:
     """Read a source, convert every row, split, and write `train.parquet`, `eval.parquet` and `rejected.jsonl`.
 
@@ -82,18 +86,19 @@ def intake(
         max_train_rows: keep the rows with the smallest hashes; the others are counted.
         max_eval_rows: the same for the evaluation rows.
         seed: changes the split and the subsets.
+        options: what the user says of the rows: column names, what is ignored, which answers are learnt.
 
     Raises:
         InputError: nothing to read, wrong columns, no usable row, or an evaluation row among the training rows.
     """
     ledger = Ledger()
-    rows, used_format, digests = _read(source, format, revision, split, folder, ledger)
+    rows, used_format, digests = _read(source, format, revision, split, folder, ledger, options)
     if eval_source is None:
         train, held_out = _split_by_prompt(rows, eval_fraction, seed)
         origin = "split by hash of the prompt"
     else:
         train = rows
-        held_out, _, more = _read(eval_source, format, revision, split, folder, ledger)
+        held_out, _, more = _read(eval_source, format, revision, split, folder, ledger, options)
         digests |= more
         _refuse_leak(train, held_out)
         origin = eval_source
@@ -107,6 +112,7 @@ def intake(
     for row in (*train, *held_out):
         ledger.accepted[row.file] += 1
     _write_rejected(folder / "rejected.jsonl", ledger)
+    _write_places(folder / "places.parquet", [*train, *held_out])
     return Dataset(
         name=name,
         source=source,
@@ -122,6 +128,7 @@ def intake(
         ),
         rejected=ledger.summary(),
         eval_source=origin,
+        notes=formats.sentences(used_format, ledger.unused, ledger.notes),
     )
 
 
@@ -141,6 +148,7 @@ def _read(
     split: str | None,
     folder: Path,
     ledger: Ledger,
+    options: formats.RowOptions,
 ) -> tuple[list[CanonicalRow], str, dict[str, str]]:
     """Usable rows without exact duplicates, ordered by digest; the format; file name -> SHA-256."""
     raw, digests = _open(source, revision, split, folder)
@@ -153,9 +161,10 @@ def _read(
         if row.fault is not None:
             ledger.reject(row.file, row.line, row.fault)
             continue
+        row = RawRow(row.file, row.line, formats.mapped(row.values, options))
         if not checked:
             name, checked = _format(name, row), True
-        made = _canonical(row, name or "", ledger)
+        made = _canonical(row, name or "", ledger, options)
         if made is not None and made.row_id in kept:
             ledger.reject(row.file, row.line, "exact duplicate")
         elif made is not None:
@@ -207,12 +216,15 @@ def _unique_names(listed: Sequence[Path], root: Path) -> dict[Path, str]:
     return {file: file.name if counts[file.name] == 1 else file.relative_to(root).as_posix() for file in listed}
 
 
-def _canonical(row: RawRow, name: str, ledger: Ledger) -> CanonicalRow | None:
+def _canonical(row: RawRow, name: str, ledger: Ledger, options: formats.RowOptions) -> CanonicalRow | None:
     try:
-        content = formats.convert(name, row.values)
+        made = formats.convert_row(name, row.values, options)
     except formats.RowError as error:
         ledger.reject(row.file, row.line, str(error))
         return None
+    ledger.unused.update(made.unused)
+    ledger.notes.update(made.notes)
+    content = made.content
     messages = content["messages"]
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
     prompt = {"messages": messages[:last] or messages, "tools": content["tools"]}
@@ -271,6 +283,11 @@ def _digest(train: Iterable[CanonicalRow], held_out: Iterable[CanonicalRow]) -> 
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _in_order(value: Any) -> str:
+    """JSON with the row's own order of keys: the arguments of a call are learnt in it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def _write(path: Path, rows: list[CanonicalRow]):
     import pyarrow
     import pyarrow.parquet
@@ -278,11 +295,20 @@ def _write(path: Path, rows: list[CanonicalRow]):
     fields = [pyarrow.field(name, pyarrow.string()) for name in ("row_id", "messages", "tools")]
     columns = [
         [row.row_id for row in rows],
-        [canonical(row.content["messages"]) for row in rows],
-        [canonical(row.content["tools"]) if row.content["tools"] else None for row in rows],
+        [_in_order(row.content["messages"]) for row in rows],
+        [_in_order(row.content["tools"]) if row.content["tools"] else None for row in rows],
     ]
     pyarrow.parquet.write_table(pyarrow.table(columns, schema=pyarrow.schema(fields)), path)
     return file_ref(path, path.parent)
+
+
+def _write_places(path: Path, rows: list[CanonicalRow]) -> None:
+    """Where each row came from, for messages to people; no part of the dataset's identity."""
+    import pyarrow
+    import pyarrow.parquet
+
+    places = {"row_id": [r.row_id for r in rows], "file": [r.file for r in rows], "line": [r.line for r in rows]}
+    pyarrow.parquet.write_table(pyarrow.table(places), path)
 
 
 def _write_rejected(path: Path, ledger: Ledger) -> None:

@@ -144,7 +144,9 @@ def _rows(request: Request, base: BaseModel) -> tuple[str, list[TokenRow]]:
     if not kept:
         raise InputError(
             f"none of the {len(tokenized)} rows has a label within {request.max_length} tokens"
-            + next((f"; the first cannot be learnt: {row.fault}" for row in tokenized if row.fault), "; raise --max-length")
+            + next(
+                (f"; the first cannot be learnt: {row.fault}" for row in tokenized if row.fault), "; raise --max-length"
+            )
         )
     return dataset.digest, kept
 

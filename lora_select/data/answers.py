@@ -6,15 +6,19 @@ generated, and turns share one text only where the earlier rendering is the begi
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from lora_select.data import pieces
-from lora_select.data.chat import Chat, Form, Row, Unusable, chat_of
+from lora_select.data.chat import Chat, Form, Row, UnusableRowError, chat_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TRIMMED = "the chat template writes the answer with other white space, or sets its thought apart"
+CLOSED = "the chat template opens a thought that the row does not have: it is learnt to close it at once"
+ENDED = "the chat template ends the answer with no end token: the tokenizer's is put there and learnt"
 
 Span = tuple[int, int]
 OPENED = re.compile(r"<([\w-]+)>\s*$")
@@ -27,14 +31,14 @@ MARK = "mkanswerqzx"
 class Rendered:
     """One training text and the character ranges of the answers in it, in order.
 
-    `stops`: every range ends in a token at which generation stops. `trimmed`: the template writes an answer otherwise than the row
-    has it, by white space or by a thought set apart.
+    `stops`: every range ends in a token at which generation stops. `changed`: how the text differs from the row and from the
+    template, see :data:`TRIMMED`, :data:`CLOSED`, :data:`ENDED`.
     """
 
     text: str
     spans: tuple[Span, ...]
     stops: bool = True
-    trimmed: bool = False
+    changed: frozenset[str] = frozenset()
 
 
 @final
@@ -46,9 +50,7 @@ class Turn:
     low: int
     high: int
     stops: bool
-    trimmed: bool
-    ended_here: bool
-    """The end token is not the template's: it was put there, and no later text begins with this one."""
+    changed: frozenset[str]
 
 
 def learnt_turns(row: Row) -> list[int]:
@@ -65,7 +67,7 @@ def rendered(row: Row, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str
         stops: the tokens at which generation stops.
 
     Raises:
-        Unusable: the template refuses the row or loses part of it; says what.
+        UnusableRowError: the template refuses the row or loses part of it; says what.
     """
     chat = chat_of(tokenizer)
     form = chat.form(row)
@@ -76,7 +78,7 @@ def rendered(row: Row, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str
         shared = last is not None and _begins(turn, last)
         spans = (*(last.spans if last and shared else ()), (turn.low, turn.high))
         both = last if last and shared else Rendered("", ())
-        item = Rendered(turn.text, spans, turn.stops and both.stops, turn.trimmed or both.trimmed)
+        item = Rendered(turn.text, spans, turn.stops and both.stops, turn.changed | both.changed)
         made = [*made[:-1], item] if shared else [*made, item]
     return tuple(made)
 
@@ -90,28 +92,37 @@ def locate(chat: Chat, form: Form, row: Row, index: int, stops: Sequence[str]) -
     """One answer in the rendering in which it is generated.
 
     Raises:
-        Unusable: the answer is not in the text, or its beginning cannot be found.
+        UnusableRowError: the answer is not in the text, or its beginning cannot be found.
     """
     prompt = chat.render(row, form, index, prompt=True)
     text = chat.render(row, form, index + 1)
     message = row["messages"][index]
-    body, whole = _body(prompt, text), None
-    if body is not None:
-        whole = _ends(body, len(prompt), message, form)
+    body = _body(prompt, text)
+    whole = None if body is None else _ends(body, len(prompt), message)
     if body is None or whole is None:
         body = _with_marks(chat, form, row, index, prompt)
-        whole = None if body is None else _ends(body, len(prompt), message, form)
+        whole = None if body is None else _ends(body, len(prompt), message)
     if body is None:
-        raise Unusable("the chat template opens an answer otherwise than it writes it, so its beginning cannot be found")
+        raise UnusableRowError(
+            "the chat template opens an answer otherwise than it writes it, so its beginning cannot be found"
+        )
     if whole is None:
-        raise Unusable("the chat template loses text of the answer")
+        raise UnusableRowError("the chat template loses text of the answer")
     end, trimmed = whole
-    high = _stop(body, end, stops)
-    if high is not None:
-        return Turn(body, len(prompt), high, True, trimmed, False)
-    high = max(end, len(body.rstrip()))
-    own_end = chat.tokenizer.eos_token or ""
-    return Turn(body[:high] + own_end, len(prompt), high + len(own_end), bool(own_end), trimmed, True)
+    opened = OPENED.search(prompt)
+    closed = opened is not None and body[len(prompt) :].lstrip().startswith(f"</{opened.group(1)}>")
+    changed = {TRIMMED: trimmed, CLOSED: closed}
+    high, own_end = _stop(body, end, stops), ""
+    if high is None:  # no later text begins with this one: the end token is not the template's
+        body, own_end = body[: max(end, len(body.rstrip()))], str(chat.tokenizer.eos_token or "")
+        high = len(body) + len(own_end)
+        changed[ENDED] = bool(own_end)
+    text = body + own_end
+    return Turn(text, len(prompt), high, any(text[:high].endswith(stop) for stop in stops), _named(changed))
+
+
+def _named(changed: Mapping[str, bool]) -> frozenset[str]:
+    return frozenset(name for name, holds in changed.items() if holds)
 
 
 def _body(prompt: str, text: str) -> str | None:
@@ -151,7 +162,7 @@ def _with_marks(chat: Chat, form: Form, row: Row, index: int, prompt: str) -> st
     return _body(prompt, text.replace(MARK, content))
 
 
-def _ends(text: str, start: int, message: Any, form: Form) -> tuple[int, bool] | None:
+def _ends(text: str, start: int, message: Any) -> tuple[int, bool] | None:
     """Where the last part of the answer ends in `text`, and whether it is written otherwise than the row has it; None: lost."""
     content = message["content"]
     reasoning = message.get("reasoning_content", "")

@@ -25,7 +25,7 @@ MARK = "mk{}qzx"
 WORDS = 200
 
 
-class Unusable(ValueError):
+class UnusableRowError(ValueError):
     """A row whose labels cannot be right with this tokenizer; the message is the reason that it is counted under.
 
     `told`: the reason is the template's own sentence or was found by comparing, not an error of its code.
@@ -70,7 +70,7 @@ class Chat:
         """The form in which this row is rendered whole.
 
         Raises:
-            Unusable: in no form does the template take the row, or it loses part of it; the template's own words.
+            UnusableRowError: in no form does the template take the row, or it loses part of it; the template's own words.
         """
         shape = _shape(row)
         known = self.forms.get(shape)
@@ -84,9 +84,9 @@ class Chat:
         """The text of the first `upto` messages in a form, with the opening of an answer when `prompt`.
 
         Raises:
-            Unusable: the template raises; its own words.
+            UnusableRowError: the template raises; its own words.
         """
-        messages, tools = _in_form(row, form, None if upto is None else upto)
+        messages, tools = _in_form(row, form, upto)
         if not self.template:
             return _plain(messages, self.tokenizer, prompt)
         try:
@@ -95,7 +95,7 @@ class Chat:
             )
         except Exception as error:  # a template may raise anything on what it does not expect
             own = type(error).__name__ == "TemplateError"  # what `raise_exception` raises
-            raise Unusable(f"the chat template refuses it: {_words(error)}", told=own) from error
+            raise UnusableRowError(f"the chat template refuses it: {_words(error)}", told=own) from error
         return str(text)
 
     @property
@@ -103,7 +103,7 @@ class Chat:
         return any(name in self.template for name in ("reasoning_content", "thinking", "reasoning"))
 
     def _find(self, row: Row) -> Form:
-        faults: list[tuple[Form, Unusable]] = []
+        faults: list[tuple[Form, UnusableRowError]] = []
         for form in self._candidates(row):
             fault = self._fault(row, form) or self._blind(row, form)
             if fault is None:
@@ -140,15 +140,15 @@ class Chat:
     def _raises(self, row: Row, form: Form) -> bool:
         try:
             self.render(row, form)
-        except Unusable:
+        except UnusableRowError:
             return True
         return False
 
-    def _fault(self, row: Row, form: Form) -> Unusable | None:
+    def _fault(self, row: Row, form: Form) -> UnusableRowError | None:
         """What of the context the rendered text lacks; learnt turns are looked at one by one when they are located."""
         try:
             text = self.render(row, form)
-        except Unusable as error:
+        except UnusableRowError as error:
             return error
         if not self.template:
             return None
@@ -162,13 +162,13 @@ class Chat:
             else:
                 wanted = (message["content"],)
             if not all(pieces.holds(text, piece) for piece in wanted):
-                return Unusable(f"the chat template loses text of the {message['role']} turn")
+                return UnusableRowError(f"the chat template loses text of the {message['role']} turn")
         for tool in row.get("tools") or ():
             if not pieces.holds(text, tool["function"]["name"]):
-                return Unusable("the chat template loses the tools")
+                return UnusableRowError("the chat template loses the tools")
         return None
 
-    def _blind(self, row: Row, form: Form) -> Unusable | None:
+    def _blind(self, row: Row, form: Form) -> UnusableRowError | None:
         """The same with contents and names of calls replaced by marks: "a" is in any text, a mark is there or lost."""
         if not self.template:
             return None
@@ -176,15 +176,17 @@ class Chat:
         try:
             text = self.render({**row, "messages": marked}, form)
             toolless = self.render({**row, "messages": marked, "tools": None}, form) if row.get("tools") else ""
-        except Unusable:
+        except UnusableRowError:
             return None  # this template looks into the contents
         if form.content == "parts" and "'type': 'text'" in text:
-            return Unusable("the chat template writes a list of parts as Python does")
+            return UnusableRowError("the chat template writes a list of parts as Python does")
         for message in marked:
             called = [call["function"]["name"] for call in message.get("tool_calls") or ()]
             if not all(mark in text for mark in (message["content"], *called)):
-                return Unusable(f"the chat template loses {'the calls of ' if called else ''}the {message['role']} turn")
-        return Unusable("the chat template loses the tools") if text == toolless else None
+                return UnusableRowError(
+                    f"the chat template loses {'the calls of ' if called else ''}the {message['role']} turn"
+                )
+        return UnusableRowError("the chat template loses the tools") if text == toolless else None
 
 
 @functools.lru_cache(maxsize=8)
@@ -217,20 +219,29 @@ def answer_text(message: Message) -> str:
 def departures(form: Form) -> tuple[str, ...]:
     """What of a row is written otherwise than the row has it, in a few words each: the template has no form for it."""
     said = {
-        form.calls == "json": "tool calls are written as JSON into the answer, since the chat template has no form for them",
-        form.tools != "native": f"tools are described as JSON in the {form.tools} turn, since the chat template does not render them",
-        form.reasoning == "content": "reasoning is written as <think>...</think> before the answer, since the chat template has no form for it",
+        form.calls
+        == "json": "tool calls are written as JSON into the answer, since the chat template has no form for them",
+        form.tools
+        != "native": f"tools are described as JSON in the {form.tools} turn, since the chat template does not render them",
+        form.reasoning
+        == "content": "reasoning is written as <think>...</think> before the answer, since the chat template has no form for it",
         form.ids == "made": "tool calls without an id get one, since the chat template asks for it",
     }
     return tuple(text for holds, text in said.items() if holds)
 
 
 def _in_form(row: Row, form: Form, upto: int | None) -> tuple[list[dict[str, Any]], list[Any] | None]:
-    messages = [_message(message, form, index) for index, message in enumerate(row["messages"][:upto])]
+    messages = [_message(message, form) for message in row["messages"][:upto]]
     tools = row.get("tools")
     if tools and form.tools != "native":
-        head = TOOLS_HEAD if form.calls == "json" or not any(m.get("tool_calls") for m in row["messages"]) else NATIVE_CALLS_HEAD
-        messages = _described(messages, head + json.dumps([t.get("function", t) for t in tools], ensure_ascii=False), form.tools)
+        head = (
+            TOOLS_HEAD
+            if form.calls == "json" or not any(m.get("tool_calls") for m in row["messages"])
+            else NATIVE_CALLS_HEAD
+        )
+        messages = _described(
+            messages, head + json.dumps([t.get("function", t) for t in tools], ensure_ascii=False), form.tools
+        )
         tools = None
     if form.ids == "made":
         _number_calls(messages)
@@ -241,7 +252,7 @@ def _in_form(row: Row, form: Form, upto: int | None) -> tuple[list[dict[str, Any
     return messages, list(tools) if tools else None
 
 
-def _message(message: Message, form: Form, index: int) -> dict[str, Any]:
+def _message(message: Message, form: Form) -> dict[str, Any]:
     made = {key: value for key, value in message.items() if key != "train"}
     if made["role"] == "developer" and form.developer == "system":
         made["role"] = "system"
@@ -267,7 +278,9 @@ def _message(message: Message, form: Form, index: int) -> dict[str, Any]:
 def _described(messages: list[dict[str, Any]], text: str, place: str) -> list[dict[str, Any]]:
     for message in messages[:1] if place == "system" else messages:
         if message["role"] == place:
-            message["content"] = f"{message['content']}\n{text}" if place == "system" else f"{text}\n\n{message['content']}"
+            message["content"] = (
+                f"{message['content']}\n{text}" if place == "system" else f"{text}\n\n{message['content']}"
+            )
             return messages
     return [{"role": "system", "content": text}, *messages] if place == "system" else messages
 

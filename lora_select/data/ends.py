@@ -24,7 +24,7 @@ def stop_tokens(tokenizer: Any) -> list[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _stop_ids(tokenizer: Any, template: str, folder: str) -> tuple[int, ...]:
+def _stop_ids(tokenizer: Any, _template: str, folder: str) -> tuple[int, ...]:
     found = {tokenizer.eos_token_id, *named_by_model(folder), end_of_turn(tokenizer)}
     return tuple(sorted(token for token in found if token is not None and token < len(tokenizer)))
 
@@ -43,7 +43,10 @@ def end_of_turn(tokenizer: Any) -> int | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     for content in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
-        turns = [{"role": "user", "content": content("question")}, {"role": "assistant", "content": content(PROBE_ANSWER)}]
+        turns = [
+            {"role": "user", "content": content("question")},
+            {"role": "assistant", "content": content(PROBE_ANSWER)},
+        ]
         try:
             text = str(tokenizer.apply_chat_template(turns, tokenize=False))
         except Exception:  # a template may raise anything on turns that it does not expect

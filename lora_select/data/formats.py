@@ -13,7 +13,19 @@ from lora_select.data.chat import TEXT_ROLE
 from lora_select.data.turns import RowError
 from lora_select.errors import InputError
 
-__all__ = ["FORMATS", "Converted", "RowError", "RowOptions", "check", "convert", "convert_row", "detect", "mapped", "sentences", "without_nulls"]
+__all__ = [
+    "FORMATS",
+    "Converted",
+    "RowError",
+    "RowOptions",
+    "check",
+    "convert",
+    "convert_row",
+    "detect",
+    "mapped",
+    "sentences",
+    "without_nulls",
+]
 
 Columns = Mapping[str, Any]
 PROMPTS = ("prompt", "question", "query", "input")
@@ -150,7 +162,10 @@ def sentences(name: str, unused: Mapping[str, int], notes: Mapping[str, int]) ->
     """What became of keys and turns, one sentence each, the most frequent first."""
     ordered = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
     keys = (f"`{key}` in {count} rows is not used by format {name}" for key, count in ordered)
-    return (*keys, *(f"{count} rows: {note}" for note, count in sorted(notes.items(), key=lambda item: (-item[1], item[0]))))
+    return (
+        *keys,
+        *(f"{count} rows: {note}" for note, count in sorted(notes.items(), key=lambda item: (-item[1], item[0]))),
+    )
 
 
 class _Reader:
@@ -309,7 +324,9 @@ def _conversational(row: _Reader, prompt: Any, answer: Any) -> dict[str, Any]:
         before = [{"role": "user", "content": prompt}]
     else:
         before = row.messages(prompt, "prompt")
-    after = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else row.messages(answer, "completion")
+    after = (
+        [{"role": "assistant", "content": answer}] if isinstance(answer, str) else row.messages(answer, "completion")
+    )
     before = [turn | {"train": False} if turn["role"] == "assistant" else turn for turn in before]
     return _framed(row, [*before, *after])
 

@@ -253,11 +253,12 @@ def _left_out(train: SplitProfile, unusable: Sequence[RejectedRows], max_length:
     """Rows that are not trained on, first of all that is said."""
     if train.rows_without_labels:
         yield (
-            f"{train.rows_without_labels} of {train.rows} training rows are left out: their prompt alone is over "
+            f"{train.rows_without_labels} of {train.rows} training rows left out: their prompt alone is over "
             f"`dataset.max_length` = {max_length} tokens; raise it to learn them"
         )
     for item in unusable:
-        yield f"{item.count} rows are left out: {item.reason} ({', '.join(item.examples[:SHOWN])})"
+        many = f"{item.count} rows are" if item.count > 1 else "1 row is"
+        yield f"{many} left out: {item.reason} ({', '.join(item.examples[:SHOWN])})"
 
 
 def _about_ends(rows: Sequence[Tokenized], tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
@@ -267,7 +268,7 @@ def _about_ends(rows: Sequence[Tokenized], tokenizer: "PreTrainedTokenizerBase")
         if counts[note]:
             yield f"{counts[note]} of {len(rows)} training rows: {note}"
     end = ends.end_of_turn(tokenizer)
-    if end is not None and end not in {tokenizer.eos_token_id, *ends.named_by_model(tokenizer.name_or_path)}:
+    if end is not None and end not in [tokenizer.eos_token_id, *ends.named_by_model(tokenizer.name_or_path)]:
         yield (
             f"answers end with {tokenizer.convert_ids_to_tokens(end)}, which neither the tokenizer nor generation_config.json names as an end "
             "token: a server will not stop there; add it to `eos_token_id` in generation_config.json"
@@ -276,7 +277,9 @@ def _about_ends(rows: Sequence[Tokenized], tokenizer: "PreTrainedTokenizerBase")
 
 def _notes(rows: Sequence[Tokenized]) -> tuple[str, ...]:
     counts = Counter(note for item in rows for note in item.notes if note not in (NO_STOP, SEAM))
-    return tuple(f"{count} training rows: {note}" for note, count in sorted(counts.items(), key=lambda i: (-i[1], i[0])))
+    return tuple(
+        f"{count} training rows: {note}" for note, count in sorted(counts.items(), key=lambda i: (-i[1], i[0]))
+    )
 
 
 def _warnings(
@@ -297,7 +300,11 @@ def _warnings(
     if train.duplicate_rows:
         found.append(f"{train.duplicate_rows} training rows have the same tokens as another")
     if not tokenizer.chat_template:
-        end = "end with the end-of-text token" if tokenizer.eos_token else "have no end token, since the tokenizer has none"
+        end = (
+            "end with the end-of-text token"
+            if tokenizer.eos_token
+            else "have no end token, since the tokenizer has none"
+        )
         found.append(f"the base model has no chat template; messages are joined by newlines and answers {end}")
     if base.max_position_embeddings and max_length > base.max_position_embeddings:
         found.append(f"`dataset.max_length` {max_length} is over the model's {base.max_position_embeddings} positions")

@@ -26,7 +26,7 @@ def render(row: Row, tokenizer: "PreTrainedTokenizerBase", *, upto: int | None =
     dropped.
 
     Raises:
-        Unusable: the template refuses the row, or loses part of it.
+        UnusableRowError: the template refuses the row, or loses part of it.
     """
     if is_text(row):
         return row["messages"][0]["content"] + (tokenizer.eos_token or "") if row["messages"][:upto] else ""
@@ -41,7 +41,7 @@ def samples(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[Rendered, .
     where no turn changes another, else several.
 
     Raises:
-        Unusable: the template refuses the row, or loses part of it.
+        UnusableRowError: the template refuses the row, or loses part of it.
     """
     if is_text(row):
         text = render(row, tokenizer)
@@ -50,8 +50,19 @@ def samples(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[Rendered, .
 
 
 def prompt_and_answer(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
-    """What the model is given and what it should say: all before the last learnt turn, and that turn's content."""
+    """What the model is given and what it should say: all before the last learnt turn, and that turn.
+
+    What it should say is the turn's content. Of a turn with tool calls it is the calls as the template writes them, without the end token
+    and other special tokens; where they stand in the answer as JSON, that JSON.
+    """
     learnt = answers.learnt_turns(row)
     if not learnt:
         return "", render(row, tokenizer)
-    return render(row, tokenizer, upto=learnt[-1], prompt=True), answer_text(row["messages"][learnt[-1]])
+    template = chat.chat_of(tokenizer)
+    form, message = template.form(row), row["messages"][learnt[-1]]
+    prompt = template.render(row, form, learnt[-1], prompt=True)
+    if not message.get("tool_calls") or form.calls == "json":
+        return prompt, answer_text(message)
+    turn = answers.locate(template, form, row, learnt[-1], ends.stop_tokens(tokenizer))
+    ids = tokenizer(turn.text[turn.low : turn.high], add_special_tokens=False)["input_ids"]
+    return prompt, str(tokenizer.decode(ids, skip_special_tokens=True)).strip()  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_select.data import chat, render
 from lora_select.data.answers import Rendered, Span
-from lora_select.data.chat import Unusable
+from lora_select.data.chat import UnusableRowError
 from lora_select.data.render import Row
 from lora_select.data.tokens import TokenRow
 
@@ -64,9 +64,13 @@ def tokenize(row_id: str, row: Row, tokenizer: "PreTrainedTokenizerBase", max_le
     try:
         texts = render.samples(row, tokenizer)
         made = [_tokens(text, render.is_text(row), tokenizer) for text in texts]
-    except Unusable as error:
+    except UnusableRowError as error:
         return Tokenized(row_id, 0, 0, (), fault=str(error))
-    cut = _in_pieces(*made[0][:2], max_length) if render.is_text(row) else [(i[:max_length], m[:max_length]) for i, m, _ in made]
+    cut = (
+        _in_pieces(*made[0][:2], max_length)
+        if render.is_text(row)
+        else [(i[:max_length], m[:max_length]) for i, m, _ in made]
+    )
     kept = [TokenRow(row_id, tuple(ids), tuple(mask)) for ids, mask in cut]
     return Tokenized(
         row_id,
@@ -83,12 +87,12 @@ def _tokens(
     """Ids, label mask, and whether an answer's first token begins before the answer.
 
     Raises:
-        Unusable: the labels do not give the answers back.
+        UnusableRowError: the labels do not give the answers back.
     """
     try:
         encoded: Any = tokenizer(sample.text, add_special_tokens=is_text, return_offsets_mapping=True)
     except (UnicodeError, TypeError) as error:
-        raise Unusable("holds half a character (a lone surrogate)") from error
+        raise UnusableRowError("holds half a character (a lone surrogate)") from error
     ids = [int(token) for token in encoded["input_ids"]]
     offsets: Sequence[Span] = encoded["offset_mapping"]
     if is_text:
@@ -97,7 +101,7 @@ def _tokens(
     for low, high in sample.spans:
         first, after = _range(offsets, low, high)
         if first == after or first == 0:
-            raise Unusable("no token of the answer can be learnt")
+            raise UnusableRowError("no token of the answer can be learnt")
         mask[first:after] = [True] * (after - first)
         seam |= offsets[first][0] < low
         _check(sample.text[low:high], ids[first:after], tokenizer)
@@ -121,14 +125,14 @@ def _check(text: str, ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> N
     """The labels decode to the answer and its end; only white space and what a seam's token brings along may differ.
 
     Raises:
-        Unusable: they do not.
+        UnusableRowError: they do not.
     """
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in ids:
-        raise Unusable("the tokenizer has no token for a character of the answer")
+        raise UnusableRowError("the tokenizer has no token for a character of the answer")
     back = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     if not _bare(back).endswith(_bare(text)):
-        raise Unusable("the tokens of the answer do not give its text back")
+        raise UnusableRowError("the tokens of the answer do not give its text back")
 
 
 def _bare(text: str) -> str:
@@ -144,7 +148,7 @@ def _notes(
     said = list(chat.departures(template.form(row))) if template.template else []
     said += [NO_STOP] if not all(text.stops for text in texts) else []
     said += [SEAM] if any(seams) else []
-    said += [TRIMMED] if any(text.trimmed for text in texts) else []
+    said += sorted(frozenset().union(*(text.changed for text in texts)))
     said += [SEVERAL] if len(texts) > 1 else []
     return tuple(said)
 
@@ -154,5 +158,4 @@ SEAM = (
     "the first token of the answer begins in the chat template's opening, which ends in white space: generation starts after "
     "it, where no answer was learnt; take the white space out of the template's opening"
 )
-TRIMMED = "the chat template writes the answer with other white space, or sets its thought apart"
 SEVERAL = "the chat template changes earlier turns, so each turn is learnt in a text of its own"

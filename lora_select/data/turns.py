@@ -19,7 +19,18 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 LEARNT_KEYS = ("weight", "train", "loss")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 TURN_KEYS = frozenset(
-    ("role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "function_call", *LEARNT_KEYS, *REASONING_KEYS)
+    (
+        "role",
+        "from",
+        "content",
+        "value",
+        "name",
+        "tool_calls",
+        "tool_call_id",
+        "function_call",
+        *LEARNT_KEYS,
+        *REASONING_KEYS,
+    )
 )
 
 
@@ -38,29 +49,20 @@ def message(turn: Any) -> dict[str, Any]:
     role = _role(turn)
     if role == "call":
         return _called(turn)
-    content, reasoning = _content(turn.get("content", turn.get("value")))
+    content, thoughts = _content(turn.get("content", turn.get("value")))
     made: dict[str, Any] = {"role": role, "content": content}
-    calls = _parsed(turn.get("tool_calls"), "tool_calls") or []
-    calls = [calls] if isinstance(calls, Mapping) else calls
-    if not isinstance(calls, list):
-        raise RowError("field tool_calls is no list")
-    calls = [*calls, *([turn["function_call"]] if turn.get("function_call") else [])]
+    calls = _calls(turn)
     if calls and role != "assistant":
         raise RowError(f"a tool call in a {role} turn")
     if calls:
-        made["tool_calls"] = [_call(call) for call in calls]
-    given = [turn[key] for key in REASONING_KEYS if turn.get(key)]
-    if given and not isinstance(given[0], str):
-        raise RowError("reasoning that is no text")
-    if role == "assistant" and (given or reasoning):
-        made["reasoning_content"] = given[0] if given else reasoning
+        made["tool_calls"] = calls
     for key in ("tool_call_id", "name"):
         if turn.get(key) is not None:
-            if not isinstance(turn[key], str):
-                raise RowError(f"field {key} is no text")
-            made[key] = turn[key]
-    if role == "assistant" and not _is_learnt(turn):
-        made["train"] = False
+            made[key] = _text(turn[key], f"field {key}")
+    if role == "assistant":
+        reasoning = next((_text(turn[key], "reasoning") for key in REASONING_KEYS if turn.get(key)), thoughts)
+        made |= {"reasoning_content": reasoning} if reasoning else {}
+        made |= {} if _is_learnt(turn) else {"train": False}
     return made
 
 
@@ -91,7 +93,7 @@ def tools(value: Any) -> list[dict[str, Any]] | None:
     Raises:
         RowError: it is no list of functions.
     """
-    given = _parsed(value, "tools") or None
+    given = parsed(value, "tools") or None
     if given is None:
         return None
     given = [given] if isinstance(given, Mapping) else given
@@ -186,13 +188,28 @@ def partial_weight(turns: Iterable[Any]) -> bool:
     )
 
 
+def _calls(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The calls of a turn, OpenAI's older single `function_call` too."""
+    calls = parsed(turn.get("tool_calls"), "tool_calls") or []
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, list):
+        raise RowError("field tool_calls is no list")
+    return [_call(call) for call in (*calls, *([turn["function_call"]] if turn.get("function_call") else []))]
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise RowError(f"{what} is no text")
+    return value
+
+
 def _call(call: Any) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
-    function = _parsed(function, "function") if isinstance(function, str) and function.startswith("{") else function
+    function = parsed(function, "function") if isinstance(function, str) and function.startswith("{") else function
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise RowError("a tool call without a function name")
     given = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {})
-    arguments = _parsed(given, "arguments") if given != "" else {}
+    arguments = parsed(given, "arguments") if given != "" else {}
     if not isinstance(arguments, Mapping):
         raise RowError("arguments of a tool call that are no object")
     made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
@@ -203,7 +220,7 @@ def _call(call: Any) -> dict[str, Any]:
 
 def _called(turn: Mapping[str, Any]) -> dict[str, Any]:
     """ShareGPT's `function_call` turn: its text is one call or a list of them as JSON."""
-    calls = _parsed(turn.get("value", turn.get("content")), "function_call")
+    calls = parsed(turn.get("value", turn.get("content")), "function_call")
     calls = calls if isinstance(calls, list) else [calls]
     if not calls:
         raise RowError("a tool call without a function name")
@@ -216,7 +233,7 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise RowError("a tool without a name")
     function = {key: value for key, value in function.items() if not (key == "type" and value == "function")}
-    parameters = _parsed(function.get("parameters"), "parameters")
+    parameters = parsed(function.get("parameters"), "parameters")
     if parameters is not None:
         function["parameters"] = _schema(parameters)
     return {"type": "function", "function": function}
@@ -241,7 +258,7 @@ def _properties(tool: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(properties) if isinstance(properties, Mapping) else frozenset()
 
 
-def _parsed(value: Any, name: str) -> Any:
+def parsed(value: Any, name: str) -> Any:
     """CSV and Parquet often hold JSON as text."""
     if not isinstance(value, str):
         return value
@@ -251,6 +268,3 @@ def _parsed(value: Any, name: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise RowError(f"field {name} is no JSON") from error
-
-
-parsed = _parsed

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_select.data.ends import end_of_turn
+from lora_select.data.pieces import split_thought
 from lora_select.models import pad_id
 
 if TYPE_CHECKING:
@@ -16,15 +17,20 @@ Progress = Callable[[int, int, str], None]
 def exact_match(expected: str, answer: str) -> bool:
     r"""Equal as JSON when both are JSON (order of keys and spacing do not count), else equal as stripped text.
 
+    A thought before the answer (up to `</think>`) does not count: templates open and close it, and rows may not hold it.
+
     >>> exact_match('{"a": 1, "b": [2]}', ' {"b":[2],"a":1} '), exact_match("yes", "yes\n"), exact_match("1", "2")
     (True, True, False)
     >>> exact_match('{"a": true}', '{"a": 1}'), exact_match('{"a": 1}', '{"a": 1.0}')
     (False, True)
+    >>> exact_match("4", "<think>\n\n</think>\n\n4")
+    True
     """
+    expected, answer = (split_thought(text)[1].strip() for text in (expected, answer))
     wanted, given = as_json(expected), as_json(answer)
     if wanted is not None and given is not None:
         return _same(wanted, given)
-    return expected.strip() == answer.strip()
+    return expected == answer
 
 
 def as_json(text: str) -> Any:

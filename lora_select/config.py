@@ -34,7 +34,12 @@ class BaseModelConfig(Section):
 
 
 class DatasetConfig(Section):
-    """Which rows are learnt. `eval_source: null` splits the rows by a hash of their prompts."""
+    """Which rows are learnt. `eval_source: null` splits the rows by a hash of their prompts.
+
+    `columns` maps what a format calls a column to what the file calls it: `{prompt: q, completion: a}`; `ignore_columns` are left
+    out on purpose and not reported. `reasoning` is learnt or dropped; of a row with several answers `learn` takes all, or the last.
+    `max_unusable` is the share of rows that may be left out because the model's chat template or tokenizer cannot hold them.
+    """
 
     source: str
     format: Literal["auto", "messages", "alpaca", "sharegpt", "prompt-completion", "text"] = "auto"
@@ -45,6 +50,11 @@ class DatasetConfig(Section):
     max_train_rows: int | None = Field(default=None, ge=1)
     max_eval_rows: int | None = Field(default=256, ge=2)
     max_length: int = Field(default=1024, ge=8)
+    columns: dict[str, str] = Field(default_factory=dict)
+    ignore_columns: tuple[str, ...] = ()
+    reasoning: Literal["keep", "drop"] = "keep"
+    learn: Literal["all", "last"] = "all"
+    max_unusable: float = Field(default=0.05, ge=0, le=1)
 
 
 class AnalysisConfig(Section):

@@ -218,16 +218,19 @@ def answer_text(message: Message) -> str:
 
 def departures(form: Form) -> tuple[str, ...]:
     """What of a row is written otherwise than the row has it, in a few words each: the template has no form for it."""
-    said = {
-        form.calls
-        == "json": "tool calls are written as JSON into the answer, since the chat template has no form for them",
-        form.tools
-        != "native": f"tools are described as JSON in the {form.tools} turn, since the chat template does not render them",
-        form.reasoning
-        == "content": "reasoning is written as <think>...</think> before the answer, since the chat template has no form for it",
-        form.ids == "made": "tool calls without an id get one, since the chat template asks for it",
-    }
-    return tuple(text for holds, text in said.items() if holds)
+    said = (
+        (form.calls == "json", "tool calls are written as JSON into the answer, since the chat template has no form for them"),
+        (
+            form.tools != "native",
+            f"tools are described as JSON in the {form.tools} turn, since the chat template does not render them",
+        ),
+        (
+            form.reasoning == "content",
+            "reasoning is written as <think>...</think> before the answer, since the chat template has no form for it",
+        ),
+        (form.ids == "made", "tool calls without an id get one, since the chat template asks for it"),
+    )
+    return tuple(text for holds, text in said if holds)
 
 
 def _in_form(row: Row, form: Form, upto: int | None) -> tuple[list[dict[str, Any]], list[Any] | None]:

@@ -71,6 +71,7 @@ def profile(
     splits = {"training": _split(train.rows), "evaluation": _split(held_out.rows)}
     for name, split in splits.items():
         _refuse_unsupervised(name, split, max_length)
+    _refuse_unembedded((*train.rows, *held_out.rows), tokenizer, base)
     for name, tokenized in (("train_tokens", train), ("eval_tokens", held_out)):
         write_rows(folder / f"{name}.parquet", tokenized.token_rows())
     measured = held_out.token_rows()[:base_loss_rows]
@@ -212,6 +213,21 @@ def _refuse_unsupervised(name: str, split: SplitProfile, max_length: int) -> Non
     )
 
 
+def _refuse_unembedded(rows: Sequence[Tokenized], tokenizer: "PreTrainedTokenizerBase", base: BaseModel) -> None:
+    """Refuse rows with tokens that the model has no embedding for: a tokenizer to which tokens were added.
+
+    Raises:
+        InputError: there are such; names one.
+    """
+    highest = max((max(text.input_ids) for item in rows for text in item.rows), default=-1)
+    highest = max(highest, models.pad_id(tokenizer))
+    if base.vocab_size and highest >= base.vocab_size:
+        raise InputError(
+            f"the tokenizer in {base.path} uses token {highest} ({tokenizer.convert_ids_to_tokens(highest)}), the model has embeddings for "
+            f"{base.vocab_size:,}; take the added tokens out of the tokenizer, or bring the model with its embeddings resized"
+        )
+
+
 def _base_losses(
     rows: Sequence[TokenRow],
     base: BaseModel,
@@ -224,6 +240,7 @@ def _base_losses(
     import torch
 
     model: Any = models.load_model(base.path, dtype=dtype, device=device)
+    models.refuse_lookahead(model)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     with torch.inference_mode():

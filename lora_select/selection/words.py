@@ -9,6 +9,7 @@ from lora_select.selection.calibration import LONG_RATE, Calibration, model_fact
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.constraints import rank_floor
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, lora_displacement, published_rate
+from lora_select.selection.placement import target_modules
 from lora_select.selection.prediction import predicted_gain, raced_gain
 from lora_select.selection.scoring import Scored
 from lora_select.selection.standing import Raced
@@ -68,7 +69,8 @@ def _shift(verdict: Verdict) -> float:
 
 def _peft_arguments(candidate: Candidate) -> dict[str, Any]:
     """Everything PEFT's config is built from."""
-    placed = {"target_modules": list(candidate.target_modules), "task_type": "CAUSAL_LM"}
+    names = [layer.name for layer in candidate.layers]
+    placed = {"target_modules": target_modules(names, candidate.others), "task_type": "CAUSAL_LM"}
     return candidate.variant.peft_arguments() | placed
 
 
@@ -87,6 +89,7 @@ def record(item: Scored, verdict: Verdict, profile: DatasetProfile, inputs: Sele
 def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> tuple[str, ...]:
     """Why this choice, in sentences with numbers."""
     return (
+        *_about_experts(spectra),
         _about_candidates(verdict),
         _about_variant(verdict, inputs),
         *_about_race(verdict),
@@ -204,6 +207,18 @@ def _lost(item: Scored, raced: Raced) -> str:
     text = f"{own.behind.value:+.3f} ± {own.behind.error:.3f} nats/token to the best of the race"
     best = raced.standings[0].loss
     return f"tied: {text}, and {raced.key} is taken: {raced.why}" if own.ties(best) else text
+
+
+def _about_experts(spectra: Spectra) -> tuple[str, ...]:
+    if not spectra.fused_experts:
+        return ()
+    count = sum(spectra.fused_experts.values())
+    share = f", {count / spectra.model_parameters:.0%} of the model" if spectra.model_parameters else ""
+    names = sorted({name.rpartition(".")[2] for name in spectra.fused_experts})
+    return (
+        f"The experts are not adapted: {count:,} parameters{share}. Each layer holds them in one tensor ({', '.join(names)}), whose "
+        "gradients the pass does not separate.",
+    )
 
 
 def _about_candidates(verdict: Verdict) -> str:

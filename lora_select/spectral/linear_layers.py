@@ -54,6 +54,11 @@ def left_out(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str
     return reasons
 
 
+def fused_experts(model: nn.Module) -> dict[str, int]:
+    """Expert weights in one three-dimensional tensor: name -> number of parameters."""
+    return {name: p.numel() for name, p in model.named_parameters() if p.ndim == 3 and "conv" not in name}
+
+
 def select_layers(model: nn.Module, suffixes: Sequence[str]) -> dict[str, nn.Module]:
     """The linear layers whose name ends with one of `suffixes`.
 

@@ -33,7 +33,9 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> None:
             f"{folder} is of model_type {kind or 'none'!r} (config.json), which this version of transformers does not know; name another model"
         )
     causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.get("is_encoder_decoder") or (not causal and kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES):
+    if config.get("is_encoder_decoder") or (
+        not causal and kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    ):
         raise InputError(f"{folder} is an encoder with a decoder ({name}); {only}")
     if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
         raise InputError(
@@ -41,7 +43,9 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> None:
         )
     if not causal:
         raise InputError(f"{folder} is a {name}, which transformers does not load as a causal language model; {only}")
-    if (name.endswith("Model") and not name.endswith("LMHeadModel")) or any(f"For{head}" in name for head in OTHER_HEADS):
+    if (name.endswith("Model") and not name.endswith("LMHeadModel")) or any(
+        f"For{head}" in name for head in OTHER_HEADS
+    ):
         raise InputError(f"{folder} is a {name}, which has no language model's head; bring the model with its head")
     _refuse_quantised(folder, config)
 
@@ -69,7 +73,6 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         InputError: there are none, some are missing, cut, or pointers to a file elsewhere, or the model is there twice.
     """
-    _refuse_adapter(folder)
     single, index = folder / SINGLE, folder / INDEX
     shards = sorted(p for p in folder.glob("*.safetensors") if SHARD.fullmatch(p.name))
     if single.is_file() and (index.is_file() or shards):
@@ -134,7 +137,9 @@ def refuse_pointers(folder: Path, names: Sequence[str]) -> None:
         if file.is_file():
             with file.open("rb") as stream:
                 if stream.read(len(POINTER)) == POINTER:
-                    raise InputError(f"{file} is a Git LFS pointer and not the file itself; run `git lfs pull`, or {AGAIN}")
+                    raise InputError(
+                        f"{file} is a Git LFS pointer and not the file itself; run `git lfs pull`, or {AGAIN}"
+                    )
 
 
 def refuse_wide_tokenizer(folder: Path, vocab_size: int) -> None:
@@ -156,7 +161,12 @@ def refuse_wide_tokenizer(folder: Path, vocab_size: int) -> None:
         )
 
 
-def _refuse_adapter(folder: Path) -> None:
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter's files in it: transformers puts the adapter on whatever it loads from there.
+
+    Raises:
+        InputError: there are such files, beside a model or alone.
+    """
     left = [name for name in ("adapter_config.json", "adapter_model.safetensors") if (folder / name).exists()]
     if not left:
         return

@@ -101,12 +101,14 @@ def refuse_lookahead(model: Any) -> None:
     """
     import torch
 
-    ids = torch.arange(8, device=model.device).remainder(max(2, model.get_input_embeddings().num_embeddings)).unsqueeze(0)
+    ids = (
+        torch.arange(8, device=model.device).remainder(max(2, model.get_input_embeddings().num_embeddings)).unsqueeze(0)
+    )
     other = ids.clone()
     other[0, -1] = 0
     with torch.inference_mode():
         one, two = (model(input_ids=row, use_cache=False).logits[0, :-1].float() for row in (ids, other))
-    if not torch.allclose(one, two, rtol=1e-2, atol=1e-2 * float(one.abs().max())):
+    if not torch.allclose(one, two, rtol=1e-4, atol=1e-4 * float(one.abs().max())):
         raise InputError(
             f"{type(model).__name__} looks ahead: what it says of a token changes with the tokens that follow; only causal language "
             "models are adapted, name one of those"
@@ -297,6 +299,7 @@ def _from_hub(source: str, revision: str | None) -> Path:
 
 
 def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> BaseModel:
+    model_files.refuse_adapter(folder)
     config = _read_config(folder)
     weights = _check_folder(folder, config)
     config = config.get("text_config", config)
@@ -363,7 +366,9 @@ def _number(config: Mapping[str, Any], folder: Path, *keys: str) -> int:
     if key is None:
         return 0
     if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
-        raise InputError(f"{folder / 'config.json'} says `{key}`: {json.dumps(config[key])}, which is no size; download the model again")
+        raise InputError(
+            f"{folder / 'config.json'} says `{key}`: {json.dumps(config[key])}, which is no size; download the model again"
+        )
     return config[key]
 
 

@@ -219,7 +219,10 @@ def answer_text(message: Message) -> str:
 def departures(form: Form) -> tuple[str, ...]:
     """What of a row is written otherwise than the row has it, in a few words each: the template has no form for it."""
     said = (
-        (form.calls == "json", "tool calls are written as JSON into the answer, since the chat template has no form for them"),
+        (
+            form.calls == "json",
+            "tool calls are written as JSON into the answer, since the chat template has no form for them",
+        ),
         (
             form.tools != "native",
             f"tools are described as JSON in the {form.tools} turn, since the chat template does not render them",

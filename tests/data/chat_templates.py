@@ -31,16 +31,27 @@ TEMPLATES = {
     "{% if add_generation_prompt %}<|h|>assistant<|/h|>\n\n{% endif %}",
     # Qwen3: an empty thought in the last answer, none in earlier ones.
     "empty-thought": TOOLS + "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
-    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}" + IM + REST + "{% if m['role'] == 'assistant' and "
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+    + IM
+    + REST
+    + "{% if m['role'] == 'assistant' and "
     "loop.index0 > ns.last %}<think>\n{{ (m.reasoning_content or (m['content'].split('</think>')[0].split('<think>')[-1] if '</think>' in "
     "m['content'] else '')).strip() }}\n</think>\n\n{% endif %}{{ c }}" + CALLS + "<|im_end|>\n{% endfor %}" + ASK,
     # Qwen3.5, Qwen3.6: the prompt opens the thought.
     "open-thought": TOOLS + "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
-    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}" + IM + REST + "{% if m['role'] == 'assistant' and "
-    "loop.index0 > ns.last %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ c }}" + CALLS + "<|im_end|>\n{% endfor %}"
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+    + IM
+    + REST
+    + "{% if m['role'] == 'assistant' and "
+    "loop.index0 > ns.last %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ c }}"
+    + CALLS
+    + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
     # Nemotron-3: the prompt opens the thought otherwise than the answer closes it.
-    "joined-thought": TOOLS + "{% for m in messages %}" + IM + "{% if m['role'] == 'assistant' and '<think>' not in m['content'] %}"
+    "joined-thought": TOOLS
+    + "{% for m in messages %}"
+    + IM
+    + "{% if m['role'] == 'assistant' and '<think>' not in m['content'] %}"
     "<think></think>{% endif %}{{ m['content'] }}" + CALLS + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
     # DeepSeek-V3, R1-Distill: thoughts are cut, the prompt opens one, calls want arguments as text, tools are not written.
@@ -61,12 +72,15 @@ TEMPLATES = {
     "{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endif %}{% else %}<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}<|end|>"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}",
     # Gemma: no system turn, roles alternate, another end than the tokenizer's.
-    "alternating": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + ALTERNATE
+    "alternating": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + ALTERNATE
     + "{% for m in messages %}<|turn|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<|/turn|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>model\n{% endif %}",
     # Gemma-3, Cohere: a system turn first, then roles alternate.
     "system-in-user": "{% set first = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}{% set messages = "
-    "messages[1:] if first else messages %}" + ALTERNATE + "{% for m in messages %}<|turn|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "messages[1:] if first else messages %}"
+    + ALTERNATE
+    + "{% for m in messages %}<|turn|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
     "{{ first if loop.first }}{{ m['content'] | trim }}<|/turn|>\n{% endfor %}{% if add_generation_prompt %}<|turn|>model\n{% endif %}",
     # GLM-4.5: no end after an answer.
     "endless": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{% for c in m.tool_calls or [] %}\n<call>{{ c.function.name }}"
@@ -117,7 +131,9 @@ def tokenizer_of(name: str, folder: Path):
     tokenizer = byte_tokenizer()
     template = TEMPLATES[name]
     marks = sorted({*re.findall(r"<\|[^<>{}'\"|]+\|>", template), *re.findall(r"\[/?[A-Z]+\]", template)})
-    tokenizer.add_special_tokens({"additional_special_tokens": [mark for mark in marks if mark not in tokenizer.get_vocab()]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [mark for mark in marks if mark not in tokenizer.get_vocab()]}
+    )
     tokenizer.chat_template = template
     tokenizer.eos_token = ENDS.get(name, "<|im_end|>")
     if name in MORE_ENDS:

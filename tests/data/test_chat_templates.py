@@ -50,7 +50,17 @@ REFUSED = {
     ("tail", "call, result, answer"): "loses text of the tool turn",
     ("parts-of-two", "call, result, answer"): "Only user and assistant roles are supported",
 }
-NATIVE_CALLS = {"im", "one-call", "empty-thought", "open-thought", "joined-thought", "cut-thought", "channels", "endless", "ids"}
+NATIVE_CALLS = {
+    "im",
+    "one-call",
+    "empty-thought",
+    "open-thought",
+    "joined-thought",
+    "cut-thought",
+    "channels",
+    "endless",
+    "ids",
+}
 IN_SEVERAL_TEXTS = {"empty-thought", "open-thought", "cut-thought", "channels", "endless", "joined-thought"}
 
 

@@ -1,6 +1,6 @@
 """How PEFT is told which layers get an adapter: by the ends of their names, or by a pattern where other layers have the same ends."""
 
-import os.path
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -29,5 +29,6 @@ def _caught(others: Sequence[str], ends: Sequence[str]) -> bool:
 
 def _common_prefix(names: Sequence[str]) -> str:
     """What all names begin with, up to a dot: `model.language_model.layers.`."""
-    shared = os.path.commonprefix([f"{name.rpartition('.')[0]}." for name in names])
-    return shared[: shared.rfind(".") + 1]
+    places = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, places)
+    return "".join(f"{parts[0]}." for parts in shared)

@@ -326,8 +326,7 @@ def test_any_value_in_any_place_is_a_row_or_a_reason(name):
             json.dumps(made.content, allow_nan=False).encode()
             kept += 1
         except formats.RowError as error:
-            assert str(error)
-            refused += 1
+            refused += bool(str(error))
     assert kept + refused == len(rows)
     assert kept
     assert refused

@@ -185,10 +185,13 @@ def _skeleton(path: str) -> dict[str, tuple[str, tuple[int, int]]]:
 
 
 def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model folder."""
+    """The tokenizer of a model folder, with the chat template that older processors of images keep in `chat_template.json`."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _processor_template(Path(path))
+    return tokenizer
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -372,8 +375,15 @@ def _number(config: Mapping[str, Any], folder: Path, *keys: str) -> int:
     return config[key]
 
 
+def _processor_template(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
+    if (folder / "chat_template.jinja").is_file() or _processor_template(folder):
         return True
     try:
         return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))

@@ -100,14 +100,14 @@ def locate(chat: Chat, form: Form, row: Row, index: int, stops: Sequence[str]) -
     body = _body(prompt, text)
     whole = None if body is None else _ends(body, len(prompt), message)
     if body is None or whole is None:
-        body = _with_marks(chat, form, row, index, prompt)
+        body = _with_marks(chat, form, row, index, prompt) or body
         whole = None if body is None else _ends(body, len(prompt), message)
     if body is None:
         raise UnusableRowError(
             "the chat template opens an answer otherwise than it writes it, so its beginning cannot be found"
         )
     if whole is None:
-        raise UnusableRowError("the chat template loses text of the answer")
+        raise UnusableRowError("the chat template does not write the answer as the row has it")
     end, trimmed = whole
     opened = OPENED.search(prompt)
     closed = opened is not None and body[len(prompt) :].lstrip().startswith(f"</{opened.group(1)}>")
@@ -150,7 +150,7 @@ def _body(prompt: str, text: str) -> str | None:
 def _with_marks(chat: Chat, form: Form, row: Row, index: int, prompt: str) -> str | None:
     """The answer's own text put where the template puts a mark: templates cut thoughts out of what they are given."""
     message = row["messages"][index]
-    if not message["content"] and not message.get("reasoning_content"):
+    if pieces.THOUGHT_END not in message["content"] and not message.get("reasoning_content"):
         return None
     content = message["content"].strip()
     if message.get("reasoning_content"):
@@ -175,11 +175,11 @@ def _ends(text: str, start: int, message: Any) -> tuple[int, bool] | None:
         end = text.find(content, end) + len(content)
     else:
         trimmed = bool(content)
-        for part in pieces.split_thought(content):
-            found = (end, end) if not part.strip() else pieces.find(text, part, end)
-            if found is None:
+        for part in map(str.strip, pieces.split_thought(content)):
+            place = text.find(part, end)
+            if place < 0:
                 return None
-            end = found[1]
+            end = place + len(part)
     for leaf in pieces.of_calls(message):
         found = pieces.find(text, leaf, start)
         if found is None:

@@ -49,7 +49,7 @@ def message(turn: Any) -> dict[str, Any]:
     role = _role(turn)
     if role == "call":
         return _called(turn)
-    content, thoughts = _content(turn.get("content", turn.get("value")))
+    content, thoughts = _result(turn) if role == "tool" else _content(turn.get("content", turn.get("value")))
     made: dict[str, Any] = {"role": role, "content": content}
     calls = _calls(turn)
     if calls and role != "assistant":
@@ -166,6 +166,16 @@ def _content(value: Any) -> tuple[str, str]:
     return "".join(texts), "".join(thoughts)
 
 
+def _result(turn: Mapping[str, Any]) -> tuple[str, str]:
+    """What a tool gave back; an object that is no part of a message is written as JSON."""
+    value = turn.get("content", turn.get("value"))
+    items = value if isinstance(value, list) else [value]
+    if isinstance(value, Mapping | list) and not any(isinstance(item, Mapping) and "type" in item for item in items):
+        check_text(value)
+        return json.dumps(value, ensure_ascii=False), ""
+    return _content(value)
+
+
 def _is_learnt(turn: Mapping[str, Any]) -> bool:
     for key in LEARNT_KEYS:
         value = turn.get(key)
@@ -232,7 +242,7 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     function = tool.get("function", tool)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise RowError("a tool without a name")
-    function = {key: value for key, value in function.items() if not (key == "type" and value == "function")}
+    function = {k: v for k, v in function.items() if v is not None and not (k == "type" and v == "function")}
     parameters = parsed(function.get("parameters"), "parameters")
     if parameters is not None:
         function["parameters"] = _schema(parameters)

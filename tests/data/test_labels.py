@@ -117,6 +117,18 @@ def test_an_answer_that_the_template_shortens_is_left_out():
     assert "user" in made.fault
 
 
+@pytest.mark.parametrize("written", ["m['content'] | e", "m['content'] | tojson", "m['content'] | upper"])
+def test_an_answer_that_the_template_rewrites_is_left_out(written):
+    tokenizer = with_template(
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ "
+        + written
+        + " if m['role'] == 'assistant' else m['content'] }}<|im_end|>\n{% endfor %}"
+        + ASK
+    )
+    fault = tokenize("id", row("q", 'a < "b"\n'), tokenizer, 1000).fault
+    assert "does not write the answer" in fault or "loses the assistant turn" in fault
+
+
 def test_trimming_is_counted():
     tokenizer = with_template(
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}" + ASK

@@ -106,6 +106,10 @@ USED = {
             ANSWER,
         ],
     ),
+    "a result that is an object": (
+        {"messages": [USER, ANSWER | {"tool_calls": [CALL]}, {"role": "tool", "content": {"t": 12}}, ANSWER]},
+        [USER, ANSWER | {"tool_calls": [CALL]}, {"role": "tool", "content": '{"t": 12}'}, ANSWER],
+    ),
     "function_call": (
         {
             "messages": [

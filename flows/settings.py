@@ -22,7 +22,7 @@ def intake(config: RunConfig) -> dict[str, Any]:
         "eval_fraction": dataset.eval_fraction,
         "max_train_rows": dataset.max_train_rows,
         "max_eval_rows": dataset.max_eval_rows,
-        "seed": config.seed,
+        "split_seed": config.dataset.split_seed,
     }
     digests = [source_digest(dataset.source), source_digest(dataset.eval_source or "")]
     return {"options": options, "source_digests": digests}

@@ -135,7 +135,7 @@ def _drawn(rows: Sequence[TokenRow], base: BaseModel, size: Size):
 
 def _rows(request: Request, base: BaseModel) -> tuple[str, list[TokenRow]]:
     with tempfile.TemporaryDirectory() as folder:
-        dataset = intake_library.intake(source=request.data, name="analyze", folder=Path(folder), seed=request.seed)
+        dataset = intake_library.intake(source=request.data, name="analyze", folder=Path(folder))
         rows = list(intake_library.read_canonical(Path(folder) / dataset.train_file.path))
     tokenizer = models.load_tokenizer(base.path)
     needed = request.microbatches * request.microbatch_size

@@ -190,7 +190,6 @@ def _profiled(
         folder=out,
         max_train_rows=measuring.max_train_rows,
         max_eval_rows=measuring.max_eval_rows,
-        seed=measuring.seed,
     )
     records.write(out / "dataset.json", dataset)
     left = sum(item.count for item in dataset.rejected)

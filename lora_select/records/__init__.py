@@ -34,12 +34,14 @@ from lora_select.records.data import (
     BaseModel,
     Dataset,
     DatasetProfile,
+    LeftOutFile,
     Quantiles,
     RejectedRows,
     SourceFile,
     SplitProfile,
 )
 from lora_select.records.files import FileRef
+from lora_select.records.gate import Drift, Finding, Gate, VersionChange
 from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
 from lora_select.records.race import Probe, Race
 from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetrics, TrainingPlan, Validation
@@ -54,10 +56,14 @@ __all__ = [
     "Dataset",
     "DatasetProfile",
     "Decision",
+    "Drift",
     "Evaluation",
     "Evidence",
     "FileRef",
+    "Finding",
+    "Gate",
     "LayerSpectra",
+    "LeftOutFile",
     "MetricComparison",
     "Probe",
     "Promotion",
@@ -76,6 +82,7 @@ __all__ = [
     "SplitProfile",
     "StepMetrics",
     "TrainingPlan",
+    "VersionChange",
     "Validation",
     "append_line",
     "digest",

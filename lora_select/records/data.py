@@ -7,12 +7,21 @@ from lora_select.records.files import FileRef
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file that was read: its name (not its folder), SHA-256, data rows seen and data rows accepted."""
+    """One file that was read: its name (not its folder), SHA-256, data rows seen and data rows accepted, and their formats."""
 
     name: str
     sha256: str
     rows: int
     accepted: int
+    format: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOutFile:
+    """A file below the source that was not read, and why: hidden, a licence, another split, no rows."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -28,8 +37,9 @@ class RejectedRows:
 class Dataset:
     """Canonical rows on disk (Parquet, one row of messages each) and where they came from.
 
-    `digest` is the SHA-256 over the sorted row digests: it depends on the content of the rows, not on file names, file
-    order or row order.
+    `digest` is the root of a Merkle tree over the digests of the rows of each split (its leaves are in `identity_file`): it depends on
+    the content of the rows, not on file names, file order or row order. `places_file` says where each row came from.
+    `split_seed` is the dataset's own and no run's, so that rows that are held out once stay held out.
     """
 
     name: str
@@ -44,7 +54,11 @@ class Dataset:
     sources: tuple[SourceFile, ...]
     rejected: tuple[RejectedRows, ...]
     eval_source: str
-    """`split by hash` or the name of the user's own evaluation source."""
+    """By what the split was made, or the name of the user's own evaluation source."""
+    left_out: tuple[LeftOutFile, ...] = ()
+    places_file: FileRef | None = None
+    identity_file: FileRef | None = None
+    split_seed: int = 0
     notes: tuple[str, ...] = ()
     """What became of keys that are not used and of turns that were changed, a sentence each with its count."""
 

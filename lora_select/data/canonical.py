@@ -138,9 +138,10 @@ class _Parquet:
         import pyarrow
         import pyarrow.compute
 
+        compute: Any = pyarrow.compute
         filled = pyarrow.table(
             [
-                pyarrow.compute.if_else(pyarrow.compute.equal(column, ""), None, column) if name == "tools" else column
+                compute.if_else(compute.equal(column, ""), None, column) if name == "tools" else column
                 for name, column in zip(COLUMNS, rows.columns, strict=True)
             ],
             schema=self._schema,

@@ -71,7 +71,9 @@ def difference(old: Path, new: Path) -> Difference:
         old: folder with `places.parquet` and `identity.json`, as intake writes them.
         new: the same, of the newer version.
     """
-    import pyarrow.compute as compute
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute
 
     before, after = _row_ids(old), _row_ids(new)
     if not unequal_leaves(old, new):

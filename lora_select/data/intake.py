@@ -202,7 +202,7 @@ def _read(
 
 def _numbered(made: Conversion, opened: Opened, numbers: list[int], progress: Progress | None) -> Iterator[Any]:
     """Rows with the number of their file; the format of each file is settled from its first rows, which are then given too."""
-    held: list[Any] = []
+    held: list[Any] | None = []
     current = -1
     for index, row in counted(opened.streams, progress):
         if index != current:

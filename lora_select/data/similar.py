@@ -222,8 +222,9 @@ def _signed(
     import numpy as np
     import rensa
 
+    minhash: Any = vars(rensa)["RMinHash"]
     hashed, offsets = _without(*_hashes(texts), shared)
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+    matrix = minhash.digest_matrix_from_flat_token_hashes(
         hashed, offsets.astype(np.uint64), PERMUTATIONS, SIGNATURE_SEED
     )
     signature = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), BANDS, BAND)

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from lora_select.data import similar
 from lora_select.data.gate.rows import Flag, GateRow, normalised, shortened
@@ -74,7 +75,9 @@ def label_noise(rows: Sequence[GateRow]) -> list[Flag]:
         analyzer="char_wb", ngram_range=(2, 4), max_features=50_000, sublinear_tf=True
     ).fit_transform([row.question[:LETTERS] for row in sample])
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    sure = cross_val_predict(LogisticRegression(C=20.0, max_iter=300), texts, labels, cv=folds, method="predict_proba")
+    sure: Any = cross_val_predict(
+        LogisticRegression(C=20.0, max_iter=300), texts, labels, cv=folds, method="predict_proba"
+    )
     own, best = sure[np.arange(len(labels)), labels], sure.argmax(axis=1)
     usual = np.array([sure[labels == label, label].mean() for label in range(len(names))])
     return [

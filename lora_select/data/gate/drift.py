@@ -83,7 +83,7 @@ def _scores(texts: list[str], labels: "NDArray[numpy.int64]", seed: int) -> "NDA
     from sklearn.model_selection import StratifiedKFold
 
     letters = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 3), n_features=2**18, alternate_sign=False)
-    features = letters.transform(texts)
+    features: Any = letters.transform(texts)
     features.data = np.sqrt(features.data)
     scores = np.zeros(len(texts))
     for train, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(features, labels):

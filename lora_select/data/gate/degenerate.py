@@ -20,6 +20,7 @@ LEAST_WORDS = 6
 REPEATED = 0.5
 REPEAT_WORDS = 24
 LANGUAGE_LETTERS = 60
+LANGUAGE_READ = 300
 LANGUAGE_HABIT = 0.9
 LANGUAGE_SURE = 0.9
 
@@ -194,10 +195,10 @@ def _languages(rows: Sequence[GateRow], part: str) -> dict[int, tuple[str, float
     identifier = _identifier()
     seen = {}
     for index, row in enumerate(rows):
-        text = getattr(row, part)
-        if _letters(text[:1000]) < LANGUAGE_LETTERS or text.lstrip()[:1] in ("{", "["):
+        text = getattr(row, part)[:LANGUAGE_READ]
+        if _letters(text) < LANGUAGE_LETTERS or text.lstrip()[:1] in ("{", "["):
             continue
-        language, sure = identifier.classify(text[:1000])
+        language, sure = identifier.classify(text)
         seen[index] = (language, float(sure))
     return seen
 

@@ -212,7 +212,7 @@ def wanted(case: Case) -> dict:
     """The config's `training` section of the setting."""
     return {
         "num_processes": case.ranks, "precision": case.precision, "zero_stage": case.stage, "micro_batch_size": case.micro,
-        "effective_batch_size": case.micro * case.ranks, "packing": case.packing, "gradient_checkpointing": case.checkpointing,
+        "batch_size": case.micro * case.ranks, "packing": case.packing, "gradient_checkpointing": case.checkpointing,
         "epochs": 1.0, "max_steps": None, "warmup_fraction": 0.0, "lr_schedule": "constant", "weight_decay": 0.0,
         "max_grad_norm": 1.0, "checkpoint_every": 1000, "keep_checkpoints": 1, "seed": 0, "quantize": case.quantize,
     }  # fmt: skip

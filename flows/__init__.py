@@ -1,5 +1,5 @@
 """Flows: composition only. Importing the package sets the quiet, offline defaults before Prefect is imported."""
 
-from flows.environment import prepare
+from lora_select.environment import prepare
 
 prepare()

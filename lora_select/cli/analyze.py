@@ -1,50 +1,48 @@
-"""`lora-select analyze`: the spectral pass alone."""
+"""`lora-select analyze`: the spectral pass alone, with a table and figures."""
 
 import argparse
+import shutil
 from pathlib import Path
+
+from lora_select.cli import options
+
+SECTIONS = ("base_model", "dataset", "analysis", "training", "diagnostics", "tracking")
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
-    analyze = commands.add_parser("analyze", help="the spectral pass on a model and data: per-layer table and figures")
-    analyze.add_argument("--model", required=True, help="a folder, a .gguf file, a hub id or sample:NAME")
-    analyze.add_argument("--data", required=True, help="a file, a folder, a hub id or sample:NAME")
-    analyze.add_argument("--out", default="analysis", help="folder for spectra.json and figures (default: analysis)")
-    for option, default in (
-        ("microbatches", 32),
-        ("microbatch-size", 2),
-        ("sketch-size", 32),
-        ("max-length", 1024),
-        ("seed", 0),
-    ):
-        analyze.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"default: {default}")
-    analyze.add_argument(
-        "--curvature", action="store_true", help="also of the default candidate's adapter at its start"
+    analyze = commands.add_parser(
+        "analyze", help="the spectral pass on a model and data: per-layer table and figures", allow_abbrev=False
     )
-    analyze.add_argument("--quantize", choices=("nf4", "int8"), help="also every layer's error in this storage")
+    options.add_inputs(analyze, SECTIONS)
+    analyze.add_argument("--out", default="analysis", help="folder for spectra.json and figures (default: analysis)")
+    options.add_json(analyze)
     analyze.set_defaults(run=_analyze)
 
 
 def _analyze(parsed: argparse.Namespace) -> int:
-    from lora_select import analysis
-    from lora_select import progress as progress_bar
+    from lora_select import records
+    from lora_select.pipeline import line
+    from lora_select.pipeline.run import opened
+    from lora_select.report import layers, plots
 
-    request = analysis.Request(
-        model=parsed.model,
-        data=parsed.data,
-        out=Path(parsed.out),
-        microbatches=parsed.microbatches,
-        microbatch_size=parsed.microbatch_size,
-        sketch_size=parsed.sketch_size,
-        max_length=parsed.max_length,
-        seed=parsed.seed,
-        curvature=parsed.curvature,
-        quantize=parsed.quantize,
-    )
-    with progress_bar.shown() as (progress, _console):
-        spectra = analysis.run(request, progress)
-        costs = analysis.costs(request, spectra, progress)
-    analysis.print_table(spectra, costs)
+    config = options.config_of(parsed, tracking_uri=None)
+    with opened(config, observers=[options.terminal(parsed)]) as run:
+        measured = line.analyze(run)
+        costs = line.diagnose(run, measured)
+    spectra = measured.spectra
+    out = Path(parsed.out)
+    out.mkdir(parents=True, exist_ok=True)
+    records.write(out / "spectra.json", spectra.record)
+    shutil.copy(spectra.folder / spectra.record.tensors.path, out / spectra.record.tensors.path)
+    plots.signal_ranks(spectra.record, out / "signal-ranks.png")
+    plots.spectrum(spectra.record, out / "spectrum.png")
+    if costs is not None:
+        records.write(out / "costs.json", costs)
+    if parsed.json:
+        options.print_json(options.plain(spectra.record))
+        return 0
+    layers.print_table(spectra.record, costs)
     more = "" if costs is None else ", costs.json"
-    print(f"written: {request.out}/spectra.json, spectra.safetensors, signal-ranks.png, spectrum.png{more}")
+    print(f"written: {out}/spectra.json, spectra.safetensors, signal-ranks.png, spectrum.png{more}")
     return 0

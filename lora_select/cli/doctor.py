@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
+from lora_select.cli import options
 from lora_select.cli.options import DEFAULT_TRACKING
 
 PINNED = {
@@ -145,11 +146,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the command."""
     doctor = commands.add_parser("doctor", help="what is installed, device, stores, disk; each fault with its remedy")
     doctor.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING))
+    options.add_json(doctor)
     doctor.set_defaults(run=_doctor)
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
     findings = examine(parsed.tracking_uri, Path.cwd())
+    if parsed.json:
+        options.print_json([asdict(finding) for finding in findings])
+        return int(any(not finding.ok for finding in findings))
     for finding in findings:
         print(f"{'ok ' if finding.ok else 'BAD'}  {finding.name:22} {finding.found}")
         if not finding.ok:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lora_select import models
+from lora_select.records import Constraints
 from lora_select.variants import CANDIDATES, VARIANTS, offered, support
 from lora_select.variants.base import Context, Variant
 
@@ -27,44 +28,21 @@ class Line:
     refused: tuple[str, ...]
 
 
-def listing(
-    source: str | None, *, r: int, base: str | None, serve: str | None, must_merge: bool, zero_stage: int
-) -> tuple[tuple[Line, ...], str]:
-    """Every variant for a model and a setting, and what they were counted on.
+def listing(source: str | None, r: int, constraints: Constraints) -> tuple[tuple[Line, ...], str]:
+    """Every variant for a model and constraints, and what they were counted on.
 
     Args:
         source: a model as in `base_model.source`; None for one 4096 x 4096 layer.
         r: rank, where a variant has one.
-        base: `nf4`, `int8` or None.
-        serve: `vllm` or None.
-        must_merge: whether the adapter must merge.
-        zero_stage: of DeepSpeed.
+        constraints: how it will be trained and served.
     """
     layers, where, architecture = _layers(source)
-    name, m, n = min(layers, key=lambda layer: min(layer[1:]))
-    context = Context(
-        serve=serve,
-        must_merge=must_merge,
-        quantized_base=base,
-        allow_modified_base=True,
-        zero_stage=zero_stage,
-        narrowest=min(m, n),
-        narrowest_layer=name,
-        directions=DIRECTIONS,
-        layers=layers,
-    )
+    context = Context.of(constraints, layers, DIRECTIONS)
     kinds = [(offered(kind, [r])[0], kind in CANDIDATES) for kind in VARIANTS]
     return tuple(_line(variant, candidate, context, architecture) for variant, candidate in kinds), where
 
 
 def _line(variant: Variant, candidate: bool, context: Context, architecture: str | None) -> Line:
-    seen = support.faults(
-        variant.name,
-        quantized_base=context.quantized_base,
-        zero_stage=context.zero_stage,
-        must_merge=context.must_merge,
-        architecture=architecture,
-    )
     return Line(
         name=variant.name,
         size=variant.size,
@@ -72,7 +50,8 @@ def _line(variant: Variant, candidate: bool, context: Context, architecture: str
         time=variant.cost.time,
         memory_gb=variant.cost.memory_gb,
         candidate=candidate,
-        refused=variant.violations(context) or seen,  # a rule and its cell say the same: tests/capability
+        # a rule and its cell say the same: tests/capability
+        refused=variant.violations(context) or support.faults(variant.name, context, architecture),
     )
 
 

@@ -4,18 +4,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lora_select import __version__
-from lora_select.cli import analyze, data, doctor, export, node, recommend, runs, ui, variants
+from lora_select import __version__, environment
+from lora_select.cli import analyze, data, doctor, export, finetune, node, options, recommend, runs, ui, variants
 from lora_select.errors import InputError, WorldError
 
-COMMANDS = (recommend, analyze, variants, runs, export, data, doctor, node, ui)
+COMMANDS = (finetune, recommend, analyze, variants, runs, export, data, doctor, node, ui)
 """Each adds its own command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 well, 1 a check said no or the world failed, 2 bad input."""
-    parsed = _parser().parse_args(arguments)
+    environment.prepare()
     try:
+        parsed, rest = _parser().parse_known_args(arguments)
+        options.take(parsed, rest)
         return parsed.run(parsed)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

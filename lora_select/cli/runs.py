@@ -1,7 +1,10 @@
 """`lora-select explain | replay | compare | calibrate`: look back at finished runs."""
 
 import argparse
+import dataclasses
 from pathlib import Path
+
+from lora_select.cli import options
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -13,6 +16,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         command = commands.add_parser(name, help=text)
         command.add_argument("run_folder", metavar="RUN", help="a run's folder, such as runs/latest")
         command.set_defaults(run=function)
+        if function is _explain:
+            options.add_json(command)
     calibrate = commands.add_parser(
         "calibrate", help="predictions of past runs beside what came out, and constants refitted"
     )
@@ -21,17 +26,23 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     calibrate.set_defaults(run=_calibrate)
     compare = commands.add_parser("compare", help="runs side by side, and a link to MLflow's comparison view")
     compare.add_argument("run_folders", metavar="RUN", nargs="+")
+    options.add_json(compare)
     compare.set_defaults(run=_compare)
 
 
 def _explain(parsed: argparse.Namespace) -> int:
     from lora_select.pipeline.history import read_run
+    from lora_select.pipeline.summaries import answer
     from lora_select.selection.explanation import explain
     from lora_select.selection.prediction import outcome
 
     run = read_run(parsed.run_folder)
-    print(explain(run.decision))
     made = outcome(run.decision, run.evaluation) if run.evaluation else None
+    if parsed.json:
+        found = dataclasses.asdict(made) | {"inside": made.inside} if made else None
+        options.print_json({"decision": options.plain(run.decision), "outcome": found, "answer": answer(run.decision)})
+        return 0
+    print("\n".join([*answer(run.decision), "", explain(run.decision)]))
     if made:
         print(f"\nWhat came out: {made}.")
     return 0
@@ -58,7 +69,10 @@ def _replay(parsed: argparse.Namespace) -> int:
 
 
 def _compare(parsed: argparse.Namespace) -> int:
-    from lora_select.pipeline.history import comparison
+    from lora_select.pipeline.history import compared, comparison
 
+    if parsed.json:
+        options.print_json(compared(parsed.run_folders))
+        return 0
     print(comparison(parsed.run_folders))
     return 0

@@ -1,28 +1,32 @@
 """`lora-select variants`: the catalogue for a model and a setting."""
 
 import argparse
+import dataclasses
 import sys
+
+from lora_select.cli import options
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
     variants = commands.add_parser(
-        "variants", help="the catalogue for your model and setting, and what is refused and why"
+        "variants", help="the catalogue for your model and setting, and what is refused and why", allow_abbrev=False
     )
     variants.add_argument("--model", help="as `base_model.source`; without it one 4096 x 4096 layer")
-    variants.add_argument("--r", type=int, default=16)
-    variants.add_argument("--base", choices=("nf4", "int8"))
-    variants.add_argument("--serve", choices=("vllm",))
-    variants.add_argument("--must-merge", action="store_true")
-    variants.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=0)
+    options.add_constraints(variants)
+    options.add_json(variants)
     variants.set_defaults(run=_variants)
 
 
 def _variants(parsed: argparse.Namespace) -> int:
     from lora_select.cli import listing
+    from lora_select.selection.rule import REFERENCE_RANK
 
-    asked = {"r": parsed.r, "base": parsed.base, "serve": parsed.serve, "must_merge": parsed.must_merge}
-    lines, where = listing.listing(parsed.model, **asked, zero_stage=parsed.zero_stage)
+    constraints = options.constraints_of(parsed)
+    lines, where = listing.listing(parsed.model, constraints.r or REFERENCE_RANK, constraints)
+    if parsed.json:
+        options.print_json({"counted_on": where, "variants": [dataclasses.asdict(line) for line in lines]})
+        return 0
     shown = listing.show(lines, where, plain=not sys.stdout.isatty())
     if isinstance(shown, str):
         print(shown)

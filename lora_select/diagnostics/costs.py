@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_select.records import AdapterCosts, AdapterSpec, Curvature, QuantisationError, SelectionInputs, Spectra
+from lora_select.records import AdapterCosts, AdapterSpec, Constraints, Curvature, QuantisationError, Spectra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 CANDIDATE = "lora-all-linear-r16"
 """The rule's default."""
-NOTHING_NAMED = SelectionInputs(None, False, None, False, 0, None, None, None, None, 0, None, {})
+NOTHING_NAMED = Constraints()
 Progress = Callable[[int, int, str], None]
 
 

@@ -1,9 +1,11 @@
 """Looking back at finished runs: read their records, recompute a decision, put runs side by side."""
 
+import dataclasses
 import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_select import records
 from lora_select.errors import InputError
@@ -89,6 +91,22 @@ def comparison(folders: list[str]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return f"{table}\n\n{_link(runs)}"
+
+
+def compared(folders: list[str]) -> list[dict[str, Any]]:
+    """The same for machines: one mapping a run, with what its evaluation measured (None where it has none)."""
+    return [
+        {
+            "run": run.folder.resolve().name,
+            "choice": run.decision.choice_key,
+            "learning_rate": run.decision.choice.learning_rate,
+            "evaluation": None
+            if run.evaluation is None
+            else {name: dataclasses.asdict(item) for name, item in run.evaluation.metrics.items()}
+            | {"forgetting": dataclasses.asdict(run.evaluation.forgetting)},
+        }
+        for run in map(read_run, folders)
+    ]
 
 
 def _row(run: PastRun) -> tuple[str, ...]:

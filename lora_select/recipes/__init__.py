@@ -16,7 +16,7 @@ from lora_select.variants import named
 TOOLS: Mapping[str, Tool] = {
     tool.name: tool for tool in (peft.TOOL, trl.TOOL, llamafactory.TOOL, axolotl.TOOL, ms_swift.TOOL)
 }
-"""Every tool by the name that `--emit` takes."""
+"""Every trainer by the name that `--trainers` takes."""
 
 
 @final
@@ -29,13 +29,26 @@ class Emitted:
     written: Written
 
 
+def check_names(tools: Sequence[str]) -> None:
+    """Stop at a trainer that is not known.
+
+    Raises:
+        InputError: names those that are.
+    """
+    for name in tools:
+        if name not in TOOLS:
+            raise InputError(f"`recipes.trainers` {name!r} is no trainer here; known: {', '.join(TOOLS)}")
+
+
 def refuse(spec: AdapterSpec, tools: Sequence[str], serve: str | None) -> None:
     """Stop where a tool cannot express the adapter.
 
     Raises:
         InputError: one line a tool and fault, each with the way out.
     """
-    faults = dict.fromkeys(f"--emit {name}: {fault}" for name in tools for fault in TOOLS[name].cannot(spec, serve))
+    faults = dict.fromkeys(
+        f"`recipes.trainers` {name}: {fault}" for name in tools for fault in TOOLS[name].cannot(spec, serve)
+    )
     if faults:
         raise InputError("\n".join(faults))
 
@@ -73,8 +86,8 @@ def refuse_rows(longest: int, max_length: int, tools: Sequence[str]) -> None:
     others = [name for name in tools if not TOOLS[name].cuts_rows]
     if others and longest > max_length:
         raise InputError(
-            f"--emit {', '.join(others)}: the longest row has {longest} tokens, over --max-length {max_length}, and this tool takes "
-            f"tokens off the prompt too where the measurement cuts the end; use --max-length {longest}, or leave long rows out"
+            f"`recipes.trainers` {', '.join(others)}: the longest row has {longest} tokens, over `dataset.max_length` {max_length}, and this tool takes "
+            f"tokens off the prompt too where the measurement cuts the end; use `dataset.max_length` {longest}, or leave long rows out"
         )
 
 

@@ -32,7 +32,7 @@ def everywhere(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
         found.append(
             f"vLLM adds B A to the pristine base, and a {spec.variant} adapter that another tool saves belongs on the base less B0 A0. "
             f"Train it with lora-select (`selection.variant={spec.variant} selection.serve=vllm`), which saves the exact rank-2r "
-            "form, or leave --serve out"
+            "form, or leave `selection.serve` out"
         )
     return tuple(found)
 
@@ -41,7 +41,7 @@ def lora_only(spec: AdapterSpec, tool: str) -> tuple[str, ...]:
     """A tool that knows the adapters of `LoraConfig` alone."""
     if spec.peft_class == "LoraConfig":
         return ()
-    return (f"{tool} has no {spec.variant} of these settings; take --emit trl or peft, or --variant lora",)
+    return (f"{tool} has no {spec.variant} of these settings; take trl or peft, or `selection.variant=lora`",)
 
 
 def optimizers(spec: AdapterSpec, tool: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def optimizers(spec: AdapterSpec, tool: str, known: tuple[str, ...]) -> tuple[st
         return ()
     return (
         f"{spec.variant} needs the optimizer {name}, which {tool} cannot be told; train it with lora-select "
-        f"(`selection.variant={spec.variant}`), or choose --variant lora",
+        f"(`selection.variant={spec.variant}`), or choose `selection.variant=lora`",
     )
 
 
@@ -59,4 +59,4 @@ def inits(spec: AdapterSpec, tool: str, known: tuple[str, ...]) -> tuple[str, ..
     """A tool that knows, of the starts that go by a name, those in `known`; starts that are tensors it loads from a folder."""
     if start_of(spec) != BY_NAME or spec.variant in known:
         return ()
-    return (f"{tool} has no start {spec.variant}; take --emit trl or peft, or --variant eva, pissa or lora",)
+    return (f"{tool} has no start {spec.variant}; take trl or peft, or `selection.variant` eva, pissa or lora",)

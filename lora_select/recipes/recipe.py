@@ -35,7 +35,7 @@ class Order:
     @property
     def is_local(self) -> bool:
         """Whether the model is named by its place on this machine."""
-        return not _is_hub_id(self.base)
+        return not is_hub_id(self.base)
 
     @property
     def model(self) -> str:
@@ -78,10 +78,14 @@ def hand_over(order: Order, folder: Path, shape: Callable[[Pieces], Any]) -> Non
 
 def training_arguments(order: Order) -> dict[str, Any]:
     """What every tool that is built on `transformers.TrainingArguments` is told under the same names."""
-    plan = order.plan
+    return {"packing": False, **common_arguments(order.spec, order.plan)}
+
+
+def common_arguments(spec: AdapterSpec, plan: TrainingPlan) -> dict[str, Any]:
+    """Keywords of `transformers.TrainingArguments`."""
     return {
         "output_dir": "output",
-        "learning_rate": order.spec.learning_rate,
+        "learning_rate": spec.learning_rate,
         "num_train_epochs": plan.epochs,
         "per_device_train_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
@@ -91,7 +95,6 @@ def training_arguments(order: Order) -> dict[str, Any]:
         "max_grad_norm": plan.max_grad_norm,
         "optim": "adamw_torch",
         "bf16": plan.precision == "bf16",
-        "packing": False,
         "seed": plan.seed,
         "eval_strategy": "epoch",
         "per_device_eval_batch_size": plan.micro_batch_size,
@@ -125,5 +128,6 @@ def headline(order: Order, tool: str) -> str:
     )
 
 
-def _is_hub_id(base: BaseModel) -> bool:
+def is_hub_id(base: BaseModel) -> bool:
+    """Whether the base was named by its id on the hub, so that a trainer elsewhere finds it under the same name."""
     return not base.source.startswith("sample:") and not Path(base.source).exists()

@@ -186,21 +186,24 @@ class CandidateScore:
 
 
 @dataclass(frozen=True)
-class SelectionInputs:
-    """Everything `select` reads besides profile and spectra: constraints, limits and the planned number of steps."""
+class Constraints:
+    """Everything `select` reads besides profile and spectra: constraints, limits and the planned number of steps.
 
-    serve: str | None
-    must_merge: bool
-    quantized_base: str | None
-    allow_modified_base: bool
-    zero_stage: int
-    r: int | None
-    variant: str | None
-    targets: str | None
-    learning_rate: float | None
-    planned_steps: int
-    max_parameters: int | None
-    claims: Mapping[str, bool]
+    The one type of them, from the config (`selection`, `base_model.quantize`, `training.zero_stage`) to the record of the decision.
+    """
+
+    serve: str | None = None
+    must_merge: bool = False
+    quantized_base: str | None = None
+    allow_modified_base: bool = True
+    zero_stage: int = 0
+    r: int | None = None
+    variant: str | None = None
+    targets: str | None = None
+    learning_rate: float | None = None
+    planned_steps: int = 0
+    max_parameters: int | None = None
+    claims: Mapping[str, bool] = field(default_factory=dict)
     race_budget: float = 0.0
     """What a race may train on, as a share of the planned training; 0: no race."""
     prefer_retention: bool = False
@@ -219,7 +222,7 @@ class Decision:
     rule_version: str
     profile_digest: str
     spectra_digest: str
-    inputs: SelectionInputs
+    inputs: Constraints
     choice: AdapterSpec
     choice_key: str
     abstained: bool

@@ -1,6 +1,7 @@
 """`report.html`: one self-contained page that a person reads; every number in it comes from a record."""
 
 import base64
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -112,9 +113,8 @@ def _hits(evaluation: Evaluation) -> dict[str, int]:
 
 def _packages() -> dict[str, str]:
     """Versions of what did the work, without importing it."""
-    return {
-        distribution.metadata["Name"]: distribution.version for distribution in map(metadata.distribution, PACKAGES)
-    }
+    found = [metadata.distribution(name) for name in PACKAGES if importlib.util.find_spec(name)]
+    return {distribution.metadata["Name"]: distribution.version for distribution in found}
 
 
 def _against(rival: str, loss: MetricComparison) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lora_select.errors import InputError
-from lora_select.records import LayerSpectra, Spectra
+from lora_select.records import Constraints, LayerSpectra, Spectra
 from lora_select.spectral.statistics import RANKS
 from lora_select.variants import CANDIDATES, VARIANTS, offered
 from lora_select.variants.base import Context, Variant
@@ -92,20 +92,10 @@ def target_groups(layers: Sequence[LayerSpectra]) -> Mapping[str, tuple[LayerSpe
     return {ALL_LINEAR: every} | ({MLP_ONLY: mlp} if mlp and len(mlp) < len(every) else {})
 
 
-def context_of(candidate: Candidate, limits: Context) -> Context:
-    """`limits` with what the candidate's layers say."""
-    narrowest = min(candidate.layers, key=lambda layer: (min(layer.out_features, layer.in_features), layer.name))
-    return Context(
-        serve=limits.serve,
-        must_merge=limits.must_merge,
-        quantized_base=limits.quantized_base,
-        allow_modified_base=limits.allow_modified_base,
-        zero_stage=limits.zero_stage,
-        narrowest=min(narrowest.out_features, narrowest.in_features),
-        narrowest_layer=narrowest.name,
-        directions=min(len(layer.activation_values) for layer in candidate.layers),
-        layers=tuple((layer.name, layer.out_features, layer.in_features) for layer in candidate.layers),
-    )
+def context_of(candidate: Candidate, constraints: Constraints) -> Context:
+    """The constraints, with what the candidate's layers say."""
+    layers = tuple((layer.name, layer.out_features, layer.in_features) for layer in candidate.layers)
+    return Context.of(constraints, layers, min(len(layer.activation_values) for layer in candidate.layers))
 
 
 def aggregate_share(candidate: Candidate, everything: Sequence[LayerSpectra]) -> tuple[float, float] | None:

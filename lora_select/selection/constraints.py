@@ -4,10 +4,10 @@ import difflib
 import math
 
 from lora_select.errors import InputError
-from lora_select.records import DatasetProfile, SelectionInputs
+from lora_select.records import Constraints, DatasetProfile
 from lora_select.selection.candidates import TARGETS, Candidate, context_of
 from lora_select.variants import VARIANTS, offered, support
-from lora_select.variants.base import Context, has_rank
+from lora_select.variants.base import has_rank
 
 FLOOR_FACTOR = 5.0
 """The rank floor over the break-even rank. Open (selection.md 5.1): never the choice, only a floor."""
@@ -15,7 +15,7 @@ CLAIMS = {"tangent_share_predicts_short_runs": False}
 """Switches of what is not proven, and whether each is in force unless the config says otherwise."""
 
 
-def claims_in_force(inputs: SelectionInputs) -> dict[str, bool]:
+def claims_in_force(inputs: Constraints) -> dict[str, bool]:
     """Every claim with its setting.
 
     Raises:
@@ -27,12 +27,13 @@ def claims_in_force(inputs: SelectionInputs) -> dict[str, bool]:
     return CLAIMS | dict(inputs.claims)
 
 
-def check_names(inputs: SelectionInputs) -> None:
+def check_names(inputs: Constraints) -> None:
     """Check what the user named.
 
     Raises:
-        InputError: unknown variant or targets, or a rank or rate that is no rank or rate; all faults at once.
+        InputError: unknown variant, targets or claim, or a rank or learning rate that is none; all faults at once.
     """
+    claims_in_force(inputs)
     faults, names = [], [variant.name for variant in VARIANTS]
     if inputs.variant is not None and inputs.variant not in names:
         faults.append(f"`selection.variant` {inputs.variant!r} is not a variant{_nearest(inputs.variant, names)}")
@@ -49,7 +50,7 @@ def check_names(inputs: SelectionInputs) -> None:
         raise InputError("\n".join(faults))
 
 
-def contradictions(candidate: Candidate, inputs: SelectionInputs) -> list[str]:
+def contradictions(candidate: Candidate, inputs: Constraints) -> list[str]:
     """Where the candidate is not what the user named."""
     found = []
     for name, wanted, got in (
@@ -62,25 +63,10 @@ def contradictions(candidate: Candidate, inputs: SelectionInputs) -> list[str]:
     return found
 
 
-def violations(candidate: Candidate, inputs: SelectionInputs) -> list[str]:
+def violations(candidate: Candidate, inputs: Constraints) -> list[str]:
     """The hard filter: constraints the candidate cannot meet."""
-    limits = Context(
-        serve=inputs.serve,
-        must_merge=inputs.must_merge,
-        quantized_base=inputs.quantized_base,
-        allow_modified_base=inputs.allow_modified_base,
-        zero_stage=inputs.zero_stage,
-        narrowest=0,
-        narrowest_layer="",
-        directions=0,
-    )
-    found = list(candidate.variant.violations(context_of(candidate, limits)))
-    found += support.faults(
-        candidate.variant.name,
-        quantized_base=inputs.quantized_base,
-        zero_stage=inputs.zero_stage,
-        must_merge=inputs.must_merge,
-    )
+    found = list(candidate.variant.violations(context_of(candidate, inputs)))
+    found += support.faults(candidate.variant.name, inputs)
     if inputs.max_parameters is not None and candidate.num_parameters > inputs.max_parameters:
         found.append(
             f"it has {candidate.num_parameters:,} parameters, above `max_parameters` {inputs.max_parameters:,}"
@@ -107,4 +93,4 @@ def below_floor(candidate: Candidate, profile: DatasetProfile) -> list[str]:
 
 def _nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"; did you mean {near[0]}?" if near else "") + f" Known: {', '.join(known)}"
+    return (f"; did you mean {near[0]}?" if near else "") + f"; known: {', '.join(known)}"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lora_select import records
 from lora_select.errors import InputError
-from lora_select.records import DatasetProfile, Decision, Race, SelectionInputs, Spectra
+from lora_select.records import Constraints, DatasetProfile, Decision, Race, Spectra
 from lora_select.selection import standing
 from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
 from lora_select.selection.constraints import check_names, claims_in_force, contradictions
@@ -23,7 +23,7 @@ SHARE_FACTOR = 2.0
 """A variant's share must beat LoRA's by this factor, beyond two standard errors of both."""
 
 
-def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, race: Race | None = None) -> Decision:
+def select(profile: DatasetProfile, spectra: Spectra, inputs: Constraints, race: Race | None = None) -> Decision:
     """Choose variant, targets, rank, alpha and learning rate.
 
     1. Candidates: every variant x targets x rank; what the user named narrows them.
@@ -72,7 +72,7 @@ def select(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs, r
     )
 
 
-def prepare_race(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> RacePlan:
+def prepare_race(profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> RacePlan:
     """Who may race: the reference, EVA where its tangent share clears twice LoRA's, LoRA on feed-forward layers, the largest shares.
 
     In this order. EVA comes before larger shares because the oracle has it on most settings, and not behind LoRA (docs/theory.md).
@@ -98,7 +98,7 @@ def prepare_race(profile: DatasetProfile, spectra: Spectra, inputs: SelectionInp
 
 
 def _open(
-    profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs
+    profile: DatasetProfile, spectra: Spectra, inputs: Constraints
 ) -> tuple[tuple[Scored, ...], list[Scored], Scored, bool]:
     """All candidates with their scores, those that are allowed, the reference among them, and whether the claim is on."""
     check_names(inputs)
@@ -111,7 +111,7 @@ def _open(
 
 
 def _raced(
-    race: Race | None, allowed: Sequence[Scored], reference: Scored, inputs: SelectionInputs
+    race: Race | None, allowed: Sequence[Scored], reference: Scored, inputs: Constraints
 ) -> standing.Raced | None:
     if race is None:
         return None
@@ -151,7 +151,7 @@ def _winners(clear: Sequence[Scored]) -> tuple[Scored, ...]:
     return tuple(item for item in clear if best.score - item.score <= 2 * math.hypot(best.error, item.error))
 
 
-def _nothing_left(scored: Sequence[Scored], inputs: SelectionInputs) -> str:
+def _nothing_left(scored: Sequence[Scored], inputs: Constraints) -> str:
     """Which constraints exclude everything that the user named."""
     named = [item for item in scored if not contradictions(item.candidate, inputs)]
     if not named:

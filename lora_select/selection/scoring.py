@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lora_select.records import DatasetProfile, SelectionInputs, Spectra
+from lora_select.records import Constraints, DatasetProfile, Spectra
 from lora_select.selection.candidates import Candidate, aggregate_share
 from lora_select.selection.constraints import below_floor, contradictions, violations
 
@@ -25,7 +25,7 @@ class Scored:
 
 
 def score_all(
-    candidates: Sequence[Candidate], profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs
+    candidates: Sequence[Candidate], profile: DatasetProfile, spectra: Spectra, inputs: Constraints
 ) -> tuple[Scored, ...]:
     """Score every candidate. The rank floor never refuses a rank that the user named, nor the largest that passes."""
     hard = {c.key: (*contradictions(c, inputs), *violations(c, inputs)) for c in candidates}

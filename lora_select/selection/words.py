@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, final
 
-from lora_select.records import AdapterSpec, CandidateScore, DatasetProfile, Evidence, Race, SelectionInputs, Spectra
+from lora_select.records import AdapterSpec, CandidateScore, Constraints, DatasetProfile, Evidence, Race, Spectra
 from lora_select.selection.calibration import LONG_RATE, Calibration, model_factor, rate_shift, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.constraints import rank_floor
@@ -34,7 +34,7 @@ class Verdict:
     race: Race | None = None
 
 
-def spec(candidate: Candidate, inputs: SelectionInputs) -> AdapterSpec:
+def spec(candidate: Candidate, inputs: Constraints) -> AdapterSpec:
     """What the worker builds."""
     variant = candidate.variant
     return AdapterSpec(
@@ -53,7 +53,7 @@ def spec(candidate: Candidate, inputs: SelectionInputs) -> AdapterSpec:
     )
 
 
-def spec_of(candidate: Candidate, verdict: Verdict, inputs: SelectionInputs) -> AdapterSpec:
+def spec_of(candidate: Candidate, verdict: Verdict, inputs: Constraints) -> AdapterSpec:
     """The adapter at the rate that won the race, moved from the rung's length to the full one; at the predicted one without."""
     made = spec(candidate, inputs)
     own = next((s for s in verdict.raced.standings if s.key == candidate.key), None) if verdict.raced else None
@@ -74,7 +74,7 @@ def _peft_arguments(candidate: Candidate) -> dict[str, Any]:
     return candidate.variant.peft_arguments() | placed
 
 
-def record(item: Scored, verdict: Verdict, profile: DatasetProfile, inputs: SelectionInputs) -> CandidateScore:
+def record(item: Scored, verdict: Verdict, profile: DatasetProfile, inputs: Constraints) -> CandidateScore:
     """A candidate with its evidence; `rejected` is empty for the choice alone, and begins with `tied:` for the tie set."""
     return CandidateScore(
         key=item.candidate.key,
@@ -86,7 +86,7 @@ def record(item: Scored, verdict: Verdict, profile: DatasetProfile, inputs: Sele
     )
 
 
-def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: SelectionInputs) -> tuple[str, ...]:
+def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
     """Why this choice, in sentences with numbers."""
     return (
         *_about_experts(spectra),
@@ -226,7 +226,7 @@ def _about_candidates(verdict: Verdict) -> str:
     return f"{len(verdict.scored)} candidates, {ruled_out} ruled out by constraints or by what the config names."
 
 
-def _about_variant(verdict: Verdict, inputs: SelectionInputs) -> str:
+def _about_variant(verdict: Verdict, inputs: Constraints) -> str:
     choice = verdict.choice
     named = [name for name in ("variant", "targets", "r") if getattr(inputs, name) is not None]
     named_text = f" The config names {', '.join(named)}." if named else ""
@@ -276,7 +276,7 @@ def _about_shares(verdict: Verdict) -> str:
     return f"Tangent shares of the signal at {place.variant.size} on {place.targets}{role}: {listed}."
 
 
-def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: SelectionInputs) -> str:
+def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: Constraints) -> str:
     floor = rank_floor(candidate, profile)
     r = candidate.variant.r
     bits = (
@@ -291,7 +291,7 @@ def _about_rank(candidate: Candidate, profile: DatasetProfile, inputs: Selection
     return f"r {r}{named} is {verdict} the capacity floor {floor:.2g}: {bits}"
 
 
-def _about_rate(verdict: Verdict, inputs: SelectionInputs) -> str:
+def _about_rate(verdict: Verdict, inputs: Constraints) -> str:
     candidate = verdict.choice.candidate
     if inputs.learning_rate is not None:
         return f"Learning rate {inputs.learning_rate:g}, named by the config."

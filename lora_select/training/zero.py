@@ -1,7 +1,7 @@
 """The ZeRO stages that an adapter works at: by its optimizer, and by what was measured. Imports no torch."""
 
 from lora_select.errors import InputError
-from lora_select.records import AdapterSpec
+from lora_select.records import AdapterSpec, Constraints
 from lora_select.training.worker.optimizer import UNSPLIT_ONLY
 from lora_select.variants import support
 
@@ -15,7 +15,7 @@ def refusal(spec: AdapterSpec, stage: int, quantize: str | None) -> str | None:
     name = spec.optimizer.get("name")
     if stage and name in UNSPLIT_ONLY:
         return f"optimizer {name!r} of variant {spec.variant} needs whole factors, which ZeRO stage {stage} splits"
-    found = support.faults(spec.variant, quantized_base=quantize, zero_stage=stage, must_merge=False)
+    found = support.faults(spec.variant, Constraints(quantized_base=quantize, zero_stage=stage))
     return found[0] if found else None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from lora_select.records import Constraints
 from lora_select.spectral.statistics import LayerStatistics
 
 if TYPE_CHECKING:
@@ -21,23 +22,25 @@ VLLM_MAX_RANK = 512
 
 
 @final
-@dataclass(frozen=True)
-class Context:
-    """What a candidate must live with. `narrowest` is the smallest side of a targeted layer, `narrowest_layer` its name.
+@dataclass(frozen=True, kw_only=True)
+class Context(Constraints):
+    """What a candidate must live with: the constraints and its layers.
 
-    `directions` is the number of activation directions that the spectral pass kept in every targeted layer; `layers` are the
-    targeted layers as (name, m, n), for rules of divisibility.
+    `narrowest` is the smallest side of a targeted layer, `narrowest_layer` its name. `directions` is the number of activation
+    directions that the spectral pass kept in every targeted layer; `layers` are the targeted layers as (name, m, n), for rules of
+    divisibility.
     """
 
-    serve: str | None
-    must_merge: bool
-    quantized_base: str | None
-    allow_modified_base: bool
-    zero_stage: int
     narrowest: int
     narrowest_layer: str
     directions: int
     layers: tuple[tuple[str, int, int], ...] = ()
+
+    @classmethod
+    def of(cls, constraints: Constraints, layers: tuple[tuple[str, int, int], ...], directions: int) -> "Context":
+        """The constraints on these layers."""
+        name, m, n = min(layers, key=lambda layer: (min(layer[1:]), layer[0]))
+        return cls(**vars(constraints), narrowest=min(m, n), narrowest_layer=name, directions=directions, layers=layers)
 
 
 @final

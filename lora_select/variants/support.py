@@ -2,6 +2,7 @@
 
 import functools
 
+from lora_select.records import Constraints
 from lora_select.variants import matrix as cells
 from lora_select.variants.matrix import REFUSED, WORKS, Cells
 
@@ -14,10 +15,8 @@ def matrix() -> Cells:
     return cells.read()
 
 
-def faults(
-    variant: str, *, quantized_base: str | None, zero_stage: int, must_merge: bool, architecture: str | None = None
-) -> tuple[str, ...]:
-    """Why the variant was seen to fail in a setting; empty where it works or was never run.
+def faults(variant: str, constraints: Constraints, architecture: str | None = None) -> tuple[str, ...]:
+    """Why the variant was seen to fail under these constraints; empty where it works or was never run.
 
     `architecture` is that of the base model's config: GPT-2's layers are `Conv1D`, which many adapters do not take.
 
@@ -26,14 +25,15 @@ def faults(
     told: the others follow from it.
     """
     row = matrix().get(variant, {})
-    for key, words in _asked(quantized_base, zero_stage, must_merge, architecture or ""):
+    for key, words in _asked(constraints, architecture or ""):
         cell = row.get(key, "")
         if cell.startswith(REFUSED) and any(row.get(f"llama/{held}/train") == WORKS for held in HELD):
             return (f"measured: {variant} {words}: {cell.removeprefix(REFUSED)}",)
     return ()
 
 
-def _asked(quantized_base: str | None, zero_stage: int, must_merge: bool, architecture: str) -> list[tuple[str, str]]:
+def _asked(constraints: Constraints, architecture: str) -> list[tuple[str, str]]:
+    quantized_base, zero_stage = constraints.quantized_base, constraints.zero_stage
     asked = [("gpt2/fp32/train", "does not train on GPT-2's layers")] if architecture.startswith("GPT2") else []
     if quantized_base:
         asked += [
@@ -46,6 +46,6 @@ def _asked(quantized_base: str | None, zero_stage: int, must_merge: bool, archit
         (f"llama/{held}zero{split}/train", f"does not train under ZeRO-{split}{words} as in one process"),
         (f"llama/{held}zero{split}/save", f"is not saved whole under ZeRO-{split}{words}"),
     ]
-    if must_merge:
+    if constraints.must_merge:
         asked.append(("llama/fp32/merge", "does not merge"))
     return asked

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.capability import page, tiny, verify
 from lora_select.cli.main import main
+from lora_select.records import Constraints
 from lora_select.training import zero
 from lora_select.variants import VARIANTS, matrix, offered, support
 
@@ -47,17 +48,17 @@ def test_a_measured_failure_is_a_sentence_of_the_selector(monkeypatch):
     row = {"llama/fp32/train": "works", "llama/nf4/train": "refused: TypeError: no", "llama/zero3/train": "works"}
     monkeypatch.setattr(support, "matrix", lambda: {"x": row})
     asked = {"quantized_base": None, "zero_stage": 3, "must_merge": False}
-    assert support.faults("x", **asked) == ()
-    (sentence,) = support.faults("x", **asked | {"quantized_base": "nf4"})
+    assert support.faults("x", Constraints(**asked)) == ()
+    (sentence,) = support.faults("x", Constraints(**asked | {"quantized_base": "nf4"}))
     assert sentence == "measured: x does not train on a nf4 base: TypeError: no"
 
 
 def test_gpt2_s_layers_are_asked_for_by_the_model_s_architecture():
     asked = {"quantized_base": None, "zero_stage": 0, "must_merge": False}
-    assert support.faults("miss", **asked, architecture="LlamaForCausalLM") == ()
-    (sentence,) = support.faults("miss", **asked, architecture="GPT2LMHeadModel")
+    assert support.faults("miss", Constraints(**asked), architecture="LlamaForCausalLM") == ()
+    (sentence,) = support.faults("miss", Constraints(**asked), architecture="GPT2LMHeadModel")
     assert "measured: miss does not train on GPT-2's layers: TypeError: Target module Conv1D" in sentence
-    assert support.faults("lora", **asked, architecture="GPT2LMHeadModel") == ()
+    assert support.faults("lora", Constraints(**asked), architecture="GPT2LMHeadModel") == ()
 
 
 def test_the_catalogue_is_listed_for_a_model(tiny_model_folder, capsys):
@@ -113,7 +114,7 @@ def test_selector_and_plan_refuse_what_failed_and_nothing_else(kind, stage, base
     asked = dataclasses.replace(measured_on, quantized_base=base, zero_stage=stage)
     said = (
         *variant.violations(asked),
-        *support.faults(kind.name, quantized_base=base, zero_stage=stage, must_merge=False),
+        *support.faults(kind.name, Constraints(quantized_base=base, zero_stage=stage)),
     )
     assert bool(said) == any(row[key] != matrix.WORKS for key in keys)
     if base is None and kind.name != "loftq":

@@ -21,7 +21,22 @@ def data(tmp_path):
 
 def analyze(model, data, out, *more):
     return main(
-        ["analyze", "--model", str(model), "--data", str(data), "--out", str(out), "--microbatches", "8", *more]
+        [
+            "analyze",
+            "--model",
+            str(model),
+            "--data",
+            str(data),
+            "--out",
+            str(out),
+            "--runs-dir",
+            str(out.parent / "runs"),
+            "--microbatches",
+            "8",
+            "--base-loss-rows",
+            "2",
+            *more,
+        ]
     )
 
 
@@ -46,12 +61,12 @@ def test_too_few_rows_and_a_label_beyond_the_length_are_refused(tiny_model_folde
     assert analyze(tiny_model_folder, data, tmp_path / "out", "--microbatch-size", "30") == 2
     assert "needs at least 120 training rows" in capsys.readouterr().err
     assert analyze(tiny_model_folder, data, tmp_path / "out", "--max-length", "8") == 2
-    assert "raise --max-length" in capsys.readouterr().err
+    assert "dataset.max_length" in capsys.readouterr().err
 
 
 def test_a_small_sketch_is_refused(tiny_model_folder, data, tmp_path, capsys):
     assert analyze(tiny_model_folder, data, tmp_path / "out", "--sketch-size", "2") == 2
-    assert "`analysis.sketch_size` must be at least 4, got 2" in capsys.readouterr().err
+    assert "`analysis.sketch_size`: input should be greater than or equal to 4, got 2" in capsys.readouterr().err
 
 
 def test_curvature_and_quantisation_errors_are_measured_on_request(tiny_model_folder, data, tmp_path, capsys):

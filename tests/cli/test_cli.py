@@ -7,11 +7,11 @@ import pytest
 
 from lora_select import records
 from lora_select.cli import main as cli
-from lora_select.records import SelectionInputs
+from lora_select.records import Constraints
 from lora_select.selection.rule import select
 from lora_select.spectral.analyze import analyze
 
-INPUTS = SelectionInputs(None, False, None, True, 0, None, None, None, None, 50, None, {})
+INPUTS = Constraints(None, False, None, True, 0, None, None, None, None, 50, None, {})
 
 
 @pytest.fixture(scope="module")

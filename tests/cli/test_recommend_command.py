@@ -7,11 +7,9 @@ from recipe_samples import chats, write_jsonl
 
 from lora_select import records
 from lora_select.cli.main import main
-from lora_select.cli.recommend import gib, share
-from lora_select.errors import InputError
 from lora_select.records import Decision, Race, TrainingPlan
 
-QUICK = ("--microbatches", "4", "--sketch-size", "8", "--batch", "8", "--max-length", "512")
+QUICK = ("--microbatches", "4", "--sketch-size", "8", "--batch-size", "8", "--max-length", "512")
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +20,20 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answer(tiny_model_folder, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "answer"
-    assert recommend(tiny_model_folder, data, out, "--emit", "trl", "axolotl") == 0
+    assert recommend(tiny_model_folder, data, out, "--trainers", "trl", "axolotl") == 0
     return out
 
 
 def recommend(model, data, out, *more):
-    return main(["recommend", "--model", str(model), "--data", str(data), "--out", str(out), *QUICK, *more])
+    """In runs of their own beside `out`, so that tests share what is measured for one `out` and nothing else."""
+    runs = ("--runs-dir", str(out.parent / "runs"))
+    return main(["recommend", str(model), str(data), "--out", str(out), *runs, *QUICK, *more])
+
+
+def measured(out):
+    return {
+        path: path.stat().st_mtime_ns for path in (out.parent / "runs" / "stages" / "analyze").glob("*/record.json")
+    }
 
 
 def test_the_folder_explains_and_replays_as_a_run_does(answer, capsys):
@@ -47,12 +53,12 @@ def test_the_folder_explains_and_replays_as_a_run_does(answer, capsys):
 def test_asking_again_takes_the_measurements_up_and_another_constraint_changes_the_answer(
     tiny_model_folder, data, answer, capsys
 ):
-    before = (answer / "spectra.json").stat().st_mtime_ns
-    code = recommend(tiny_model_folder, data, answer, "--variant", "dora", "--emit", "ms-swift")
+    before = measured(answer)
+    code = recommend(tiny_model_folder, data, answer, "--variant", "dora", "--trainers", "ms-swift")
     printed = capsys.readouterr()
     assert code == 0, printed.err
-    assert "taken up" in printed.out
-    assert (answer / "spectra.json").stat().st_mtime_ns == before
+    assert printed.out.count("(reused)") == 3
+    assert measured(answer) == before
     assert records.read(Decision, answer / "decision.json").choice.variant == "dora"
     assert "peft_use_dora" not in (answer / "ms-swift" / "train.yaml").read_text()
     assert "use_dora: true" in (answer / "ms-swift" / "train.yaml").read_text()
@@ -65,7 +71,7 @@ def test_asking_again_takes_the_measurements_up_and_another_constraint_changes_t
     ("more", "sentence"),
     [
         (["--variant", "milora"], "milora takes its start B0 A0 off the base weights"),
-        (["--variant", "vera", "--emit", "axolotl"], "--emit axolotl: Axolotl has no vera"),
+        (["--variant", "vera", "--trainers", "axolotl"], "`recipes.trainers` axolotl: Axolotl has no vera"),
         (["--variant", "lorra"], "did you mean lora"),
         (["--memory", "24"], "with a unit"),
         (["--device", "cuda"], "name its memory"),
@@ -77,13 +83,14 @@ def test_what_cannot_work_is_refused_before_anything_is_measured(
     assert recommend(tiny_model_folder, data, tmp_path / "out", *more) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "runs").glob("stages/*"))
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
         (["--memory", "300MiB"], "GiB a rank at ZeRO-0, 0.3 are there"),
-        (["--max-length", "100", "--emit", "llamafactory"], "use --max-length"),
+        (["--max-length", "100", "--trainers", "llamafactory"], "use `dataset.max_length`"),
     ],
 )
 def test_what_the_rows_or_the_memory_rule_out_is_refused_before_the_spectral_pass(
@@ -91,18 +98,17 @@ def test_what_the_rows_or_the_memory_rule_out_is_refused_before_the_spectral_pas
 ):
     assert recommend(tiny_model_folder, data, tmp_path / "out", *more) == 2
     assert sentence in capsys.readouterr().err
-    assert (tmp_path / "out" / "profile.json").is_file()
-    assert not (tmp_path / "out" / "spectra.json").exists()
+    assert list((tmp_path / "runs").glob("*/profile.json"))
+    assert not measured(tmp_path / "out")
 
 
 def test_memory_of_a_gpu_elsewhere_limits_the_plan_and_its_time_is_called_computed(
     tiny_model_folder, data, answer, tmp_path, capsys
 ):
-    before = (answer / "spectra.json").stat().st_mtime_ns
-    assert recommend(tiny_model_folder, data, answer, "--device", "cuda", "--memory", "24GiB", "--base", "nf4") == 0
+    before = measured(answer)
+    assert recommend(tiny_model_folder, data, answer, "--device", "cuda", "--memory", "24GiB", "--quantize", "nf4") == 0
     printed = capsys.readouterr().out
-    assert "taken up" in printed
-    assert (answer / "spectra.json").stat().st_mtime_ns == before
+    assert measured(answer) == before
     assert "of an earlier call and may follow another decision" in printed
     assert "computed from sizes alone, not measured" in printed
     assert "one GPU" in printed
@@ -113,32 +119,58 @@ def test_memory_of_a_gpu_elsewhere_limits_the_plan_and_its_time_is_called_comput
     assert values["quantized_base"] == "nf4"
 
 
-@pytest.mark.parametrize("text", ["24", "GiB", "0GiB", "-1GiB", "24XB"])
-def test_memory_without_a_unit_or_a_size_is_refused(text):
-    with pytest.raises(InputError, match="such as 24GiB"):
-        gib(text)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("--base", "--quantize"), ("--batch", "--batch-size"), ("--budget", "--race-budget"), ("--emit", "--trainers")],
+)
+def test_an_old_spelling_is_refused_with_the_new_one(old, new, capsys):
+    assert main(["recommend", "model", "rows.jsonl", old, "8"]) == 2
+    assert f"{old} is called {new}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["5 percent", "-1%", "%", "five"])
-def test_a_budget_that_is_no_share_is_refused(text):
-    with pytest.raises(InputError, match="at least 0%"):
-        share(text)
+def test_json_is_one_value_on_the_output(tiny_model_folder, data, answer, capsys):
+    assert recommend(tiny_model_folder, data, answer, "--trainers", "trl", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["decision"] == json.loads((answer / "decision.json").read_text())
+    assert [one["trainer"] for one in found["written"]] == ["trl"]
+    assert main(["explain", str(answer), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["decision"] == found["decision"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model"], "name a model and data"),
+        (["model", "rows.jsonl", "more"], "left over: more"),
+        ([], "name a model and data"),
+        (["nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["model", "--data", "a.jsonl", "b"], "left over: b"),
+        (["model", "rows.jsonl", "--epoch", "2"], "did you mean --epochs"),
+        (["model", "--epochs", "nan,", "rows.jsonl"], "`training.epochs`"),
+        (["model", "rows.jsonl", "--seed", "0", "training.epoch=2"], "did you mean `epochs`"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(words, said, capsys):
+    assert main(["recommend", *words]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_budget_buys_a_race_that_decides_and_is_kept(tiny_model_folder, tmp_path, capsys):
     many = write_jsonl(tmp_path / "rows.jsonl", chats(60))
     out = tmp_path / "out"
-    assert recommend(tiny_model_folder, many, out, "--budget", "300%", "--r", "4", "--variant", "lora") == 0
+    assert recommend(tiny_model_folder, many, out, "--race-budget", "300%", "--r", "4", "--variant", "lora") == 0
     race = records.read(Race, out / "race.json")
     assert race.cost <= 3
     decision = records.read(Decision, out / "decision.json")
     assert decision.race_digest == records.digest(race)
-    assert f"Race: {len(race.probes)} probes" in capsys.readouterr().out.replace("\n    ", " ")
+    assert any(f"Race: {len(race.probes)} probes" in reason for reason in decision.reasons)
     assert main(["replay", str(out)]) == 0
     seconds = [probe.seconds for probe in race.probes]
     assert (
-        recommend(tiny_model_folder, many, out, "--budget", "300%", "--r", "4", "--variant", "lora", "--emit", "trl")
+        recommend(
+            tiny_model_folder, many, out, "--race-budget", "300%", "--r", "4", "--variant", "lora", "--trainers", "trl"
+        )
         == 0
     )
     assert [probe.seconds for probe in records.read(Race, out / "race.json").probes] == seconds

@@ -17,7 +17,7 @@ from lora_select.training.supervisor import progress
 
 pytestmark = pytest.mark.fault
 STEPS = 200
-TRAINING = {"effective_batch_size": 8, "epochs": 100, "max_steps": STEPS, "checkpoint_every": 10, "num_processes": 2}
+TRAINING = {"batch_size": 8, "epochs": 100, "max_steps": STEPS, "checkpoint_every": 10, "num_processes": 2}
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import settings
 from lora_select import config
 from lora_select.errors import InputError
-from lora_select.training.planning.plan import Machine
+from lora_select.pipeline.run import Run
 
 MINIMAL = "name: mine\nbase_model: {source: m}\ndataset: {source: d}\n"
 ROOT = Path(__file__).parents[2]
@@ -29,8 +28,15 @@ def test_every_example_is_valid(path):
 
 
 def test_overrides_are_typed_yaml(file):
-    loaded = config.load(str(file), ["training.epochs=2", "--training.zero_stage=2", "selection.claims={a: true}"])
-    assert (loaded.training.epochs, loaded.training.zero_stage, loaded.selection.claims) == (2.0, 2, {"a": True})
+    loaded = config.load(
+        str(file),
+        ["training.epochs=2", "--training.zero_stage=2", "selection.claims={tangent_share_predicts_short_runs: true}"],
+    )
+    assert (loaded.training.epochs, loaded.training.zero_stage, loaded.selection.claims) == (
+        2.0,
+        2,
+        {"tangent_share_predicts_short_runs": True},
+    )
 
 
 def test_unknown_keys_name_the_nearest_field_all_at_once(file):
@@ -66,18 +72,68 @@ def test_broken_overrides(file, override, words):
         config.load(str(file), [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("selection.variant=lorra", "did you mean lora"),
+        ("selection.claims={tangent: true}", "is not a claim"),
+        ("selection.variant=ia3 --selection.r=4", "has no rank"),
+        ("training.memory=24", "such as 24GiB"),
+        ("training.memory=-1GiB", "such as 24GiB"),
+        ("training.memory=24XB", "such as 24GiB"),
+        ("selection.race_budget=5 percent", "at least 0%"),
+        ("selection.race_budget=five", "at least 0%"),
+        ("selection.race_budget=-1", "race_budget"),
+        ("training.effective_batch_size=8", "`training.effective_batch_size` is called `batch_size`"),
+        ("recipes.trainers=[trll]", "`recipes.trainers.0`"),
+    ],
+)
+def test_what_is_wrong_with_a_constraint_is_said_when_the_config_is_loaded(file, override, words):
+    with pytest.raises(InputError, match=words):
+        config.load(str(file), override.split(" --"))
+
+
+def test_units_and_shares_are_read(file):
+    loaded = config.load(str(file), ["training.memory=512MiB", "selection.race_budget=300%"])
+    assert (loaded.training.memory, loaded.selection.race_budget) == (0.5, 3.0)
+    assert config.parse(loaded.model_dump(), place="again") == loaded
+
+
+def test_every_keyword_is_one_field_and_keeps_its_default():
+    words = [one.word for one in config.settings()]
+    assert len(words) == len(set(words))
+    made = config.of(
+        "m", "some/Data Set.jsonl", {one.word: one.default for one in config.settings() if one.word != "name"}
+    )
+    assert made == config.parse({"base_model": {"source": "m"}, "dataset": {"source": "some/Data Set.jsonl"}}, place="")
+    assert made.name == "data-set"
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("epoch", "did you mean `epochs`"),
+        ("revision", "`base_model_revision` or `dataset_revision`"),
+        ("budget", "is called `race_budget`"),
+        ("xyzzy", "settings: "),
+    ],
+)
+def test_an_unknown_keyword_names_the_nearest(word, words):
+    with pytest.raises(InputError, match=words):
+        config.of("m", "d", {word: 1})
+
+
 def test_folders_and_addresses_do_not_change_a_run(file):
     plain = config.load(str(file)).digested()
     assert config.load(str(file), ["runs_dir=elsewhere", "tracking.uri=http://h:1"]).digested() == plain
+    assert config.load(str(file), ["recipes.trainers=[trl]", "tracking.uri=null"]).digested() == plain
     assert config.load(str(file), ["seed=1"]).digested() != plain
 
 
-def test_a_quantised_base_reaches_selection_plan_training_and_evaluation(file):
+def test_a_quantised_base_reaches_selection_and_training(file):
     loaded = config.load(str(file), ["base_model.quantize=nf4"])
-    assert settings.constraints(loaded, 100).quantized_base == "nf4"
-    assert settings.plan(loaded, Machine("cpu", 1, 2, 24.0, False))["training"]["quantize"] == "nf4"
-    assert settings.train(loaded) == {"quantized_base": "nf4"}
-    assert settings.evaluate(loaded, "cpu")["options"]["quantize"] == "nf4"
+    assert loaded.constraints.quantized_base == "nf4"
+    assert Run(loaded, None, "key", None).training["quantize"] == "nf4"
     with pytest.raises(InputError, match=r"`base_model.quantize`: .*'nf4' or 'int8'.*got 'fp4'"):
         config.load(str(file), ["base_model.quantize=fp4"])
 

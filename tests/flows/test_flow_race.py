@@ -8,7 +8,7 @@ from test_finetune import place, run  # noqa: F401 (`place` is a fixture)
 from lora_select.pipeline.history import replay
 from lora_select.tracking.store import prepare
 
-OVERRIDES = ("selection.learning_rate=null", "selection.race_budget=3", "training.effective_batch_size=4")
+OVERRIDES = ("selection.learning_rate=null", "selection.race_budget=3", "training.batch_size=4")
 
 
 def test_a_race_decides_the_rate_and_every_probe_is_a_run_in_mlflow(place):  # noqa: F811

@@ -1,6 +1,6 @@
 """Planted records: layers whose tangent shares, energies and displacements are what a test says."""
 
-from lora_select.records import DatasetProfile, FileRef, LayerSpectra, Quantiles, SelectionInputs, Spectra, SplitProfile
+from lora_select.records import Constraints, DatasetProfile, FileRef, LayerSpectra, Quantiles, Spectra, SplitProfile
 from lora_select.variants import CATALOGUE
 from lora_select.variants.base import ClosedForm
 
@@ -90,7 +90,7 @@ def profile(information_bits: float = 100.0) -> DatasetProfile:
     return DatasetProfile("d", "m", 256, split, split, 0, 2.0, 0.1, 64, 3.0, information_bits, (), FILE, FILE)
 
 
-def inputs(**changes) -> SelectionInputs:
+def inputs(**changes) -> Constraints:
     """No constraint, 60 planned steps."""
     plain = {
         "serve": None,
@@ -106,4 +106,4 @@ def inputs(**changes) -> SelectionInputs:
         "max_parameters": None,
         "claims": {},
     }
-    return SelectionInputs(**(plain | changes))
+    return Constraints(**(plain | changes))

@@ -21,7 +21,7 @@ PROFILE = DatasetProfile("d", "m", 256, SPLIT, SPLIT, 0, 3.0, 0.1, 64, 2.0, 1e5,
 ROWS = rows(800)
 BASE = BaseModel("b", None, "b", "0", "Llama", 134_500_000, 30, 576, 49152, True, 8192)
 WANTED = {
-    "num_processes": "auto", "precision": "auto", "zero_stage": "auto", "effective_batch_size": 16,
+    "num_processes": "auto", "precision": "auto", "zero_stage": "auto", "batch_size": 16,
     "micro_batch_size": None, "packing": "auto", "gradient_checkpointing": "auto", "epochs": 1.0, "max_steps": None, "warmup_fraction": 0.1, "lr_schedule": "cosine",
     "weight_decay": 0.0, "max_grad_norm": 1.0, "checkpoint_every": 20, "keep_checkpoints": 2, "seed": 0, "quantize": None,
 }  # fmt: skip
@@ -36,11 +36,11 @@ def plan(machine=CPU, base=BASE, adapter=None, **changes):
     [
         (CPU, {}, (2, 8, 1)),
         (CPU, {"num_processes": 1}, (1, 8, 2)),
-        (CPU, {"effective_batch_size": 6}, (2, 3, 1)),
+        (CPU, {"batch_size": 6}, (2, 3, 1)),
         (CPU, {"micro_batch_size": 2}, (2, 2, 4)),
         (GPUS, {}, (4, 4, 1)),
-        (GPUS, {"effective_batch_size": 128}, (4, 32, 1)),
-        (GPUS, {"effective_batch_size": 256}, (4, 32, 2)),
+        (GPUS, {"batch_size": 128}, (4, 32, 1)),
+        (GPUS, {"batch_size": 256}, (4, 32, 2)),
     ],
 )
 def test_ranks_micro_batch_and_accumulation_make_the_batch(machine, changes, expected):
@@ -65,7 +65,7 @@ def test_micro_batch_then_checkpointing_then_stage():
     seen = []
     for billions in (1, 20, 30, 34, 36, 60, 100):
         model = dataclasses.replace(BASE, num_parameters=billions * 10**9, hidden_size=8192, num_hidden_layers=80)
-        made = plan(GPUS, base=model, effective_batch_size=128)
+        made = plan(GPUS, base=model, batch_size=128)
         seen.append((made.zero_stage, made.gradient_checkpointing, -made.micro_batch_size))
         assert made.memory_gib.expected <= 0.9 * 80
         assert made.micro_batch_size * made.gradient_accumulation_steps * 4 == 128
@@ -81,7 +81,7 @@ def test_a_quantised_base_fits_where_a_plain_one_does_not():
     """7e9 parameters in bf16 are 13 GiB of weights, in nf4 4: on a GPU of 12 GiB the plan needs no ZeRO-3."""
     small = dataclasses.replace(GPUS, memory_gib=12.0)
     model = dataclasses.replace(BASE, num_parameters=7 * 10**9, hidden_size=4096, num_hidden_layers=32)
-    changes = {"effective_batch_size": 8, "precision": "bf16"}
+    changes = {"batch_size": 8, "precision": "bf16"}
     assert plan(small, base=model, **changes).zero_stage == 3
     made = plan(small, base=model, quantize="nf4", **changes)
     assert made.zero_stage == 0
@@ -136,13 +136,13 @@ def test_packing_falls_back_with_the_reason_or_is_an_error(measured):
 @pytest.mark.parametrize(
     ("machine", "changes", "words"),
     [
-        (CPU, {"effective_batch_size": 1, "num_processes": 2}, "smaller than the 2 ranks"),
+        (CPU, {"batch_size": 1, "num_processes": 2}, "smaller than the 2 ranks"),
         (
             GPUS,
-            {"zero_stage": 0, "micro_batch_size": 4, "gradient_checkpointing": False, "effective_batch_size": 10},
+            {"zero_stage": 0, "micro_batch_size": 4, "gradient_checkpointing": False, "batch_size": 10},
             "no multiple",
         ),
-        (CPU, {"effective_batch_size": 7}, "no multiple of the 2 ranks; use 6 or 8"),
+        (CPU, {"batch_size": 7}, "no multiple of the 2 ranks; use 6 or 8"),
         (CPU, {"micro_batch_size": 3}, "does not divide the 8 rows"),
         (CPU, {"num_processes": 5}, "over the 2 cores"),
         (GPUS, {"num_processes": 8}, "over the 4 GPUs"),

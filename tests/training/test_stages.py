@@ -43,9 +43,9 @@ def test_a_stage_that_was_asked_for_and_fails_is_a_sentence(lora_fails_split_on_
 def test_the_plan_does_not_split_what_must_be_whole():
     """Where the model does not fit at stage 0, a stage that works is taken, and without one the plan refuses."""
     large = dataclasses.replace(planning.BASE, num_parameters=60 * 10**9, hidden_size=8192, num_hidden_layers=80)
-    assert planning.plan(planning.GPUS, large, effective_batch_size=128).zero_stage == 3
+    assert planning.plan(planning.GPUS, large, batch_size=128).zero_stage == 3
     with pytest.raises(InputError, match=r"at ZeRO-0, .*; ZeRO-3 is no way out: .* needs whole factors"):
-        planning.plan(planning.GPUS, large, adapter=RIEMANNIAN, effective_batch_size=128)
+        planning.plan(planning.GPUS, large, adapter=RIEMANNIAN, batch_size=128)
     with pytest.raises(InputError, match="needs whole factors"):
         planning.plan(planning.GPUS, adapter=RIEMANNIAN, zero_stage=2)
 

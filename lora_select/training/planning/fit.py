@@ -26,14 +26,14 @@ def micro_batches(batch: int, ranks: int, device: str, asked: int | None) -> lis
     """
     if batch % ranks:
         raise InputError(
-            f"`training.effective_batch_size` {batch} is no multiple of the {ranks} ranks; use {batch - batch % ranks} or "
+            f"`training.batch_size` {batch} is no multiple of the {ranks} ranks; use {batch - batch % ranks} or "
             f"{batch + ranks - batch % ranks}, or another `training.num_processes`"
         )
     share = batch // ranks
     if asked and share % asked:
         raise InputError(
             f"`training.micro_batch_size` {asked} does not divide the {share} rows of each rank "
-            f"(`training.effective_batch_size` {batch} over {ranks} ranks)"
+            f"(`training.batch_size` {batch} over {ranks} ranks)"
         )
     if asked:
         return [asked]

@@ -93,13 +93,13 @@ def make_plan(
     nodes = int(wanted.get("nodes", 1))
     machine = machine.times(nodes)
     ranks = _ranks(machine, wanted, reasons)
-    batch = int(wanted["effective_batch_size"])
+    batch = int(wanted["batch_size"])
     usable = profile.train.trained
     kept = validation.kept_rows(usable, float(wanted.get("validation", 0.0)))
     count = usable - kept
     if batch < ranks:
         raise InputError(
-            f"`training.effective_batch_size` {batch} is smaller than the {ranks} ranks; raise it or lower `training.num_processes`"
+            f"`training.batch_size` {batch} is smaller than the {ranks} ranks; raise it or lower `training.num_processes`"
         )
     sizes = fit.micro_batches(batch, ranks, machine.device, wanted["micro_batch_size"])
     steps = total_steps(count, float(wanted["epochs"]), batch, wanted["max_steps"])
@@ -182,7 +182,7 @@ def _ranks(machine: Machine, wanted: Mapping[str, Any], reasons: list[str]) -> i
             raise InputError(f"`training.num_processes` {asked} is over the {machine.devices} GPUs here; lower it")
         return int(asked)
     if asked == "auto":
-        ranks = min(2, machine.cores, int(wanted["effective_batch_size"]))
+        ranks = min(2, machine.cores, int(wanted["batch_size"]))
         reasons.append(f"{ranks} CPU ranks over gloo: the code path of several GPUs")
         return ranks
     if asked > machine.cores:

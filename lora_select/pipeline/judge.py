@@ -1,4 +1,4 @@
-"""Stages that judge: evaluation against base, plain LoRA and champion; the registry; the report."""
+"""What judges the adapter: evaluation against base, plain LoRA and champion; the registry; the report."""
 
 import dataclasses
 import shutil
@@ -10,12 +10,12 @@ from lora_select import records
 from lora_select.evaluation import gate
 from lora_select.evaluation.evaluate import EvaluationOptions
 from lora_select.evaluation.evaluate import evaluate as evaluate_library
+from lora_select.pipeline import workspace
+from lora_select.pipeline.stage import Context, Stage
+from lora_select.pipeline.workspace import StageRef
 from lora_select.records import Adapter, BaseModel, Dataset, DatasetProfile, Evaluation, Promotion, Report
 from lora_select.report.report import ReportInputs, write_report
 from lora_select.tracking import names, registry
-from tasks import store
-from tasks.stage import Context, Stage
-from tasks.store import StageRef
 
 CHAMPION = "champion"
 
@@ -30,7 +30,7 @@ def _evaluate(
     base: BaseModel,
     rivals: Mapping[str, StageRef],
     options: Mapping[str, Any],
-    model_name: str,
+    model_name: str | None,
 ) -> Evaluation:
     del proof  # an adapter without proof is not judged
     trained, rows = context.load(adapter, Adapter), context.load(dataset, Dataset)
@@ -56,8 +56,10 @@ def _adapter_folder(context: Context, ref: StageRef) -> Path:
     return context.folder_of(ref) / context.load(ref, Adapter).directory
 
 
-def _champion(context: Context, model_name: str, adapter: Adapter) -> tuple[dict[str, Path], str | None]:
-    """The present champion's folder, downloaded once, and its version; nothing when there is none or it is this one."""
+def _champion(context: Context, model_name: str | None, adapter: Adapter) -> tuple[dict[str, Path], str | None]:
+    """The present champion's folder, downloaded once, and its version; nothing when there is no registry, none, or it is this one."""
+    if model_name is None or context.place.tracker is None:
+        return {}, None
     tracking = context.place.tracker.store
     version = registry.by_alias(tracking, model_name)
     if version is None or version.adapter_digest == adapter.digest:
@@ -81,6 +83,7 @@ def _promote(
 ) -> Promotion:
     del tracking_uri  # in the key only: another registry is another promotion
     trained, judged = context.load(adapter, Adapter), context.load(evaluation, Evaluation)
+    assert context.place.tracker is not None  # the line asks for no promotion without a registry
     tracking = context.place.tracker.store
     before = registry.by_alias(tracking, model_name)
     rival = None if before is None or before.adapter_digest == trained.digest else before.version
@@ -98,9 +101,11 @@ def _promote(
 def _report(context: Context, *, stages: Mapping[str, StageRef], base: BaseModel) -> Report:
     folders = {name: context.folder_of(ref) for name, ref in stages.items()}
     found = {
-        name: records.read(names.record_type(name), folder / store.RECORD_FILE) for name, folder in folders.items()
+        name: records.read(names.record_type(name), folder / workspace.RECORD_FILE) for name, folder in folders.items()
     }
-    inputs = ReportInputs(base=base, records=found, folders=folders, link=context.place.tracker.link)
+    inputs = ReportInputs(
+        base=base, records=found, folders=folders, link=context.place.tracker.link if context.place.tracker else ""
+    )
     return write_report(inputs, context.folder)
 
 

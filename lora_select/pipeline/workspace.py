@@ -6,7 +6,6 @@ attempt, which the stage may take up again.
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,11 +82,6 @@ def point_latest(root: str | Path, run_key: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(run_key)
     os.replace(temporary, Path(root) / "latest")
-
-
-def clear(root: str | Path, stage: str, key: str) -> None:
-    """Remove a stage's folder, for a stage that cannot take up an unfinished attempt."""
-    shutil.rmtree(folder_of(root, stage, key), ignore_errors=True)
 
 
 def _files(value: Any) -> list[tuple[str, int]]:

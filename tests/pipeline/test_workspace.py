@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lora_select import records
+from lora_select.pipeline import workspace as store
 from lora_select.records import Report, file_ref
-from tasks import store
 
 
 @pytest.fixture

@@ -1,0 +1,329 @@
+"""The line: from rows to a judged adapter. `analyze`, `recommend` and `finetune` are prefixes of it, in this order of steps.
+
+rows -> profile -> spectra -> (race) -> decision -> plan -> adapter -> reload check -> evaluation -> promotion -> report
+|------ analyze ---------|
+|------------ recommend, then a plan for another trainer --|
+|------------------------------------- finetune -----------------------------------------------------------------------|
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from lora_select import recipes
+from lora_select.errors import require
+from lora_select.pipeline import choose, judge, prepare, train, workspace
+from lora_select.pipeline.run import Run
+from lora_select.pipeline.stage import Outcome
+from lora_select.pipeline.workspace import StageRef
+from lora_select.recipes.expressible import PEFT_MAKES
+from lora_select.records import (
+    Adapter,
+    AdapterCosts,
+    AdapterSpec,
+    Dataset,
+    DatasetProfile,
+    Decision,
+    Evaluation,
+    Promotion,
+    Proof,
+    Race,
+    Report,
+    Spectra,
+    TrainingPlan,
+)
+from lora_select.records.digests import source_digest
+from lora_select.training.validation import kept_rows
+
+
+@final
+@dataclass(frozen=True)
+class Measured:
+    """What `analyze` ends with."""
+
+    dataset: Outcome[Dataset]
+    profile: Outcome[DatasetProfile]
+    spectra: Outcome[Spectra]
+
+
+@final
+@dataclass(frozen=True)
+class Chosen:
+    """What is measured and decided; `race` is None where no budget pays for one."""
+
+    measured: Measured
+    race: Outcome[Race] | None
+    decision: Outcome[Decision]
+
+
+@final
+@dataclass(frozen=True)
+class Recommended:
+    """What `recommend` ends with: the choice, and the plan of a training by another trainer."""
+
+    chosen: Chosen
+    plan: Outcome[TrainingPlan]
+
+
+@final
+@dataclass(frozen=True)
+class Finetuned:
+    """What `finetune` ends with. `promotion` is None where there is no registry."""
+
+    chosen: Chosen
+    plan: Outcome[TrainingPlan]
+    adapter: Outcome[Adapter]
+    proof: Outcome[Proof]
+    evaluation: Outcome[Evaluation]
+    promotion: Outcome[Promotion] | None
+    report: Outcome[Report]
+
+
+def analyze(run: Run) -> Measured:
+    """Rows, profile, spectra.
+
+    Raises:
+        InputError: rows or model cannot be used.
+    """
+    dataset, profile = _profiled(run)
+    return _measured(run, dataset, profile)
+
+
+def recommend(run: Run, trainers: Sequence[str] = ()) -> Recommended:
+    """What to train, and what that will take in one process of another trainer.
+
+    Args:
+        run: an open run.
+        trainers: names in :data:`lora_select.recipes.TOOLS` that must be able to express the choice and to read the rows.
+
+    Raises:
+        InputError: an unusable input, an adapter or rows that a trainer cannot express, or a model that does not fit; as early as it
+            can be known.
+    """
+    config, machine = run.config, run.trainer
+    if config.selection.variant is not None:
+        recipes.refuse_named(config.selection.variant, trainers, config.selection.serve)
+    dataset, profile = _profiled(run)
+    longest = max(profile.record.train.length.maximum, profile.record.eval.length.maximum)
+    recipes.refuse_rows(longest, profile.record.max_length, trainers)
+    train.refuse_too_large(profile.record, run.base, machine, run.training)
+    chosen = _chosen(run, _measured(run, dataset, profile))
+    choice = chosen.decision.record.choice
+    recipes.refuse(choice, trainers, config.selection.serve)
+    # In bf16 the base less B0 A0 would be rounded, and other trainers make these starts in the base's own type.
+    precision = {"precision": "fp32"} if choice.init in PEFT_MAKES and config.training.precision == "auto" else {}
+    plan = run.do(
+        train.plan_elsewhere,
+        "plan-elsewhere",
+        profile=profile.ref,
+        base=run.base,
+        spec=choice,
+        training=run.training | precision,
+        machine=machine,
+        here=run.is_here,
+    )
+    return Recommended(chosen, plan)
+
+
+def diagnose(run: Run, measured: Measured) -> AdapterCosts | None:
+    """What `diagnostics` and `base_model.quantize` ask `analyze` for beyond the pass, None where nothing is; decides nothing."""
+    from lora_select.diagnostics import costs
+
+    config = run.config
+    if not config.diagnostics.curvature and config.base_model.quantize is None:
+        return None
+    size = {"microbatches": config.analysis.microbatches, "size": config.analysis.microbatch_size, "seed": config.seed}
+    batches = prepare.drawn(measured.profile.folder, measured.profile.record, run.base, **size)
+    return costs.measure(
+        measured.spectra.record,
+        measured.spectra.folder,
+        Path(run.base.path),
+        batches[0],
+        curvature=config.diagnostics.curvature,
+        quantize=config.base_model.quantize,
+    )
+
+
+def check_installed() -> None:
+    """Refuse to begin what would end at an import, where only the core is installed.
+
+    Raises:
+        InputError: names the extra.
+    """
+    for module in ("deepspeed", "accelerate"):
+        require(module, "train", "`finetune`")
+    for module in ("jinja2", "matplotlib"):
+        require(module, "report", "the report of `finetune`")
+
+
+def plan(run: Run) -> tuple[Chosen, Outcome[TrainingPlan]]:
+    """The line up to the plan of its own training: what would be trained, how long, with how much memory.
+
+    Raises:
+        InputError: an unusable input, or a model that does not fit.
+    """
+    run.machine  # noqa: B018  (a GPU that is not here is refused before anything is measured)
+    chosen = _chosen(run, analyze(run))
+    made = run.do(train.plan, "plan", **_planning(run, chosen), spec=chosen.decision.record.choice)
+    return chosen, made
+
+
+def finetune(run: Run) -> Finetuned:
+    """The whole line.
+
+    Raises:
+        InputError: an unusable input, or a model that does not fit.
+        WorldError: training failed and no remedy was left.
+    """
+    chosen, planned = plan(run)
+    adapter = _trained(run, chosen, planned, "adapter")
+    proof = run.do(train.prove, "proof", adapter=adapter.ref, plan=planned.ref, base=run.base)
+    evaluation = _evaluated(run, chosen, adapter, proof, _rivals(run, chosen))
+    promotion = None
+    if run.place.tracker is not None:
+        promotion = run.do(
+            judge.promote,
+            "promotion",
+            adapter=adapter.ref,
+            evaluation=evaluation.ref,
+            model_name=_model_name(run),
+            max_forgetting=run.config.promotion.max_forgetting,
+            tracking_uri=run.config.tracking.uri,
+        )
+    measured = chosen.measured
+    stages: dict[str, Outcome[Any] | None] = {
+        "dataset": measured.dataset,
+        "profile": measured.profile,
+        "spectra": measured.spectra,
+        "decision": chosen.decision,
+        "plan": planned,
+        "race": chosen.race,
+        "adapter": adapter,
+        "proof": proof,
+        "evaluation": evaluation,
+        "promotion": promotion,
+    }
+    known = {name: outcome.ref for name, outcome in stages.items() if outcome is not None}
+    report = run.do(judge.report, "report", stages=known, base=run.base)
+    _show(run, adapter.folder / adapter.record.directory, report.folder / report.record.file.path)
+    return Finetuned(chosen, planned, adapter, proof, evaluation, promotion, report)
+
+
+def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[DatasetProfile]]:
+    config = run.config
+    options = config.dataset.model_dump(exclude={"max_length", "max_unusable"}) | {"name": config.name}
+    digests = [source_digest(config.dataset.source), source_digest(config.dataset.eval_source or "")]
+    dataset = run.do(prepare.intake, "dataset", options=options, source_digests=digests)
+    profile = run.do(
+        prepare.profile,
+        "profile",
+        dataset=dataset.ref,
+        base=run.base,
+        max_length=config.dataset.max_length,
+        base_loss_rows=config.analysis.base_loss_rows,
+        device=run.measuring.device,
+    )
+    return dataset, profile
+
+
+def _measured(run: Run, dataset: Outcome[Dataset], profile: Outcome[DatasetProfile]) -> Measured:
+    spectra = run.do(
+        prepare.spectra,
+        "spectra",
+        profile=profile.ref,
+        base=run.base,
+        device=run.measuring.device,
+        seed=run.config.seed,
+        **run.config.analysis.model_dump(exclude={"base_loss_rows"}),
+    )
+    return Measured(dataset, profile, spectra)
+
+
+def _chosen(run: Run, measured: Measured) -> Chosen:
+    evidence = {
+        "profile": measured.profile.ref,
+        "spectra": measured.spectra.ref,
+        "constraints": run.constraints(planned_steps(run, measured.profile.record)),
+    }
+    race = None
+    if run.config.selection.race_budget:
+        race = run.do(choose.race, "race", **evidence, base=run.base, training=run.training, machine=run.measuring)
+    decision = run.do(choose.select, "decision", **evidence, race=race.ref if race else None)
+    return Chosen(measured, race, decision)
+
+
+def planned_steps(run: Run, profile: DatasetProfile) -> int:
+    """Optimizer steps of the training that the config asks for."""
+    training = run.config.training
+    usable = profile.train.rows - profile.train.rows_without_labels
+    rows = usable - kept_rows(usable, training.validation)
+    steps = math.ceil(rows * training.epochs / training.batch_size)
+    return min(steps, training.max_steps or steps)
+
+
+def _planning(run: Run, chosen: Chosen) -> dict[str, Any]:
+    return {
+        "profile": chosen.measured.profile.ref,
+        "base": run.base,
+        "training": run.training,
+        "machine": run.machine,
+    }
+
+
+def _trained(
+    run: Run, chosen: Chosen, planned: Outcome[TrainingPlan], name: str, spec: AdapterSpec | None = None
+) -> Outcome[Adapter]:
+    return run.do(
+        train.train,
+        name,
+        profile=chosen.measured.profile.ref,
+        spectra=chosen.measured.spectra.ref,
+        plan=planned.ref,
+        base=run.base,
+        spec=spec or chosen.decision.record.choice,
+        quantize=run.config.base_model.quantize,
+    )
+
+
+def _rivals(run: Run, chosen: Chosen) -> dict[str, StageRef]:
+    """Train plain LoRA too when something else was chosen, so that the choice is judged and not only believed."""
+    decision = chosen.decision.record
+    plain = next((c for c in decision.candidates if c.key == f"lora-all-linear-r{decision.choice.r or 16}"), None)
+    if not run.config.evaluation.compare_plain_lora or plain is None or decision.choice_key == plain.key:
+        return {}
+    planned = run.do(train.plan, "plan-plain-lora", **_planning(run, chosen), spec=plain.spec)
+    return {"plain_lora": _trained(run, chosen, planned, "adapter-plain-lora", plain.spec).ref}
+
+
+def _evaluated(
+    run: Run, chosen: Chosen, adapter: Outcome[Adapter], proof: Outcome[Proof], rivals: dict[str, StageRef]
+) -> Outcome[Evaluation]:
+    config = run.config
+    options = config.evaluation.model_dump(exclude={"compare_plain_lora"})
+    options |= {"seed": config.seed, "device": run.machine.device, "quantize": config.base_model.quantize}
+    return run.do(
+        judge.evaluate,
+        "evaluation",
+        adapter=adapter.ref,
+        proof=proof.ref,
+        dataset=chosen.measured.dataset.ref,
+        profile=chosen.measured.profile.ref,
+        base=run.base,
+        rivals=rivals,
+        options=options,
+        model_name=_model_name(run),
+    )
+
+
+def _model_name(run: Run) -> str | None:
+    """The registered model: the config's own name unless it names one; None where there is no registry."""
+    return (run.config.promotion.model_name or run.config.name) if run.place.tracker else None
+
+
+def _show(run: Run, adapter: Path, report: Path) -> None:
+    """Link what a person opens into the run's folder, and point `runs/latest` to it."""
+    workspace.link(run.place.root, run.key, adapter, "adapter")
+    workspace.link(run.place.root, run.key, report, "report.html")
+    workspace.point_latest(run.place.root, run.key)

@@ -1,0 +1,95 @@
+"""Who is told of a run: a person at a terminal, and MLflow. Prefect's observer is in `tasks/`."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from lora_select.pipeline.stage import Observer, Work
+from lora_select.pipeline.summaries import summary
+from lora_select.progress import Display, Report, display
+from lora_select.records import Race
+from lora_select.training import job
+
+if TYPE_CHECKING:
+    from lora_select.tracking.tracker import Tracker
+
+NAME_WIDTH = 11
+SHIP_SECONDS = 5.0
+
+
+@final
+class Terminal(Observer):
+    """Prints a line for each finished stage, and a bar (or lines) while one lasts."""
+
+    def __init__(self, say: Callable[[str], None] | None = None, shown: Display | None = None):
+        self._say = say or (lambda line: print(line, flush=True))
+        self._shown = shown or display()
+
+    def said(self, line: str) -> None:
+        """Print it."""
+        self._say(line)
+
+    def progress(self, work: Work) -> AbstractContextManager[Report]:
+        """A bar on a terminal, lines elsewhere."""
+        return self._shown(work.label)
+
+    def finished(self, work: Work, record: Any, *, reused: bool, seconds: float) -> None:
+        """The stage's name, what came out, and how long it took or `reused`."""
+        for line in stage_lines(work.label, record, reused=reused, seconds=seconds):
+            self._say(line)
+
+
+def stage_lines(label: str, record: Any, *, reused: bool, seconds: float) -> list[str]:
+    """What a person reads of a finished stage."""
+    took = "reused" if reused else f"{seconds:.1f} s"
+    head, *rest = summary(record).splitlines()
+    return [f"{label:{NAME_WIDTH}} {head}  ({took})", *(f"{'':{NAME_WIDTH}} {line}" for line in rest)]
+
+
+@final
+class Tracking(Observer):
+    """Logs every record to MLflow, and the steps of a training while it runs."""
+
+    def __init__(self, tracker: "Tracker"):
+        self._tracker = tracker
+        self.left = 0
+        """Entries that MLflow did not take before the run ended."""
+
+    def began(self, work: Work) -> None:
+        """Open the stage's child run."""
+        self._tracker.begin(work.label)
+
+    @contextmanager
+    def progress(self, work: Work) -> Iterator[Report]:
+        """New training steps go to MLflow every few seconds."""
+        last = time.monotonic()
+
+        def report(_done: int, _total: int, _what: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > SHIP_SECONDS and (work.folder / job.METRICS).is_file():
+                last = time.monotonic()
+                self._tracker.ship(work.folder / job.METRICS, work.label)
+
+        yield report
+
+    def failed(self, work: Work, error: BaseException) -> None:
+        """Close the child run as failed or killed."""
+        self._tracker.end(work.label, "FAILED" if isinstance(error, Exception) else "KILLED")
+
+    def finished(self, work: Work, record: Any, *, reused: bool, seconds: float) -> None:  # noqa: ARG002
+        """Log the record; each training of a race is a run of its own."""
+        if not reused and isinstance(record, Race):
+            for probe in record.probes:
+                label = f"probe-{probe.key}-{probe.learning_rate:g}-{probe.steps}"
+                self._tracker.begin(label)
+                self._tracker.log(label, probe)
+                self._tracker.end(label)
+        self._tracker.log(work.label, record, work.folder, reused=reused)
+        if not reused:
+            self._tracker.end(work.label)
+
+    def ended(self, folder: Path, status: str) -> None:  # noqa: ARG002
+        """Close the parent run."""
+        self.left = self._tracker.finish(status)

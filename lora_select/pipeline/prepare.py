@@ -1,0 +1,90 @@
+"""What is measured before anything is chosen: rows, profile, spectra."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_select import models
+from lora_select.data import intake as rows_in
+from lora_select.data import profile as profiling
+from lora_select.data import tokens
+from lora_select.data.formats import RowOptions
+from lora_select.data.microbatches import draw
+from lora_select.pipeline.stage import Context, Stage
+from lora_select.pipeline.workspace import StageRef
+from lora_select.records import BaseModel, Dataset, DatasetProfile, Spectra
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _intake(context: Context, *, source_digests: Sequence[str], options: Mapping[str, Any]) -> Dataset:
+    del source_digests  # in the key only: they stand for the bytes behind the sources
+    given = dict(options)
+    said = RowOptions(
+        columns=given.pop("columns", {}),
+        ignore=frozenset(given.pop("ignore_columns", ())),
+        reasoning=given.pop("reasoning", "keep"),
+        learn=given.pop("learn", "all"),
+    )
+    return rows_in.intake(folder=context.folder, options=said, progress=context.report, **given)
+
+
+def _profile(
+    context: Context, *, dataset: StageRef, base: BaseModel, max_length: int, base_loss_rows: int, device: str
+) -> DatasetProfile:
+    return profiling.profile(
+        context.load(dataset, Dataset),
+        context.folder_of(dataset),
+        base,
+        max_length=max_length,
+        base_loss_rows=base_loss_rows,
+        dtype="float32",
+        device=device,
+        folder=context.folder,
+        progress=context.report,
+    )
+
+
+def _spectra(
+    context: Context,
+    *,
+    profile: StageRef,
+    base: BaseModel,
+    microbatches: int,
+    microbatch_size: int,
+    sketch_size: int,
+    seed: int,
+    device: str,
+) -> Spectra:
+    from lora_select.spectral.analyze import analyze
+    from lora_select.variants import CATALOGUE
+
+    measured = context.load(profile, DatasetProfile)
+    size = {"microbatches": microbatches, "size": microbatch_size, "seed": seed}
+    return analyze(
+        models.load_model(base.path, dtype="float32", device=device),
+        drawn(context.folder_of(profile), measured, base, **size),
+        loss_fn=tokens.label_loss,
+        variants=CATALOGUE,
+        sketch_size=sketch_size,
+        seed=seed,
+        folder=context.folder,
+        dataset_digest=measured.dataset_digest,
+        model_digest=base.digest,
+        progress=context.report,
+    )
+
+
+def drawn(
+    folder: Path, profile: DatasetProfile, base: BaseModel, *, microbatches: int, size: int, seed: int
+) -> "list[dict[str, Tensor]]":
+    """The microbatches of the spectral pass; `folder` is the profile's."""
+    rows = tokens.read_rows(folder / profile.train_tokens_file.path)
+    pad_id = models.pad_id(models.load_tokenizer(base.path))
+    return draw(rows, microbatches=microbatches, size=size, seed=seed, pad_id=pad_id)
+
+
+intake = Stage("intake", Dataset, _intake)
+profile = Stage("profile", DatasetProfile, _profile, retries=1)
+spectra = Stage("analyze", Spectra, _spectra, retries=1)

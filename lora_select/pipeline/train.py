@@ -1,0 +1,124 @@
+"""What makes the adapter: plan, DeepSpeed training, reload in a new process. And the plan of a training elsewhere."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_select.data.tokens import read_rows
+from lora_select.errors import InputError
+from lora_select.initialization import write_initialization
+from lora_select.pipeline.stage import Context, Stage
+from lora_select.pipeline.workspace import StageRef
+from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, Proof, Spectra, TrainingPlan
+from lora_select.training.job import TrainingJob
+from lora_select.training.planning import fit, memory
+from lora_select.training.planning.plan import Machine, check_disk, make_plan
+from lora_select.training.planning.planned import planned
+
+OTHER_TRAINERS: Mapping[str, Any] = {
+    "num_processes": 1,
+    "nodes": 1,
+    "zero_stage": 0,
+    "packing": False,
+    "whole_logits": True,
+}
+"""What a plan for another trainer fixes: one process, rows padded, all logits formed."""
+
+
+def _plan(
+    context: Context,
+    *,
+    profile: StageRef,
+    base: BaseModel,
+    spec: AdapterSpec,
+    training: Mapping[str, Any],
+    machine: Machine,
+) -> TrainingPlan:
+    known = context.load(profile, DatasetProfile)
+    tokens = (context.folder_of(profile) / known.train_tokens_file.path).resolve()
+    return planned(known, spec, base, machine, training, tokens, context.folder.resolve() / "measure")
+
+
+def _plan_elsewhere(
+    context: Context,
+    *,
+    profile: StageRef,
+    base: BaseModel,
+    spec: AdapterSpec,
+    training: Mapping[str, Any],
+    machine: Machine,
+    here: bool,
+) -> TrainingPlan:
+    """For one process of another trainer: its speed measured where `machine` is this one, its memory with all logits formed."""
+    known = context.load(profile, DatasetProfile)
+    tokens = (context.folder_of(profile) / known.train_tokens_file.path).resolve()
+    told = {**training, **OTHER_TRAINERS}
+    if here:
+        made = planned(known, spec, base, machine, told, tokens, context.folder.resolve() / "measure")
+    else:
+        made = make_plan(known, spec, base, machine, told)
+    held = dataclasses.replace(fit.setting(made, read_rows(tokens), training.get("quantize")), whole_logits=True)
+    return dataclasses.replace(made, memory_gib=memory.estimate(base, spec, held))
+
+
+def refuse_too_large(profile: DatasetProfile, base: BaseModel, machine: Machine, training: Mapping[str, Any]) -> None:
+    """Stop before the spectral pass where the base does not fit with the smallest adapter.
+
+    Raises:
+        InputError: it does not; names the ways out.
+    """
+    smallest = AdapterSpec("lora", "", (), 1, 1, 1.0, "default", 1e-4, "LoraConfig", {}, {}, 1)
+    try:
+        make_plan(profile, smallest, base, machine, {**training, **OTHER_TRAINERS})
+    except InputError as error:
+        raise InputError(
+            f"{error}. Here: a smaller `dataset.max_length` or `training.batch_size`, `base_model.quantize=nf4`, or a larger "
+            f"`training.memory` than {machine.memory_gib:.1f} GiB"
+        ) from error
+
+
+def _train(
+    context: Context,
+    *,
+    profile: StageRef,
+    spectra: StageRef,
+    plan: StageRef,
+    base: BaseModel,
+    spec: AdapterSpec,
+    quantize: str | None = None,
+) -> Adapter:
+    from lora_select.training.supervisor import launch
+
+    measured, made = context.load(profile, DatasetProfile), context.load(plan, TrainingPlan)
+    check_disk(made, context.folder)
+    tensors = context.folder_of(spectra) / context.load(spectra, Spectra).tensors.path
+    factors = write_initialization(
+        spec, Path(base.path), tensors, context.folder / "initial_factors.safetensors", quantize
+    )
+    job = TrainingJob(
+        spec=spec,
+        plan=made,
+        base_path=base.path,
+        base_source=base.source,
+        train_tokens=str((context.folder_of(profile) / measured.train_tokens_file.path).resolve()),
+        probe_tokens=str((context.folder_of(profile) / measured.eval_tokens_file.path).resolve()),
+        initial_factors=str(factors.resolve()) if factors else None,
+        quantized_base=quantize,
+    )
+    return launch.train(job, context.folder.resolve(), progress=context.report)
+
+
+def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseModel) -> Proof:
+    from lora_select.training import reload_check
+
+    precision = context.load(plan, TrainingPlan).precision
+    made = reload_check.prove(base, context.folder_of(adapter), precision=precision, folder=context.folder)
+    reload_check.refuse_unproven(made, context.load(adapter, Adapter))
+    return made
+
+
+plan = Stage("plan", TrainingPlan, _plan)
+plan_elsewhere = Stage("plan-elsewhere", TrainingPlan, _plan_elsewhere)
+train = Stage("train", Adapter, _train)  # no retries: training has its own, bounded and written down
+prove = Stage("prove", Proof, _prove)

@@ -1,0 +1,171 @@
+"""What is refused when a run is opened, what names it, and which machine it means."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lora_select import config
+from lora_select.errors import InputError
+from lora_select.pipeline import inputs, run
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": f"{n}"}) + "\n" for n in range(40)))
+    return file
+
+
+@pytest.fixture
+def made(tmp_path, tiny_model_folder, rows, monkeypatch):
+    """A config on the tiny model; keywords change it."""
+    monkeypatch.setenv("LORA_SELECT_CACHE", str(tmp_path / "cache"))
+
+    def make(dataset=rows, **changes):
+        plain = {"runs_dir": str(tmp_path / "runs"), "tracking_uri": None}
+        return config.of(str(tiny_model_folder), str(dataset), plain | changes)
+
+    return make
+
+
+def key(asked):
+    with run.opened(asked) as opened:
+        return opened.key
+
+
+def test_what_is_written_beside_the_line_does_not_name_the_run_and_what_changes_it_does(made, rows):
+    assert key(made()) == key(made(trainers=["trl"], curvature=True, experiment="other"))
+    assert key(made()) != key(made(epochs=2))
+    first = key(made())
+    rows.write_text(rows.read_text() + '{"prompt": "one", "completion": "more"}\n')
+    assert key(made()) != first
+
+
+def test_no_tracking_leaves_no_trace(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with run.opened(made()) as opened:
+        assert opened.place.tracker is None
+    assert not (opened.folder / "tracking.json").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert json.loads((opened.folder / "config.json").read_text())["name"] == "rows"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "none.jsonl"}, "none.jsonl does not exist"),
+        ({"variant": "mica", "quantize": "nf4"}, "measured: mica does not train on a nf4 base"),
+        ({"tracking_uri": "file:mlruns"}, "no longer supports"),
+        ({"runs_dir": "/proc/none"}, "cannot be made"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_model_is_looked_at(made, changes, words):
+    with pytest.raises(InputError, match=words), run.opened(made(**changes)):
+        pytest.fail("the run was opened")
+
+
+def test_a_gpu_elsewhere_trains_there_and_measures_here(made, monkeypatch):
+    monkeypatch.setattr(run, "_has_gpu", lambda: False)
+    with run.opened(made(device="cuda", memory="24GiB")) as opened:
+        assert (opened.trainer.device, opened.trainer.memory_gib) == ("cuda", 24.0)
+        assert opened.measuring.device == "cpu"
+        with pytest.raises(InputError, match=r"training.device"):
+            opened.machine  # noqa: B018  (a property)
+    with run.opened(made(device="cuda")) as opened, pytest.raises(InputError, match=r"training.memory=24GiB"):
+        opened.trainer  # noqa: B018
+    with run.opened(made(memory="1GiB")) as opened:
+        assert opened.trainer.memory_gib == 1.0
+        assert opened.machine.memory_gib != 1.0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        (iter([]), "spent"),
+        ([], "no row"),
+        (["text"], "row 1 of `dataset` is a str"),
+        ([{"prompt": "a", "completion": {1, 2}}], "row 1 of `dataset` holds"),
+        ([{"prompt": "a", "completion": float("nan")}], "row 1 of `dataset` holds"),
+        ({"train": [], "test": []}, "one split"),
+        (7, "is a int"),
+    ],
+)
+def test_rows_that_are_none_are_refused(tmp_path, dataset, words):
+    with pytest.raises(InputError, match=words):
+        inputs.dataset_source(dataset, tmp_path)
+
+
+def test_rows_in_memory_become_one_file_named_by_its_bytes(tmp_path):
+    rows = [{"prompt": "ä", "completion": "b"}]
+    first = inputs.dataset_source(rows, tmp_path)
+    assert inputs.dataset_source(iter(rows), tmp_path) == first
+    assert inputs.dataset_source([*rows, *rows], tmp_path) != first
+    assert [json.loads(line) for line in open(first, encoding="utf-8")] == rows  # noqa: SIM115
+
+
+def test_a_datasets_dataset_becomes_parquet_without_filled_nulls_of_its_own(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}] * 3)
+    first = inputs.dataset_source(made, tmp_path)
+    assert first.endswith(".parquet")
+    assert inputs.dataset_source(made.select(range(3)), tmp_path) == first
+    with pytest.raises(InputError, match="no row"):
+        inputs.dataset_source(made.select([]), tmp_path)
+    with pytest.raises(InputError, match=r"dataset\['train'\]"):
+        inputs.dataset_source(datasets.DatasetDict(train=made), tmp_path)
+
+
+@pytest.fixture
+def loaded(tiny_model_folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+
+
+def test_a_loaded_model_is_its_folder(loaded, tiny_model_folder, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("LORA_SELECT_CACHE", str(tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    assert inputs.model_source(loaded, tokenizer) == str(tiny_model_folder)
+    assert inputs.model_source(loaded.bfloat16()) == str(tiny_model_folder)
+    tokenizer.chat_template = "other"
+    with pytest.raises(InputError, match="another chat template"):
+        inputs.model_source(loaded, tokenizer)
+    with pytest.raises(InputError, match="loaded model"):
+        inputs.model_source(str(tiny_model_folder), tokenizer)
+
+
+def test_a_loaded_model_that_is_not_its_folder_s_is_refused(loaded, tmp_path, monkeypatch):
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("LORA_SELECT_CACHE", str(tmp_path))
+    with torch.no_grad():
+        loaded.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    with pytest.raises(InputError, match="up_proj.weight differs"):
+        inputs.model_source(loaded)
+    with pytest.raises(InputError, match="came from no folder"):
+        inputs.model_source(AutoModelForCausalLM.from_config(loaded.config.__class__(**_small(loaded.config))))
+    with pytest.raises(InputError, match="before an adapter is put on it"):
+        inputs.model_source(peft.get_peft_model(loaded, peft.LoraConfig(target_modules=["q_proj"])))
+    with pytest.raises(InputError, match="is a int"):
+        inputs.model_source(7)
+
+
+def _small(plain):
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return {name: getattr(plain, name) for name in names}
+
+
+def test_importing_the_package_costs_nothing():
+    code = (
+        "import sys, time; t = time.process_time(); import lora_select; spent = time.process_time() - t; "
+        "print([n for n in ('torch', 'pydantic', 'yaml', 'transformers') if n in sys.modules], spent < 0.2, "
+        "sorted(set(lora_select.__all__) - set(dir(lora_select))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "True", "[]"]

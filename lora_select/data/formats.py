@@ -1,43 +1,105 @@
-"""Dataset formats: how each becomes canonical messages, and which one a set of columns is.
+"""Dataset formats: how each becomes canonical messages, and which one a row's columns are. No key is forgotten: see `convert_row`.
 
-A canonical row is `{"messages": [{"role", "content", "tool_calls"?}], "tools": [...] | None}`.
+A canonical row is `{"messages": [...], "tools": [...] | None}`; :mod:`lora_select.data.chat` says what a message holds.
 """
 
 import difflib
-import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
 
-from lora_select.data.render import TEXT_ROLE
+from lora_select.data import turns
+from lora_select.data.chat import TEXT_ROLE
+from lora_select.data.turns import RowError
 from lora_select.errors import InputError
 
+__all__ = [
+    "FORMATS",
+    "Converted",
+    "RowError",
+    "RowOptions",
+    "check",
+    "convert",
+    "convert_row",
+    "detect",
+    "mapped",
+    "sentences",
+    "without_nulls",
+]
+
 Columns = Mapping[str, Any]
-ROLES = ("system", "user", "assistant", "tool", "function", "developer")
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+PROMPTS = ("prompt", "question", "query", "input")
+ANSWERS = ("completion", "response", "answer", "output")
+CHATS = ("conversations", "conversation")
+SYSTEMS = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 
-class RowError(ValueError):
-    """A row that cannot be used; the message is the reason that rejected rows are counted under."""
+@final
+@dataclass(frozen=True)
+class RowOptions:
+    """What the user says of the rows.
+
+    `columns`: what the format calls a column -> what the file calls it. `ignore`: columns that are left out on purpose.
+    `reasoning`: whether `reasoning_content` is learnt. `learn`: every answer of a row, or the last alone.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    ignore: frozenset[str] = frozenset()
+    reasoning: Literal["keep", "drop"] = "keep"
+    learn: Literal["all", "last"] = "all"
 
 
-def detect(columns: Iterable[str]) -> str:
-    """The format that these columns are.
+@final
+@dataclass(frozen=True)
+class Converted:
+    """A canonical row; the keys that hold something and were not used; what was changed, in words that are equal for equal causes."""
+
+    content: dict[str, Any]
+    unused: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def mapped(row: Columns, options: RowOptions) -> dict[str, Any]:
+    """The row under the format's own column names, without what the user ignores.
 
     Raises:
-        InputError: none; names the columns and every format's.
+        InputError: a column that is mapped is not there.
+    """
+    missing = [given for given in options.columns.values() if given not in row]
+    if missing:
+        raise InputError(
+            f"`dataset.columns` names {', '.join(missing)}; the columns are {', '.join(sorted(map(str, row))) or 'none'}"
+        )
+    taken = set(options.columns.values())
+    kept = {key: value for key, value in row.items() if key not in options.ignore and key not in taken}
+    return kept | {name: row[given] for name, given in options.columns.items()}
+
+
+def detect(columns: Columns | Iterable[str]) -> str:
+    """The format that a row is, by its columns; for preferences without pairs also by its values.
+
+    Raises:
+        InputError: none; names the columns and every format's. Or the row is of a kind that is not trained on.
     """
     present = set(columns)
+    refused = _preferences(columns, present)
+    if refused:
+        raise InputError(refused)
     for name, (needed, _convert) in FORMATS.items():
         if all(present & set(choices) for choices in needed):
             return name
     wanted = sorted({choice for needed, _ in FORMATS.values() for choices in needed for choice in choices})
-    near = {column: difflib.get_close_matches(column, wanted, n=1) for column in sorted(present)}
-    hints = "; ".join(f"did you mean `{match[0]}` by `{column}`?" for column, match in near.items() if match)
+    near = {column: difflib.get_close_matches(str(column), wanted, n=1) for column in sorted(present, key=str)}
+    hints = "; ".join(
+        f"did you mean `{match[0]}` by `{column}`?" for column, match in near.items() if match and match[0] != column
+    )
     known = "; ".join(f"{name} ({_needs(needed)})" for name, (needed, _) in FORMATS.items())
     raise InputError(
         f"the columns {', '.join(sorted(map(str, present))) or 'none'} are no known format"
         + (f"; {hints}" if hints else "")
-        + f". Formats: {known}"
+        + f". Formats: {known}. For anything else set `dataset.columns`, for example {{prompt: q, completion: a}}"
     )
 
 
@@ -56,131 +118,238 @@ def check(name: str, columns: Iterable[str]) -> None:
 
 
 def convert(name: str, row: Columns) -> dict[str, Any]:
-    """A canonical row.
+    """A canonical row, with nothing ignored and all answers learnt.
 
     Raises:
         RowError: the row cannot be used; says why in a few words.
     """
-    canonical = FORMATS[name][1](row)
-    if name != "text":
-        _check_messages(canonical["messages"])
-    return canonical
+    return convert_row(name, row, RowOptions()).content
+
+
+def convert_row(name: str, row: Columns, options: RowOptions) -> Converted:
+    """A canonical row, and what became of every key of the row.
+
+    Args:
+        name: one of `FORMATS`.
+        row: the row as :func:`mapped` gives it.
+        options: what the user says of the rows.
+
+    Raises:
+        RowError: the row cannot be used; says why in a few words. Nothing else, whatever the row holds.
+    """
+    try:
+        reader = _Reader(row)
+        content = FORMATS[name][1](reader)
+        notes = list(reader.notes)
+        if name != "text":
+            turns.nothing_filled_in(content["messages"], content["tools"])
+            notes += _choose(content["messages"], options)
+            turns.check(content["messages"])
+        turns.check_text(content)
+    except RecursionError as error:
+        raise RowError("nested too deeply") from error
+    return Converted(content, reader.unused(), tuple(dict.fromkeys(notes)))
+
+
+def without_nulls(value: Any) -> Any:
+    """The same value without keys that are null: in a table every struct has the fields of all, and null stands for "not there"."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def sentences(name: str, unused: Mapping[str, int], notes: Mapping[str, int]) -> tuple[str, ...]:
+    """What became of keys and turns, one sentence each, the most frequent first."""
+    ordered = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
+    keys = (f"`{key}` in {count} rows is not used by format {name}" for key, count in ordered)
+    return (
+        *keys,
+        *(f"{count} rows: {note}" for note, count in sorted(notes.items(), key=lambda item: (-item[1], item[0]))),
+    )
+
+
+class _Reader:
+    """A row that remembers which of its keys were read, and what was said of it."""
+
+    def __init__(self, row: Columns) -> None:
+        self._row = row
+        self._used: set[str] = set()
+        self._unread: dict[str, None] = {}
+        self.notes: list[str] = []
+
+    def get(self, *names: str) -> Any:
+        """The first of `names` that is there and not null; all of them count as read where they hold the same."""
+        found = next((name for name in names if self._row.get(name) is not None), None)
+        self._used.update(names if found is None else (found,))
+        return None if found is None else self._row[found]
+
+    def text(self, *names: str, may_miss: bool = False) -> str:
+        """The same as text; numbers and truth values of tables are text."""
+        value = self.get(*names)
+        if value is None:
+            if may_miss:
+                return ""
+            raise RowError(f"missing field {names[0]}")
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, int | float):
+            return str(value)
+        if not isinstance(value, str):
+            raise RowError(f"field {names[0]} is no text")
+        return value
+
+    def messages(self, value: Any, name: str) -> list[dict[str, Any]]:
+        """Turns as canonical messages; keys of turns that no message has are remembered as unused."""
+        given = turns.parsed(value, name)
+        if not isinstance(given, list) or not given:
+            raise RowError(f"missing field {name}" if not given else f"field {name} is no list of messages")
+        made = [turns.message(turn) for turn in given]
+        for turn in given:
+            self._unread |= {f"{name}[].{k}": None for k, v in turn.items() if k not in turns.TURN_KEYS and _holds(v)}
+        if turns.partial_weight(given):
+            self.notes.append("a turn's weight is neither 0 nor 1; it is learnt like any other")
+        return made
+
+    def unused(self) -> tuple[str, ...]:
+        left = (str(key) for key, value in self._row.items() if key not in self._used and _holds(value))
+        return (*left, *self._unread)
+
+
+def _choose(messages: list[dict[str, Any]], options: RowOptions) -> list[str]:
+    """Apply what the user says of reasoning and of which answers are learnt; says what was dropped."""
+    said = []
+    if options.reasoning == "drop":
+        for turn in messages:
+            if turn.pop("reasoning_content", None):
+                said.append("reasoning is dropped, as `dataset.reasoning` says")
+    if options.learn == "last":
+        answers = [turn for turn in messages if turn["role"] == "assistant"]
+        for turn in answers[:-1]:
+            turn["train"] = False
+    return said
+
+
+def _holds(value: Any) -> bool:
+    return value is not None and value != "" and value != [] and value != {}
+
+
+def _preferences(columns: Any, present: set[str]) -> str | None:
+    if {"chosen", "rejected"} <= present:
+        return (
+            "these rows are preference pairs (`chosen`, `rejected`), as for DPO; preference pairs are not supported, answers are "
+            "learnt: to learn the chosen ones set `dataset.columns: {completion: chosen}` and `dataset.ignore_columns: [rejected]`"
+        )
+    label = columns.get("label") if isinstance(columns, Mapping) else None
+    if {"prompt", "completion", "label"} <= present and (
+        isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
+    ):
+        return (
+            "these rows are judged answers (`label` true or false), as for KTO; they are not supported, since bad answers would be "
+            "learnt too: keep the rows whose label is true and set `dataset.ignore_columns: [label]`"
+        )
+    return None
 
 
 def _needs(needed: Iterable[tuple[str, ...]]) -> str:
     return ", ".join("/".join(choices) for choices in needed)
 
 
-def _check_messages(messages: list[dict[str, Any]]) -> None:
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowError("no assistant turn")
-    if messages[0]["role"] == "assistant":
-        raise RowError("begins with the answer")
-    for message in messages:
-        if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
-            raise RowError("empty answer")
+def _framed(row: _Reader, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """With the system prompt and the tools that stand beside the turns; images, sounds and films are refused by name."""
+    for name in MEDIA:
+        if _holds(row.get(name)):
+            raise RowError(f"column {name}: only text is learnt")
+    system = row.text(*SYSTEMS, may_miss=True)
+    if system.strip() and not (messages and messages[0]["role"] == "system" and messages[0]["content"] == system):
+        messages = [{"role": "system", "content": system}, *messages]
+    return {"messages": messages, "tools": turns.tools(row.get(*TOOLS))}
 
 
-def _text(row: Columns, *names: str, may_miss: bool = False) -> str:
-    value = next((row[name] for name in names if row.get(name) is not None), None)
-    if value is None:
-        if may_miss:
-            return ""
-        raise RowError(f"missing field {names[0]}")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise RowError(f"field {names[0]} is no text")
+def _messages(row: _Reader) -> dict[str, Any]:
+    return _framed(row, row.messages(row.get("messages"), "messages"))
+
+
+def _sharegpt(row: _Reader) -> dict[str, Any]:
+    return _framed(row, row.messages(row.get(*CHATS), "conversations"))
+
+
+def _history(row: _Reader) -> list[dict[str, Any]]:
+    """Earlier turns: pairs of question and answer, or messages."""
+    given = turns.parsed(row.get("history"), "history") or []
+    if isinstance(given, list) and all(isinstance(turn, Mapping) for turn in given):
+        return row.messages(given, "history") if given else []
+    made = []
+    for pair in given if isinstance(given, list) else [None]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowError("field history is no list of pairs")
+        made += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return made
+
+
+def _alpaca(row: _Reader) -> dict[str, Any]:
+    parts = (row.text("instruction"), row.text("context", may_miss=True), row.text("input", may_miss=True))
+    prompt = "\n\n".join(part for part in parts if part.strip())
+    return _pair(row, prompt, row.text("output", "response", "answer", "completion"))
+
+
+def _prompt_completion(row: _Reader) -> dict[str, Any]:
+    prompt, answer = _list(row.get(*PROMPTS), PROMPTS[0]), _list(row.get(*ANSWERS), ANSWERS[0])
+    if isinstance(prompt, list) or isinstance(answer, list):
+        return _conversational(row, prompt, answer)
+    asked = row.text(*PROMPTS)
+    more = row.text("input", may_miss=True) if row.get(*PROMPTS[:-1]) is not None else ""
+    parts = (row.text("context", may_miss=True), asked, more) if asked.strip() else ()
+    return _pair(row, "\n\n".join(part for part in parts if part.strip()), row.text(*ANSWERS))
+
+
+def _list(value: Any, name: str) -> Any:
+    """Messages, also those that a table holds as JSON text; any other text is text.
+
+    Raises:
+        RowError: a list of something else.
+    """
+    if isinstance(value, str) and value.lstrip().startswith('[{"') and '"content"' in value:
+        try:
+            value = turns.parsed(value, name)
+        except RowError:
+            return value
+    if isinstance(value, list) and not (value and all(isinstance(turn, Mapping) for turn in value)):
+        raise RowError(f"field {name} is no text" if value else f"missing field {name}")
     return value
 
 
-def _parsed(value: Any, field: str) -> Any:
-    """CSV and Parquet often hold JSON as text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise RowError(f"field {field} is no JSON") from error
+def _conversational(row: _Reader, prompt: Any, answer: Any) -> dict[str, Any]:
+    """Prompt and completion as messages: of the prompt nothing is learnt."""
+    if isinstance(prompt, str):
+        before = [{"role": "user", "content": prompt}]
+    else:
+        before = row.messages(prompt, "prompt")
+    after = (
+        [{"role": "assistant", "content": answer}] if isinstance(answer, str) else row.messages(answer, "completion")
+    )
+    before = [turn | {"train": False} if turn["role"] == "assistant" else turn for turn in before]
+    return _framed(row, [*before, *after])
 
 
-def _messages(row: Columns) -> dict[str, Any]:
-    turns = _parsed(row.get("messages"), "messages")
-    if not isinstance(turns, list) or not turns:
-        raise RowError("missing field messages")
-    tools = _parsed(row.get("tools"), "tools") or None
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
-        raise RowError("field tools is no list of functions")
-    return {"messages": [_message(turn) for turn in turns], "tools": tools}
-
-
-def _message(turn: Any) -> dict[str, Any]:
-    if not isinstance(turn, Mapping) or "role" not in turn:
-        raise RowError("a message without a role")
-    if turn["role"] not in ROLES:
-        raise RowError(f"unknown role {turn['role']}")
-    content = turn.get("content")
-    if content is not None and not isinstance(content, str):
-        raise RowError("a message whose content is no text")
-    message: dict[str, Any] = {"role": turn["role"], "content": content or ""}
-    if turn.get("tool_calls"):
-        message["tool_calls"] = [_call(call) for call in _parsed(turn["tool_calls"], "tool_calls")]
-    return message
-
-
-def _call(call: Any) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or "name" not in function:
-        raise RowError("a tool call without a function name")
-    arguments = _parsed(function.get("arguments", {}), "arguments")
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-
-
-def _pair(prompt: str, answer: str, system: str = "") -> dict[str, Any]:
+def _pair(row: _Reader, prompt: str, answer: str) -> dict[str, Any]:
     if not prompt.strip():
         raise RowError("empty prompt")
-    first = [{"role": "system", "content": system}] if system else []
-    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return {"messages": first + turns, "tools": None}
+    asked = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return _framed(row, [*_history(row), *asked])
 
 
-def _alpaca(row: Columns) -> dict[str, Any]:
-    given = _text(row, "input", may_miss=True)
-    prompt = "\n\n".join(part for part in (_text(row, "instruction"), given) if part.strip())
-    return _pair(prompt, _text(row, "output"), _text(row, "system", may_miss=True))
-
-
-def _sharegpt(row: Columns) -> dict[str, Any]:
-    turns = _parsed(row.get("conversations"), "conversations")
-    if not isinstance(turns, list) or not turns:
-        raise RowError("missing field conversations")
-    messages = []
-    system = _text(row, "system", may_miss=True)
-    if system:
-        messages.append({"role": "system", "content": system})
-    for turn in turns:
-        if not isinstance(turn, Mapping) or turn.get("from") not in SHAREGPT_ROLES:
-            raise RowError(f"unknown role {turn.get('from') if isinstance(turn, Mapping) else turn}")
-        messages.append({"role": SHAREGPT_ROLES[turn["from"]], "content": _text(turn, "value")})
-    return {"messages": messages, "tools": _parsed(row.get("tools"), "tools") or None}
-
-
-def _prompt_completion(row: Columns) -> dict[str, Any]:
-    return _pair(_text(row, "prompt"), _text(row, "completion", "response"))
-
-
-def _plain_text(row: Columns) -> dict[str, Any]:
-    text = _text(row, "text")
+def _plain_text(row: _Reader) -> dict[str, Any]:
+    text = row.text("text")
     if not text.strip():
         raise RowError("empty text")
     return {"messages": [{"role": TEXT_ROLE, "content": text}], "tools": None}
 
 
-FORMATS: Mapping[str, tuple[tuple[tuple[str, ...], ...], Callable[[Columns], dict[str, Any]]]] = {
+FORMATS: Mapping[str, tuple[tuple[tuple[str, ...], ...], Callable[[_Reader], dict[str, Any]]]] = {
     "messages": ((("messages",),), _messages),
-    "sharegpt": ((("conversations",),), _sharegpt),
-    "alpaca": ((("instruction",), ("output",)), _alpaca),
-    "prompt-completion": ((("prompt",), ("completion", "response")), _prompt_completion),
+    "sharegpt": ((CHATS,), _sharegpt),
+    "alpaca": ((("instruction",), ("output", "response", "answer", "completion")), _alpaca),
+    "prompt-completion": ((PROMPTS, ANSWERS), _prompt_completion),
     "text": ((("text",),), _plain_text),
 }
 """Format -> the columns it needs (any one of each group) and its conversion; the first that fits is taken."""

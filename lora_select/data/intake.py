@@ -1,291 +1,344 @@
-"""Intake: whatever the user brings becomes one canonical Parquet of messages; every row is kept or counted."""
+"""Intake: whatever the user brings becomes one canonical Parquet of messages; every row is kept or counted.
+
+Rows are read one at a time, laid into buckets by their digest, sorted bucket by bucket and written: memory holds one bucket, the
+digests, and 210 bytes of signature a row. So the same rows give the same bytes whatever their files were called or in which order
+they came, and 1 M rows need no more than a small machine has (benchmarks/intake.py).
+"""
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+import shutil
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_select.data import files, formats, samples
-from lora_select.data.files import RawRow
-from lora_select.data.render import Row
+from lora_select.data import canonical, conversion, identity, similar, splitting
+from lora_select.data.canonical import read_canonical, read_places
+from lora_select.data.conversion import Conversion
+from lora_select.data.formats import RowOptions
+from lora_select.data.ledger import Ledger
+from lora_select.data.sources import Opened, Progress, Source, check_source, counted, open_source
+from lora_select.data.spill import Buckets, Digests, SpilledRow
 from lora_select.errors import InputError
-from lora_select.records import Dataset, RejectedRows, SourceFile, file_ref, sha256_file
-from lora_select.records.digests import canonical
+from lora_select.records import Dataset, LeftOutFile, SourceFile, file_ref
 
-EXAMPLES = 5
-SPLIT_BITS = 2**32
+__all__ = ["check_source", "intake", "read_canonical", "read_places"]
+
+NOTHING_SAID = RowOptions()
+TRAIN, HELD_OUT = 0, 1
+OUTPUTS = ("train.parquet", "eval.parquet", "places.parquet", "identity.json", "rejected.jsonl")
+LEAST_EVAL = 2
 
 
 @dataclass(frozen=True)
-class CanonicalRow:
-    """A usable row: its digest, the digest of its prompt (which decides its split), its content and its place."""
+class _Read:
+    """What was read of one source: its buckets are filled, its files stand in the ledger from `first` on."""
 
-    row_id: str
-    prompt_id: str
-    content: Row
-    file: str
-    line: int
-
-
-@dataclass
-class Ledger:
-    """What happened to every row that was read, by file and by reason."""
-
-    seen: Counter[str] = field(default_factory=Counter)
-    accepted: Counter[str] = field(default_factory=Counter)
-    rejected: list[tuple[str, int, str]] = field(default_factory=list)
-
-    def reject(self, file: str, line: int, reason: str) -> None:
-        """Count a row that is left out."""
-        self.rejected.append((file, line, reason))
-
-    def summary(self) -> tuple[RejectedRows, ...]:
-        """Rejected rows by reason, the most frequent first."""
-        places: dict[str, list[str]] = {}
-        for file, line, reason in self.rejected:
-            places.setdefault(reason, []).append(f"{file}:{line}")
-        ordered = sorted(places.items(), key=lambda item: (-len(item[1]), item[0]))
-        return tuple(RejectedRows(reason, len(found), tuple(found[:EXAMPLES])) for reason, found in ordered)
+    opened: Opened
+    first: int
+    conversion: Conversion
 
 
 def intake(
     *,
-    source: str,
+    source: Source,
     name: str,
     folder: Path,
     format: str = "auto",  # noqa: A002  (the config's own word)
+    options: RowOptions = NOTHING_SAID,
     revision: str | None = None,
     split: str | None = None,
-    eval_source: str | None = None,
+    eval_source: Source | None = None,
     eval_fraction: float = 0.1,
     max_train_rows: int | None = None,
     max_eval_rows: int | None = None,
-    seed: int = 0,
+    split_seed: int = 0,
+    keep_duplicates: bool = False,
+    keep_leaks: bool = False,
+    least_eval: int = LEAST_EVAL,
+    progress: Progress | None = None,
 ) -> Dataset:
-    """Read a source, convert every row, split, and write `train.parquet`, `eval.parquet` and `rejected.jsonl`.
+    """Read a source, convert every row, split, and write `train.parquet`, `eval.parquet`, `places.parquet` and `rejected.jsonl`.
 
-    Rows are ordered by digest, so the same content gives the same bytes whatever its files were called and in which order
-    they came. Rows of one prompt never fall into both splits.
+    Rows of one prompt, and near-duplicates, never fall into both splits. Files that are named as held out (`test.jsonl`,
+    `validation/`) are evaluated on and never trained on.
 
     Args:
-        source: a file, a folder, `sample:<name>`, or a hub id.
+        source: a file, a folder, a pattern, `sample:<name>`, a hub id, or rows.
         name: what the dataset is called.
         folder: where the files go.
         format: `auto` or one of `formats.FORMATS`.
+        options: what the user says of the rows: column names, what is ignored, which answers are learnt.
         revision: of a hub dataset.
-        split: of a hub dataset.
-        eval_source: rows to evaluate on; None splits `source` by a hash of the prompts.
-        eval_fraction: share of prompts that are held out when there is no `eval_source`.
+        split: of a hub dataset, or of a folder whose files name splits.
+        eval_source: rows to evaluate on; None takes files that are named as held out, else splits `source`.
+        eval_fraction: share of rows that are held out when there is nothing else to evaluate on; 0 for a check of the rows alone.
         max_train_rows: keep the rows with the smallest hashes; the others are counted.
         max_eval_rows: the same for the evaluation rows.
-        seed: changes the split and the subsets.
+        split_seed: changes the split and the subsets; it belongs to the dataset, not to a run.
+        keep_duplicates: keep exact copies of a row (each gets a digest of its own) instead of counting them as left out.
+        keep_leaks: keep evaluation rows that are also training rows, for the gate to report, instead of refusing.
+        least_eval: evaluation rows without which the source is refused.
+        progress: hears of bytes read and rows a second.
 
     Raises:
         InputError: nothing to read, wrong columns, no usable row, or an evaluation row among the training rows.
     """
     ledger = Ledger()
-    rows, used_format, digests = _read(source, format, revision, split, folder, ledger)
-    if eval_source is None:
-        train, held_out = _split_by_prompt(rows, eval_fraction, seed)
-        origin = "split by hash of the prompt"
-    else:
-        train = rows
-        held_out, _, more = _read(eval_source, format, revision, split, folder, ledger)
-        digests |= more
-        _refuse_leak(train, held_out)
-        origin = eval_source
-    train = _limit(train, max_train_rows, seed, "over max_train_rows", ledger)
-    held_out = _limit(held_out, max_eval_rows, seed, "over max_eval_rows", ledger)
-    if not train or len(held_out) < 2:
-        raise InputError(
-            f"{source} leaves {len(train)} training and {len(held_out)} evaluation rows; at least 1 and 2 are needed: "
-            "bring more rows, raise `dataset.eval_fraction`, or name `dataset.eval_source`"
+    scratch = scratch_folder(folder)
+    try:
+        buckets = Buckets(scratch)
+        read = _read(
+            source, ledger, buckets, folder, revision, split, progress, format, options, TRAIN, eval_source is not None
         )
-    for row in (*train, *held_out):
-        ledger.accepted[row.file] += 1
-    _write_rejected(folder / "rejected.jsonl", ledger)
+        more = None
+        if eval_source is not None:
+            more = _read(
+                eval_source, ledger, buckets, folder, revision, split, progress, format, options, HELD_OUT, True
+            )
+        sorted_file = scratch / "rows.arrow"
+        rows = SortedRows.write(sorted_file, buckets, ledger, keep_duplicates=keep_duplicates, keep_leaks=keep_leaks)
+        held_out, rule = _held_out(rows, sorted_file, more is not None, eval_fraction, split_seed)
+        keep = _limited(rows, held_out, max_train_rows, max_eval_rows, split_seed, ledger)
+        if not len(rows.row_ids):
+            raise InputError(_nothing_usable(source, ledger))
+        train, evaluated = int((keep & ~held_out).sum()), int((keep & held_out).sum())
+        if train < 1 or evaluated < least_eval:
+            raise InputError(_too_few(source, train, evaluated, least_eval))
+        for index in keep.nonzero()[0]:
+            ledger.accepted[rows.files[index]] += 1
+        ledger.check()
+        leaves = write_all(sorted_file, scratch, rows, keep, held_out, ledger)
+        for file in OUTPUTS:
+            os.replace(scratch / file, folder / file)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    reads = [read, *([more] if more else [])]
     return Dataset(
         name=name,
-        source=source,
-        format=used_format,
-        digest=_digest(train, held_out),
-        train_rows=len(train),
-        eval_rows=len(held_out),
-        train_file=_write(folder / "train.parquet", train),
-        eval_file=_write(folder / "eval.parquet", held_out),
+        source=source if isinstance(source, str) else str(source) if isinstance(source, Path) else "rows",
+        format=conversion.named([item.conversion for item in reads]),
+        digest=identity.root([leaves["train"], leaves["eval"]]),
+        train_rows=train,
+        eval_rows=evaluated,
+        train_file=file_ref(folder / "train.parquet", folder),
+        eval_file=file_ref(folder / "eval.parquet", folder),
         rejected_file=file_ref(folder / "rejected.jsonl", folder),
-        sources=tuple(
-            SourceFile(file, digests[file], ledger.seen[file], ledger.accepted[file]) for file in sorted(ledger.seen)
-        ),
+        sources=tuple(sorted(_sources(reads, ledger), key=lambda item: item.name)),
         rejected=ledger.summary(),
-        eval_source=origin,
+        eval_source=str(eval_source) if isinstance(eval_source, str | Path) else "rows" if more else rule,
+        notes=tuple(dict.fromkeys(note for one in reads for note in one.conversion.notes())),
+        left_out=tuple(LeftOutFile(item.name, item.reason) for one in reads for item in one.opened.left_out),
+        places_file=file_ref(folder / "places.parquet", folder),
+        identity_file=file_ref(folder / "identity.json", folder),
+        split_seed=split_seed,
     )
 
 
-def read_canonical(path: Path) -> Iterator[tuple[str, Row]]:
-    """`(row_id, row)` of a canonical Parquet file, in file order."""
-    import pyarrow.parquet
+def write_all(
+    sorted_file: Path, scratch: Path, rows: "SortedRows", keep: Any, held_out: Any, ledger: Ledger
+) -> dict[str, list[str]]:
+    """Write the files of a dataset (`OUTPUTS`) of the rows that are kept; returns the Merkle leaves of each split."""
+    leaves = canonical.write_splits(sorted_file, scratch, keep, held_out)
+    canonical.write_places(scratch / "places.parquet", rows, ledger.names, keep, held_out)
+    identity.write(scratch / "identity.json", leaves)
+    ledger.write(scratch / "rejected.jsonl")
+    return leaves
 
-    for values in pyarrow.parquet.read_table(path).to_pylist():
-        tools = json.loads(values["tools"]) if values["tools"] else None
-        yield values["row_id"], {"messages": json.loads(values["messages"]), "tools": tools}
+
+def scratch_folder(folder: Path) -> Path:
+    """A new folder for what is half-written; what a killed intake left is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".intake-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = folder / f".intake-{os.getpid()}"
+    scratch.mkdir()
+    return scratch
 
 
 def _read(
-    source: str,
-    wanted_format: str,
+    source: Source,
+    ledger: Ledger,
+    buckets: Buckets,
+    folder: Path,
     revision: str | None,
     split: str | None,
-    folder: Path,
-    ledger: Ledger,
-) -> tuple[list[CanonicalRow], str, dict[str, str]]:
-    """Usable rows without exact duplicates, ordered by digest; the format; file name -> SHA-256."""
-    raw, digests = _open(source, revision, split, folder)
-    kept: dict[str, CanonicalRow] = {}
-    name: str | None = None if wanted_format == "auto" else wanted_format
-    checked = False
-    before = len(ledger.rejected)
-    for row in raw:
-        ledger.seen[row.file] += 1
-        if row.fault is not None:
-            ledger.reject(row.file, row.line, row.fault)
+    progress: Progress | None,
+    wanted: str,
+    options: RowOptions,
+    role: int,
+    own_eval: bool,
+) -> _Read:
+    """Convert every row of a source into the buckets, or count it."""
+    opened = open_source(
+        source, revision=revision, split=split, folder=folder, own_eval=own_eval, as_eval=role == HELD_OUT
+    )
+    first = len(ledger.names)
+    numbers = [ledger.file(stream.name) for stream in opened.streams]
+    made = Conversion(wanted, options, alone=len(opened.streams) == 1)
+    before, kept = ledger.rejected(), buckets.rows
+    for index, number, row in _numbered(made, opened, numbers, progress):
+        del index
+        ledger.seen[number] += 1
+        held_out = role or int(opened.streams[number - first].held_out)
+        if row.split in ("validation", "test"):
+            if own_eval and role == TRAIN:
+                ledger.reject(number, row.line, f"held out by the name of its list ({row.split})")
+                continue
+            held_out = HELD_OUT
+        result = made.convert(row)
+        if isinstance(result, str):
+            ledger.reject(number, row.line, result)
+        else:
+            buckets.add(
+                SpilledRow(result.row_id, result.prompt_id, number, row.line, held_out, result.messages, result.tools)
+            )
+    if buckets.rows == kept and own_eval and role == HELD_OUT:
+        raise InputError(_nothing_usable(source, ledger, before))
+    return _Read(opened, first, made)
+
+
+def _numbered(made: Conversion, opened: Opened, numbers: list[int], progress: Progress | None) -> Iterator[Any]:
+    """Rows with the number of their file; the format of each file is settled from its first rows, which are then given too."""
+    held: list[Any] | None = []
+    current = -1
+    for index, row in counted(opened.streams, progress):
+        if index != current:
+            yield from _settled(made, held, numbers)
+            held, current = [], index
+        if held is not None:
+            held.append((index, row))
+            if len(held) >= conversion.SAMPLE:
+                yield from _settled(made, held, numbers)
+                held = None
             continue
-        if not checked:
-            name, checked = _format(name, row), True
-        made = _canonical(row, name or "", ledger)
-        if made is not None and made.row_id in kept:
-            ledger.reject(row.file, row.line, "exact duplicate")
-        elif made is not None:
-            kept[made.row_id] = made
-    if not kept:
-        raise InputError(_nothing_usable(source, ledger.rejected[before:]))
-    return sorted(kept.values(), key=lambda row: row.row_id), name or "", digests
+        yield index, numbers[index], row
+    yield from _settled(made, held, numbers)
 
 
-def _format(name: str | None, row: RawRow) -> str:
-    if name is None:
-        return formats.detect(row.values)
-    formats.check(name, row.values)
-    return name
+def _settled(made: Conversion, held: list[Any] | None, numbers: list[int]) -> Iterator[Any]:
+    if held:
+        made.settle([row for _, row in held])
+        for index, row in held:
+            yield index, numbers[index], row
 
 
-def _open(
-    source: str, revision: str | None, split: str | None, folder: Path
-) -> tuple[Iterable[RawRow], dict[str, str]]:
-    if source.startswith("sample:"):
-        path = samples.write(source.removeprefix("sample:"), folder)
-    elif Path(source).exists() or _looks_local(source):
-        path = Path(source)
-    else:
-        return files.read_hub(source, revision, split), {source: f"hub:{revision or 'latest'}"}
-    listed = files.list_files(path)
-    names = _unique_names(listed, path)
-    rows = (RawRow(names[file], row.line, row.values, row.fault) for file in listed for row in files.read_file(file))
-    return rows, {names[file]: sha256_file(file) for file in listed}
+class SortedRows:
+    """All distinct rows in the order of their digests: their text in a file, the rest here."""
+
+    def __init__(self) -> None:
+        self.row_ids, self.prompt_ids = Digests(), Digests()
+        self.files, self.lines, self.held_out = array("i"), array("q"), bytearray()
+
+    @classmethod
+    def write(
+        cls, path: Path, buckets: Buckets, ledger: Ledger, *, keep_duplicates: bool, keep_leaks: bool
+    ) -> "SortedRows":
+        """Sort the buckets into a file; exact copies are counted, leaks refused, unless they are to be kept.
+
+        Raises:
+            InputError: an evaluation row is also a training row.
+        """
+        made, leaks = cls(), []
+        with canonical.Sorted(path) as stream:
+            for copies in buckets.sorted():
+                splits = [[row for row in copies if row.held_out == role] for role in (TRAIN, HELD_OUT)]
+                if all(splits):
+                    leaks.append((splits[HELD_OUT][0], splits[TRAIN][0]))
+                for rows in splits:
+                    for count, row in enumerate(rows):
+                        if count and not keep_duplicates:
+                            ledger.reject(row.file, row.line, "exact duplicate")
+                            continue
+                        row_id = row.row_id if not count else _copy_id(row.row_id, count)
+                        made.add(row, row_id)
+                        stream.add(row_id, row.messages, row.tools)
+        if leaks and not keep_leaks:
+            first, twin = min(leaks, key=lambda pair: (ledger.names[pair[0].file], pair[0].line))
+            raise InputError(
+                f"{len(leaks)} of {sum(made.held_out)} evaluation rows are also training rows, the first at "
+                f"{ledger.names[first.file]}:{first.line} (training: {ledger.names[twin.file]}:{twin.line}); "
+                "the result would be worthless, remove them from the training rows"
+            )
+        return made
+
+    def add(self, row: SpilledRow, row_id: str) -> None:
+        """Note a row that was written."""
+        self.row_ids.append(row_id)
+        self.prompt_ids.append(row.prompt_id)
+        self.files.append(row.file)
+        self.lines.append(row.line)
+        self.held_out.append(row.held_out)
 
 
-def check_source(source: str) -> None:
-    """Refuse a local source that is not there; a hub id and a sample are looked up only when they are read.
-
-    Raises:
-        InputError: there is no such file or folder, or it holds no data file.
-    """
-    if not source.startswith("sample:") and (Path(source).exists() or _looks_local(source)):
-        files.list_files(Path(source))
+def _copy_id(row_id: str, count: int) -> str:
+    """The digest of a kept copy: it begins like the row's own, so that it stays in its bucket and leaf."""
+    return row_id[:8] + hashlib.sha256(f"{row_id}:{count}".encode()).hexdigest()[8:]
 
 
-def _looks_local(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or Path(source).suffix.lower() in files.SUFFIXES
+def _held_out(rows: SortedRows, path: Path, given: bool, fraction: float, seed: int) -> tuple[Any, str]:
+    """Which rows are held out, and by what that was decided."""
+    import numpy as np
+
+    named = np.frombuffer(rows.held_out, np.uint8) == HELD_OUT
+    if given or named.any():
+        return named, "files that are named as held out"
+    if not len(rows.row_ids) or not fraction:
+        return named, "nothing is held out"
+    reader = canonical.SortedReader(path)
+    made = similar.sketch(reader.texts(), count=len(rows.row_ids))
+    near = similar.clusters(made, reader.text_at).label
+    del made
+    chosen = splitting.split(rows.row_ids, rows.prompt_ids, near, fraction, seed)
+    return chosen.held_out, f"split {chosen.rule}"
 
 
-def _unique_names(listed: Sequence[Path], root: Path) -> dict[Path, str]:
-    """File names; paths below the source where two files share a name."""
-    counts = Counter(file.name for file in listed)
-    return {file: file.name if counts[file.name] == 1 else file.relative_to(root).as_posix() for file in listed}
+def _limited(
+    rows: SortedRows, held_out: Any, most_train: int | None, most_eval: int | None, seed: int, ledger: Ledger
+) -> Any:
+    """(rows,) whether each is kept: at most so many of each split, those with the smallest hashes."""
+    import numpy as np
+
+    keep = np.ones(len(rows.row_ids), bool)
+    for role, most, reason in ((False, most_train, "over max_train_rows"), (True, most_eval, "over max_eval_rows")):
+        indices = np.flatnonzero(held_out == role)
+        if most is None or len(indices) <= most:
+            continue
+        ranks = splitting.hashes([rows.row_ids[index] for index in indices], seed, "subset")
+        for index in indices[np.argsort(ranks, kind="stable")[most:]]:
+            keep[index] = False
+            ledger.reject(rows.files[index], rows.lines[index], reason)
+    return keep
 
 
-def _canonical(row: RawRow, name: str, ledger: Ledger) -> CanonicalRow | None:
-    try:
-        content = formats.convert(name, row.values)
-    except formats.RowError as error:
-        ledger.reject(row.file, row.line, str(error))
-        return None
-    messages = content["messages"]
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-    prompt = {"messages": messages[:last] or messages, "tools": content["tools"]}
-    return CanonicalRow(_sha256(content), _sha256(prompt), content, row.file, row.line)
+def _sources(reads: list[_Read], ledger: Ledger) -> Iterator[SourceFile]:
+    for read in reads:
+        for number, stream in enumerate(read.opened.streams, start=read.first):
+            yield SourceFile(
+                ledger.names[number],
+                stream.sha256,
+                ledger.seen[number],
+                ledger.accepted[number],
+                read.conversion.of_file(stream.name),
+            )
 
 
-def _nothing_usable(source: str, rejected: list[tuple[str, int, str]]) -> str:
-    if not rejected:
-        return f"{source} is empty: it holds no row; name a dataset with rows"
-    file, line, reason = rejected[0]
+def _nothing_usable(source: Source, ledger: Ledger, since: int = 0) -> str:
+    named = source if isinstance(source, str | Path) else "the source"
+    if ledger.rejected() == since:
+        return f"{named} is empty: it holds no row; name a dataset with rows"
+    file, line, reason = ledger.first(since)
     return (
-        f"none of the {len(rejected)} rows of {source} can be used; the first is at {file}:{line} ({reason}); "
+        f"none of the {ledger.rejected() - since} rows of {named} can be used; the first is at {file}:{line} ({reason}); "
         "mend the rows or set `dataset.format`"
     )
 
 
-def _split_by_prompt(
-    rows: list[CanonicalRow], fraction: float, seed: int
-) -> tuple[list[CanonicalRow], list[CanonicalRow]]:
-    threshold = int(fraction * SPLIT_BITS)
-    held_out = [row for row in rows if _hash(row.prompt_id, seed, "split") < threshold]
-    train = [row for row in rows if _hash(row.prompt_id, seed, "split") >= threshold]
-    return train, held_out
-
-
-def _limit(rows: list[CanonicalRow], limit: int | None, seed: int, reason: str, ledger: Ledger) -> list[CanonicalRow]:
-    if limit is None or len(rows) <= limit:
-        return rows
-    ranked = sorted(rows, key=lambda row: _hash(row.row_id, seed, "subset"))
-    for row in ranked[limit:]:
-        ledger.reject(row.file, row.line, reason)
-    return sorted(ranked[:limit], key=lambda row: row.row_id)
-
-
-def _refuse_leak(train: list[CanonicalRow], held_out: list[CanonicalRow]) -> None:
-    known = {row.row_id: row for row in train}
-    leaked = [row for row in held_out if row.row_id in known]
-    if leaked:
-        first, twin = leaked[0], known[leaked[0].row_id]
-        raise InputError(
-            f"{len(leaked)} of {len(held_out)} evaluation rows are also training rows, the first at {first.file}:{first.line} "
-            f"(training: {twin.file}:{twin.line}); the result would be worthless, remove them from `dataset.source`"
-        )
-
-
-def _hash(identity: str, seed: int, purpose: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}:{identity}".encode()).digest()[:4], "big")
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def _digest(train: Iterable[CanonicalRow], held_out: Iterable[CanonicalRow]) -> str:
-    lines = sorted(f"train {row.row_id}" for row in train) + sorted(f"eval {row.row_id}" for row in held_out)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _write(path: Path, rows: list[CanonicalRow]):
-    import pyarrow
-    import pyarrow.parquet
-
-    fields = [pyarrow.field(name, pyarrow.string()) for name in ("row_id", "messages", "tools")]
-    columns = [
-        [row.row_id for row in rows],
-        [canonical(row.content["messages"]) for row in rows],
-        [canonical(row.content["tools"]) if row.content["tools"] else None for row in rows],
-    ]
-    pyarrow.parquet.write_table(pyarrow.table(columns, schema=pyarrow.schema(fields)), path)
-    return file_ref(path, path.parent)
-
-
-def _write_rejected(path: Path, ledger: Ledger) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        for file, line, reason in sorted(ledger.rejected):
-            stream.write(json.dumps({"file": file, "line": line, "reason": reason}, ensure_ascii=False) + "\n")
+def _too_few(source: Source, train: int, evaluated: int, least_eval: int) -> str:
+    named = source if isinstance(source, str | Path) else "the source"
+    return (
+        f"{named} leaves {train} training and {evaluated} evaluation rows; at least 1 and {least_eval} are needed: "
+        "bring more rows, or name `dataset.eval_source`"
+    )

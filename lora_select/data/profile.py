@@ -2,18 +2,20 @@
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select import models, records
-from lora_select.data import render
+from lora_select.data import ends, render
 from lora_select.data.intake import read_canonical
 from lora_select.data.render import Row
-from lora_select.data.tokenize import Tokenized, tokenize
+from lora_select.data.tokenize import NO_STOP, SEAM, Tokenized, tokenize
 from lora_select.data.tokens import TokenRow, collate, label_loss, write_rows
 from lora_select.errors import InputError
-from lora_select.records import BaseModel, Dataset, DatasetProfile, Quantiles, SplitProfile, file_ref
+from lora_select.records import BaseModel, Dataset, DatasetProfile, Quantiles, RejectedRows, SplitProfile, file_ref
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +24,23 @@ Progress = Callable[[int, int, str], None]
 LOSS_BATCH_ROWS = 8
 TRUNCATION_WARNING = 0.05
 SMALL_EVAL = 30
+MAX_UNUSABLE = 0.05
+EXAMPLES = 5
+SHOWN = 3
+PLACES = "places.parquet"
+
+
+@final
+@dataclass(frozen=True)
+class Split:
+    """A split after tokenising: what became of each row, and the compressed size of its label texts in bits per byte."""
+
+    rows: tuple[Tokenized, ...]
+    bits_per_byte: float
+
+    def token_rows(self) -> list[TokenRow]:
+        """The texts that are trained on, in file order."""
+        return [text for item in self.rows for text in item.rows]
 
 
 def profile(
@@ -34,26 +53,28 @@ def profile(
     dtype: str,
     device: str,
     folder: Path,
+    max_unusable: float = MAX_UNUSABLE,
     progress: Progress | None = None,
 ) -> DatasetProfile:
     """Tokenise both splits, count, and measure the base model's loss on held-out rows.
 
-    The limits that stop a run are checked after tokenising and before the model is loaded.
+    The limits that stop a run are checked after tokenising and before the model is loaded. A row whose labels would be wrong
+    is left out and counted; `max_unusable` is the share of such rows above which the run stops.
 
     Raises:
-        InputError: no label token is left, or the tokenizer cannot say where the answers are.
+        InputError: no label token is left, too many rows are unusable, or the tokenizer cannot say where the answers are.
     """
     tokenizer = models.load_tokenizer(base.path)
-    train_rows = list(read_canonical(dataset_folder / dataset.train_file.path))
-    eval_rows = list(read_canonical(dataset_folder / dataset.eval_file.path))
-    train = _tokenize(train_rows, tokenizer, max_length)
-    held_out = _tokenize(eval_rows, tokenizer, max_length)
-    splits = {"training": _split(train), "evaluation": _split(held_out)}
+    train = _tokenize(dataset_folder / dataset.train_file.path, tokenizer, max_length)
+    held_out = _tokenize(dataset_folder / dataset.eval_file.path, tokenizer, max_length)
+    unusable = _unusable((*train.rows, *held_out.rows), dataset_folder, max_unusable)
+    splits = {"training": _split(train.rows), "evaluation": _split(held_out.rows)}
     for name, split in splits.items():
         _refuse_unsupervised(name, split, max_length)
+    _refuse_unembedded((*train.rows, *held_out.rows), tokenizer, base)
     for name, tokenized in (("train_tokens", train), ("eval_tokens", held_out)):
-        write_rows(folder / f"{name}.parquet", [item.row for item in tokenized if item.row is not None])
-    measured = [item.row for item in held_out if item.row is not None][:base_loss_rows]
+        write_rows(folder / f"{name}.parquet", tokenized.token_rows())
+    measured = held_out.token_rows()[:base_loss_rows]
     losses = _base_losses(measured, base, tokenizer, dtype, device, progress)
     loss, standard_error = _ratio(losses)
     label_tokens = splits["training"].label_tokens
@@ -63,50 +84,119 @@ def profile(
         max_length=max_length,
         train=splits["training"],
         eval=splits["evaluation"],
-        eval_rows_in_train=len({row_id for row_id, _ in train_rows} & {row_id for row_id, _ in eval_rows}),
+        eval_rows_in_train=len({item.row_id for item in train.rows} & {item.row_id for item in held_out.rows}),
         base_loss=records.finite(loss, "the base model's loss"),
         base_loss_se=standard_error,
         base_loss_rows=len(measured),
-        bits_per_byte=_bits_per_byte([row for _, row in train_rows]),
+        bits_per_byte=train.bits_per_byte,
         information_bits=label_tokens * loss / math.log(2),
-        warnings=_warnings(splits["training"], splits["evaluation"], base, max_length),
+        warnings=(
+            *_left_out(splits["training"], unusable, max_length),
+            *_about_ends(train.rows, tokenizer),
+            *_warnings(splits["training"], splits["evaluation"], base, tokenizer, max_length),
+        ),
         train_tokens_file=file_ref(folder / "train_tokens.parquet", folder),
         eval_tokens_file=file_ref(folder / "eval_tokens.parquet", folder),
+        unusable=unusable,
+        notes=_notes(train.rows),
     )
 
 
-def _tokenize(
-    rows: Sequence[tuple[str, Row]], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> list[Tokenized]:
+def _tokenize(path: Path, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Split:
+    """One row at a time; the texts of the answers go through the compressor as they pass."""
+    compressor, raw, compressed = zlib.compressobj(9), 0, 0
+    made = []
     try:
-        return [tokenize(row_id, row, tokenizer, max_length) for row_id, row in rows]
+        for row_id, row in read_canonical(path):
+            made.append(tokenize(row_id, row, tokenizer, max_length))
+            for text in _label_texts(row):
+                piece = (text if not raw else f"\n{text}").encode(errors="replace")
+                raw += len(piece)
+                compressed += len(compressor.compress(piece))
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"the rows cannot be tokenised for training: {error}") from error
+    compressed += len(compressor.flush())
+    return Split(tuple(made), 8 * compressed / max(1, raw))
+
+
+def _label_texts(row: Row) -> Iterator[str]:
+    if render.is_text(row):
+        yield row["messages"][0]["content"]
+    else:
+        yield from (render.answer_text(m) for m in row["messages"] if m["role"] == "assistant" and m.get("train", True))
+
+
+def _unusable(rows: Sequence[Tokenized], folder: Path, limit: float) -> tuple[RejectedRows, ...]:
+    """Rows with a fault by reason, the most frequent first.
+
+    Raises:
+        InputError: their share is above `limit`; shows three of them.
+    """
+    found = [item for item in rows if item.fault is not None]
+    if not found:
+        return ()
+    places = _places(folder)
+    by_reason: dict[str, list[str]] = {}
+    for item in found:
+        by_reason.setdefault(item.fault or "", []).append(places.get(item.row_id, f"row {item.row_id[:12]}"))
+    ordered = sorted(by_reason.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+    if len(found) > limit * len(rows):
+        shown = "; ".join(
+            f"{places.get(item.row_id, item.row_id[:12])} ({item.fault})" for item in _of_each_reason(found)[:SHOWN]
+        )
+        raise InputError(
+            f"{len(found)} of {len(rows)} rows cannot be learnt with this model's chat template and tokenizer, and "
+            f"`dataset.max_unusable` is {limit:g}: {shown}; mend the rows, take a model that has a form for them, or raise "
+            "`dataset.max_unusable` to leave them out"
+        )
+    return tuple(RejectedRows(reason, len(listed), tuple(sorted(listed)[:EXAMPLES])) for reason, listed in ordered)
+
+
+def _of_each_reason(found: Sequence[Tokenized]) -> list[Tokenized]:
+    """One row of each reason first, then the others."""
+    first = {item.fault: item for item in reversed(found)}
+    return [*first.values(), *(item for item in found if item is not first[item.fault])]
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Row digest -> `file:line`, empty where intake wrote none."""
+    if not (folder / PLACES).is_file():
+        return {}
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(folder / PLACES, columns=["row_id", "file", "line"])
+    columns = (table.column(name).to_pylist() for name in ("row_id", "file", "line"))
+    return {row_id: f"{file}:{line}" for row_id, file, line in zip(*columns, strict=True)}
 
 
 def _split(tokenized: Sequence[Tokenized]) -> SplitProfile:
-    kept = [item.row for item in tokenized if item.row is not None]
+    usable = [item for item in tokenized if item.fault is None]
+    kept = [text for item in usable for text in item.rows]
     tokens = sum(len(row.input_ids) for row in kept)
     labels = sum(sum(row.label_mask) for row in kept)
-    before = sum(item.labels for item in tokenized)
+    before = sum(item.labels for item in usable)
     return SplitProfile(
         rows=len(tokenized),
         tokens=tokens,
         prompt_tokens=tokens - labels,
         label_tokens=labels,
-        length=_quantiles([item.length for item in tokenized]),
-        label_length=_quantiles([item.labels for item in tokenized]),
+        length=_quantiles([item.length for item in usable]),
+        label_length=_quantiles([item.labels for item in usable]),
         duplicate_rows=len(kept) - len({row.input_ids for row in kept}),
-        rows_truncated=sum(
-            item.row is None or item.length > len(item.row.input_ids) for item in tokenized if item.labels
-        ),
+        rows_truncated=sum(bool(item.rows) and _labels_of(item) < item.labels for item in usable),
         label_tokens_lost=before - labels,
-        rows_without_labels=len(tokenized) - len(kept),
+        rows_without_labels=sum(not item.rows for item in usable),
+        rows_unusable=len(tokenized) - len(usable),
+        texts=len(kept),
     )
 
 
+def _labels_of(item: Tokenized) -> int:
+    return sum(sum(text.label_mask) for text in item.rows)
+
+
 def _quantiles(values: Sequence[int]) -> Quantiles:
-    ordered = sorted(values)
+    ordered = sorted(values) or [0]
 
     def at(share: float) -> int:
         return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
@@ -123,6 +213,21 @@ def _refuse_unsupervised(name: str, split: SplitProfile, max_length: int) -> Non
     )
 
 
+def _refuse_unembedded(rows: Sequence[Tokenized], tokenizer: "PreTrainedTokenizerBase", base: BaseModel) -> None:
+    """Refuse rows with tokens that the model has no embedding for: a tokenizer to which tokens were added.
+
+    Raises:
+        InputError: there are such; names one.
+    """
+    highest = max((max(text.input_ids) for item in rows for text in item.rows), default=-1)
+    highest = max(highest, models.pad_id(tokenizer))
+    if base.vocab_size and highest >= base.vocab_size:
+        raise InputError(
+            f"the tokenizer in {base.path} uses token {highest} ({tokenizer.convert_ids_to_tokens(highest)}), the model has embeddings for "
+            f"{base.vocab_size:,}; take the added tokens out of the tokenizer, or bring the model with its embeddings resized"
+        )
+
+
 def _base_losses(
     rows: Sequence[TokenRow],
     base: BaseModel,
@@ -135,6 +240,7 @@ def _base_losses(
     import torch
 
     model: Any = models.load_model(base.path, dtype=dtype, device=device)
+    models.refuse_lookahead(model)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     with torch.inference_mode():
@@ -160,18 +266,46 @@ def _ratio(losses: Sequence[tuple[float, int]]) -> tuple[float, float]:
     return ratio, math.sqrt(variance * n) / tokens
 
 
-def _bits_per_byte(rows: Sequence[Row]) -> float:
-    """Compressed size of all label texts in bits per byte of text (zlib, level 9)."""
-    texts = []
-    for row in rows:
-        if render.is_text(row):
-            texts.append(row["messages"][0]["content"])
-        texts += [render.answer_text(message) for message in row["messages"] if message["role"] == "assistant"]
-    raw = "\n".join(texts).encode()
-    return 8 * len(zlib.compress(raw, 9)) / max(1, len(raw))
+def _left_out(train: SplitProfile, unusable: Sequence[RejectedRows], max_length: int) -> Iterator[str]:
+    """Rows that are not trained on, first of all that is said."""
+    if train.rows_without_labels:
+        yield (
+            f"{train.rows_without_labels} of {train.rows} training rows left out: their prompt alone is over "
+            f"`dataset.max_length` = {max_length} tokens; raise it to learn them"
+        )
+    for item in unusable:
+        many = f"{item.count} rows are" if item.count > 1 else "1 row is"
+        yield f"{many} left out: {item.reason} ({', '.join(item.examples[:SHOWN])})"
 
 
-def _warnings(train: SplitProfile, held_out: SplitProfile, base: BaseModel, max_length: int) -> tuple[str, ...]:
+def _about_ends(rows: Sequence[Tokenized], tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
+    """What keeps a model from starting an answer as it was learnt, or from ending it."""
+    counts = Counter(note for item in rows for note in item.notes)
+    for note in (NO_STOP, SEAM):
+        if counts[note]:
+            yield f"{counts[note]} of {len(rows)} training rows: {note}"
+    end = ends.end_of_turn(tokenizer)
+    if end is not None and end not in [tokenizer.eos_token_id, *ends.named_by_model(tokenizer.name_or_path)]:
+        yield (
+            f"answers end with {tokenizer.convert_ids_to_tokens(end)}, which neither the tokenizer nor generation_config.json names as an end "
+            "token: a server will not stop there; add it to `eos_token_id` in generation_config.json"
+        )
+
+
+def _notes(rows: Sequence[Tokenized]) -> tuple[str, ...]:
+    counts = Counter(note for item in rows for note in item.notes if note not in (NO_STOP, SEAM))
+    return tuple(
+        f"{count} training rows: {note}" for note, count in sorted(counts.items(), key=lambda i: (-i[1], i[0]))
+    )
+
+
+def _warnings(
+    train: SplitProfile,
+    held_out: SplitProfile,
+    base: BaseModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+) -> tuple[str, ...]:
     found = []
     if train.rows_truncated > TRUNCATION_WARNING * train.rows:
         found.append(
@@ -182,10 +316,13 @@ def _warnings(train: SplitProfile, held_out: SplitProfile, base: BaseModel, max_
         found.append(f"only {held_out.rows} evaluation rows: intervals will be wide")
     if train.duplicate_rows:
         found.append(f"{train.duplicate_rows} training rows have the same tokens as another")
-    if not base.has_chat_template:
-        found.append(
-            "the base model has no chat template; messages are joined by newlines and end with the end-of-text token"
+    if not tokenizer.chat_template:
+        end = (
+            "end with the end-of-text token"
+            if tokenizer.eos_token
+            else "have no end token, since the tokenizer has none"
         )
+        found.append(f"the base model has no chat template; messages are joined by newlines and answers {end}")
     if base.max_position_embeddings and max_length > base.max_position_embeddings:
         found.append(f"`dataset.max_length` {max_length} is over the model's {base.max_position_embeddings} positions")
     return tuple(found)

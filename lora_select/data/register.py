@@ -28,6 +28,7 @@ def register(path: Path, ledger: Path) -> DatasetManifest:
     Raises:
         InputError: the path is not there or holds no data file.
     """
+    path = path.expanduser()
     listed = list_files(path)
     digest = source_digest(str(path))
     for known in read_ledger(ledger):

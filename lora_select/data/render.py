@@ -1,20 +1,15 @@
-"""From messages to text: the chat template, and plain documented fallbacks where it has no say.
+"""From messages to text: the chat template, and plain documented fallbacks where it has no say."""
 
-A canonical row is `{"messages": [...], "tools": [...] | None}`. A row of plain text is one message of role `text`.
-"""
+from typing import TYPE_CHECKING
 
-import functools
-import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from lora_select.data import answers, chat, ends
+from lora_select.data.answers import Rendered
+from lora_select.data.chat import TEXT_ROLE, Row, answer_text, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = Mapping[str, Any]
-TEXT_ROLE = "text"
-TOOLS_HEAD = "You can call these functions. Answer with a JSON list of calls.\n"
-_PROBE = {"type": "function", "function": {"name": "probe_tool_name", "parameters": {}}}
+__all__ = ["TEXT_ROLE", "Row", "answer_text", "is_text", "opening", "prompt_and_answer", "render", "samples"]
 
 
 def is_text(row: Row) -> bool:
@@ -26,87 +21,48 @@ def render(row: Row, tokenizer: "PreTrainedTokenizerBase", *, upto: int | None =
     """The text of the first `upto` messages (all when None), with the opening of an answer when `prompt`.
 
     Without a chat template the text opens as the tokenizer opens any text (`<bos>`, where it has one), messages are separated
-    by one newline and answers end with the end-of-text token. With a
-    template that does not render tools or tool calls (found by rendering), tools go into the system message and calls
-    into the answer's content, both as JSON: nothing the row holds is dropped.
+    by one newline and answers end with the end-of-text token. Where a template does not render a row's tools, calls or
+    reasoning (found by rendering them), they stand in the system message and in the answer's content: nothing the row holds is
+    dropped.
+
+    Raises:
+        UnusableRowError: the template refuses the row, or loses part of it.
     """
-    messages = row["messages"][:upto]
     if is_text(row):
-        return messages[0]["content"] + (tokenizer.eos_token or "") if messages else ""
-    if not getattr(tokenizer, "chat_template", None):
-        return _plain(_with_json_tools(row["messages"], row.get("tools"))[: _shifted(row, upto)], tokenizer, prompt)
-    tools = row.get("tools")
-    if tools and not _renders_tools(tokenizer):
-        messages = _with_json_tools(row["messages"], tools)[: _shifted(row, upto)]
-        tools = None
-    elif not _renders_tools(tokenizer):
-        messages = _with_json_tools(messages, None)
-    text = tokenizer.apply_chat_template(
-        list(messages), tools=tools or None, tokenize=False, add_generation_prompt=prompt
-    )
-    return str(text)
+        return row["messages"][0]["content"] + (tokenizer.eos_token or "") if row["messages"][:upto] else ""
+    template = chat.chat_of(tokenizer)
+    return template.render(row, template.form(row), upto, prompt=prompt)
+
+
+def samples(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[Rendered, ...]:
+    """The texts that are trained on for one row, each with the ranges that are learnt.
+
+    A row of text is learnt whole. Of messages each learnt turn is learnt in the rendering in which it is generated: one text
+    where no turn changes another, else several.
+
+    Raises:
+        UnusableRowError: the template refuses the row, or loses part of it.
+    """
+    if is_text(row):
+        text = render(row, tokenizer)
+        return (Rendered(text, ((0, len(text)),), stops=bool(tokenizer.eos_token)),)
+    return answers.rendered(row, tokenizer, ends.stop_tokens(tokenizer))
 
 
 def prompt_and_answer(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
-    """What the model is given and what it should say: all before the last assistant turn, and that turn's content."""
-    messages = row["messages"]
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
-    if last is None:
+    """What the model is given and what it should say: all before the last learnt turn, and that turn.
+
+    What it should say is the turn's content. Of a turn with tool calls it is the calls as the template writes them, without the end token
+    and other special tokens; where they stand in the answer as JSON, that JSON.
+    """
+    learnt = answers.learnt_turns(row)
+    if not learnt:
         return "", render(row, tokenizer)
-    return render(row, tokenizer, upto=last, prompt=True), answer_text(messages[last])
-
-
-def answer_text(message: Mapping[str, Any]) -> str:
-    """An assistant turn's content; tool calls as a JSON list of `{"name": ..., "arguments": {...}}`."""
-    calls = message.get("tool_calls")
-    if not calls:
-        return message.get("content") or ""
-    plain = [call.get("function", call) for call in calls]
-    text = json.dumps([{"name": c["name"], "arguments": c["arguments"]} for c in plain], ensure_ascii=False)
-    return "\n".join(part for part in (message.get("content"), text) if part)
-
-
-def _with_json_tools(messages: Sequence[Mapping[str, Any]], tools: Any) -> list[dict[str, Any]]:
-    plain = [{"role": m["role"], "content": answer_text(m)} for m in messages]
-    if not tools:
-        return plain
-    described = TOOLS_HEAD + json.dumps([t.get("function", t) for t in tools], ensure_ascii=False)
-    if plain and plain[0]["role"] == "system":
-        return [{"role": "system", "content": f"{plain[0]['content']}\n{described}"}, *plain[1:]]
-    return [{"role": "system", "content": described}, *plain]
-
-
-def _shifted(row: Row, upto: int | None) -> int | None:
-    """`upto` counted in the messages with the tools' system message in front."""
-    if upto is None or not row.get("tools"):
-        return upto
-    has_system = bool(row["messages"]) and row["messages"][0]["role"] == "system"
-    return upto if has_system else upto + 1
-
-
-def opening(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """What the tokenizer puts before plain text, as text: models that were trained with a start token are lost without it."""
-    ids = tokenizer("")["input_ids"]
-    return str(tokenizer.decode(ids)) if ids else ""  # pyright: ignore[reportArgumentType]
-
-
-def _plain(messages: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", prompt: bool) -> str:
-    end = tokenizer.eos_token or ""
-    parts = [m["content"] + (end if m["role"] == "assistant" else "") + "\n" for m in messages]
-    text = opening(tokenizer) + "".join(parts)
-    return text if prompt or not text.endswith(f"{end}\n") or not end else text[:-1]
-
-
-@functools.lru_cache(maxsize=8)
-def _renders(template: str, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    call = {"type": "function", "function": {"name": "probe_call_name", "arguments": {}}}
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    try:
-        text = str(tokenizer.apply_chat_template(messages, tools=[_PROBE], tokenize=False))
-    except Exception:  # a template may raise anything on what it does not expect
-        return False
-    return "probe_tool_name" in text and "probe_call_name" in text and bool(template)
-
-
-def _renders_tools(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    return _renders(str(tokenizer.chat_template), tokenizer)
+    template = chat.chat_of(tokenizer)
+    form, message = template.form(row), row["messages"][learnt[-1]]
+    prompt = template.render(row, form, learnt[-1], prompt=True)
+    if not message.get("tool_calls") or form.calls == "json":
+        return prompt, answer_text(message)
+    turn = answers.locate(template, form, row, learnt[-1], ends.stop_tokens(tokenizer))
+    ids = tokenizer(turn.text[turn.low : turn.high], add_special_tokens=False)["input_ids"]
+    return prompt, str(tokenizer.decode(ids, skip_special_tokens=True)).strip()  # pyright: ignore[reportArgumentType]

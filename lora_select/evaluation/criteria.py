@@ -29,7 +29,7 @@ def seed_error(pair: MetricComparison, seed_noise: float) -> float:
     """Standard deviation of the difference of two seeds: `seed_noise` standard deviations of one row's difference.
 
     Rows do not shrink it. Two seeds that disagree more on single rows also differ more in the mean: over 24 settings the ratio
-    of the two spans a factor of 20, where seeds over the loss span one of 100 (`benchmarks/results/gate.json`).
+    of the two spans a factor of 20, where seeds over the loss span one of 100 (`benchmarks/results/promotion.json`).
     """
     return seed_noise * standard_error(pair) * math.sqrt(pair.rows)
 

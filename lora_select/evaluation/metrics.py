@@ -4,27 +4,33 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lora_select.data.ends import end_of_turn
+from lora_select.data.pieces import split_thought
 from lora_select.models import pad_id
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Progress = Callable[[int, int, str], None]
-PROBE_ANSWER = "probe"
 
 
 def exact_match(expected: str, answer: str) -> bool:
     r"""Equal as JSON when both are JSON (order of keys and spacing do not count), else equal as stripped text.
 
+    A thought before the answer (up to `</think>`) does not count: templates open and close it, and rows may not hold it.
+
     >>> exact_match('{"a": 1, "b": [2]}', ' {"b":[2],"a":1} '), exact_match("yes", "yes\n"), exact_match("1", "2")
     (True, True, False)
     >>> exact_match('{"a": true}', '{"a": 1}'), exact_match('{"a": 1}', '{"a": 1.0}')
     (False, True)
+    >>> exact_match("4", "<think>\n\n</think>\n\n4")
+    True
     """
+    expected, answer = (split_thought(text)[1].strip() for text in (expected, answer))
     wanted, given = as_json(expected), as_json(answer)
     if wanted is not None and given is not None:
         return _same(wanted, given)
-    return expected.strip() == answer.strip()
+    return expected == answer
 
 
 def as_json(text: str) -> Any:
@@ -96,22 +102,8 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     tuned model that says the former would otherwise run on to `max_new_tokens`.
     """
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), _end_of_turn(tokenizer)}
+    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), end_of_turn(tokenizer)}
     return sorted(token for token in found if token is not None)
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token right after an assistant turn of the chat template; None without one."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": PROBE_ANSWER}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # a template may raise anything on turns that it does not expect
-        return None
-    after = tokenizer(text.rpartition(PROBE_ANSWER)[2].lstrip(), add_special_tokens=False)["input_ids"]
-    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
-    return after[0] if after and after[0] in special else None
 
 
 def _left_padded(rows: Sequence[Sequence[int]], fill: int, device: Any) -> "dict[str, Tensor]":

@@ -15,7 +15,7 @@ POWER = 0.8
 LEVEL = 0.95
 SEED_NOISE = 0.13
 """How far two seeds of one setting differ, in standard deviations of one row's paired difference: the least with which two seeds are
-promoted in under 5 % of runs at 300 rows, over the oracle's trainings (`benchmarks/gate.py`; docs/promotion.md)."""
+promoted in under 5 % of runs at 300 rows, over the oracle's trainings (`benchmarks/promotion.py`; docs/promotion.md)."""
 
 
 @final

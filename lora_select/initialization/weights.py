@@ -66,7 +66,7 @@ def target_weights(spec: AdapterSpec, base: Path) -> "Iterator[tuple[str, Tensor
 
 def targeted(layer: str, spec: AdapterSpec) -> bool:
     """Whether PEFT's suffix rule takes the layer."""
-    return any(layer == suffix or layer.endswith(f".{suffix}") for suffix in spec.target_modules)
+    return spec.adapts(layer)
 
 
 def _module_of(stem: str, modules: dict[str, str]) -> str | None:

@@ -213,7 +213,7 @@ def finetune(run: Run) -> Finetuned:
 
 def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[DatasetProfile]]:
     config = run.config
-    options = config.dataset.model_dump(exclude={"max_length"}) | {"name": config.name, "seed": config.seed}
+    options = config.dataset.model_dump(exclude={"max_length", "max_unusable"}) | {"name": config.name}
     digests = [source_digest(config.dataset.source), source_digest(config.dataset.eval_source or "")]
     dataset = run.do(prepare.intake, "dataset", options=options, source_digests=digests)
     profile = run.do(

@@ -8,6 +8,7 @@ from lora_select import models
 from lora_select.data import intake as rows_in
 from lora_select.data import profile as profiling
 from lora_select.data import tokens
+from lora_select.data.formats import RowOptions
 from lora_select.data.microbatches import draw
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
 def _intake(context: Context, *, source_digests: Sequence[str], options: Mapping[str, Any]) -> Dataset:
     del source_digests  # in the key only: they stand for the bytes behind the sources
-    return rows_in.intake(folder=context.folder, **options)
+    given = dict(options)
+    said = RowOptions(
+        columns=given.pop("columns", {}),
+        ignore=frozenset(given.pop("ignore_columns", ())),
+        reasoning=given.pop("reasoning", "keep"),
+        learn=given.pop("learn", "all"),
+    )
+    return rows_in.intake(folder=context.folder, options=said, progress=context.report, **given)
 
 
 def _profile(

@@ -102,7 +102,7 @@ def _adapter(order: Order) -> dict[str, Any]:
         "lora_alpha": spec.lora_alpha,
         "lora_dropout": 0.0,
         "lora_dtype": "float32",
-        "target_modules": list(spec.target_modules),
+        **_placed(spec),
         "use_rslora": bool(spec.peft_arguments.get("use_rslora", False)),
         "use_dora": bool(spec.peft_arguments.get("use_dora", False)),
         **more,
@@ -128,3 +128,8 @@ def _messages(row: Pieces) -> list[dict[str, str]]:
 
 
 TOOL = Tool("ms-swift", cannot, write)
+
+
+def _placed(spec: AdapterSpec) -> dict[str, Any]:
+    placed = spec.peft_arguments.get("target_modules")
+    return {"target_regex": placed} if isinstance(placed, str) else {"target_modules": list(spec.target_modules)}

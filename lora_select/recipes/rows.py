@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, final
 
 from lora_select import models
 from lora_select.data import render
+from lora_select.data.answers import Rendered
 from lora_select.data.intake import read_canonical
 from lora_select.data.render import Row
-from lora_select.data.tokenize import answer_spans, tokenize
+from lora_select.data.tokenize import tokenize
 from lora_select.records import BaseModel, Dataset
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ Pieces = tuple[tuple[bool, str], ...]
 @final
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a dataset, in file order; `other_tokens` counts rows that a tool tokenises otherwise than the measurement did.
+    """All texts that are trained on, in file order; `other_tokens` counts rows that a tool tokenises otherwise than the measurement did.
 
     That happens where a token spans the seam between prompt and answer, which no tool can see that tokenises them apart.
     `longest` is the longest row in tokens.
@@ -52,25 +53,34 @@ def read(dataset: Dataset, folder: Path, base: BaseModel) -> Rows:
     for file in (dataset.train_file, dataset.eval_file):
         made = []
         for row_id, row in read_canonical(folder / file.path):
-            made.append(pieces(row, tokenizer))
             whole = tokenize(row_id, row, tokenizer, max_length=2**31)
+            if whole.fault is not None:
+                continue  # the profile has counted it
             longest = max(longest, whole.length)
-            if whole.row is not None:
-                ids, mask = _trimmed(whole.row.input_ids, whole.row.label_mask)
-                other += (ids, mask) != tokens(made[-1], tokenizer)
+            texts = pieces(row, tokenizer)
+            made += texts
+            measured = [_trimmed(text.input_ids, text.label_mask) for text in whole.rows]
+            other += measured != [tokens(text, tokenizer) for text in texts]
         splits.append(tuple(made))
     return Rows(splits[0], splits[1], other, longest)
 
 
-def pieces(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Pieces:
-    """The rendered row in turns of context and answer; what follows the last answer teaches nothing and is left out."""
-    text = render.render(row, tokenizer)
+def pieces(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[Pieces, ...]:
+    """The texts of a row, each in turns of context and answer; what follows the last answer teaches nothing and is left out.
+
+    One text where the chat template changes no earlier turn, else one for each turn that is learnt.
+    """
+    texts = render.samples(row, tokenizer)
     if render.is_text(row):
-        return ((False, render.opening(tokenizer)), (True, text))
+        return (((False, render.opening(tokenizer)), (True, texts[0].text)),)
+    return tuple(_pieces(text) for text in texts)
+
+
+def _pieces(sample: Rendered) -> Pieces:
     made: list[tuple[bool, str]] = []
     place = 0
-    for low, high in answer_spans(row, tokenizer, text):
-        made += [(False, text[place:low]), (True, text[low:high])]
+    for low, high in sample.spans:
+        made += [(False, sample.text[place:low]), (True, sample.text[low:high])]
         place = high
     return tuple(made)
 

@@ -34,6 +34,7 @@ from lora_select.records.data import (
     BaseModel,
     Dataset,
     DatasetProfile,
+    LeftOutFile,
     Quantiles,
     RejectedRows,
     SourceFile,
@@ -41,6 +42,7 @@ from lora_select.records.data import (
 )
 from lora_select.records.evidence import Cost, Energy, EvidenceFiles
 from lora_select.records.files import FileRef
+from lora_select.records.gate import Drift, Finding, Gate, VersionChange
 from lora_select.records.judgement import (
     Criterion,
     Evaluation,
@@ -67,11 +69,15 @@ __all__ = [
     "DatasetProfile",
     "Decision",
     "Energy",
+    "Drift",
     "Evaluation",
     "Evidence",
     "EvidenceFiles",
     "FileRef",
+    "Finding",
+    "Gate",
     "LayerSpectra",
+    "LeftOutFile",
     "MetricComparison",
     "Trial",
     "Promotion",
@@ -89,6 +95,7 @@ __all__ = [
     "SplitProfile",
     "StepMetrics",
     "TrainingPlan",
+    "VersionChange",
     "Validation",
     "Verdict",
     "append_line",

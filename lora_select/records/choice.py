@@ -1,5 +1,6 @@
 """Records of the choice: spectra, candidates, decision."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,10 @@ class Spectra:
     """Of turning sums into records, all layers together."""
     notes: tuple[str, ...]
     """What had to be done otherwise than asked, such as a microbatch run in halves."""
+    fused_experts: Mapping[str, int] = field(default_factory=dict)
+    """Expert weights that one tensor of a layer holds, which get no adapter: name -> parameters."""
+    model_parameters: int = 0
+    """Of the whole model, 0 where it was not counted."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,13 @@ class AdapterSpec:
     peft_arguments: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     num_parameters: int
+
+    def adapts(self, layer: str) -> bool:
+        """Whether the layer of this name gets an adapter, as PEFT decides it: by a pattern of whole names, or by their ends."""
+        placed = self.peft_arguments.get("target_modules")
+        if isinstance(placed, str):
+            return re.fullmatch(placed, layer) is not None
+        return any(layer == end or layer.endswith(f".{end}") for end in self.target_modules)
 
 
 @dataclass(frozen=True)

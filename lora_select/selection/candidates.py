@@ -23,12 +23,16 @@ MLP_KINDS = frozenset(
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """A variant at a size on some layers. `key` names it in records and MLflow: `<variant>-<targets>-r<r>`."""
+    """A variant at a size on some layers. `key` names it in records and MLflow: `<variant>-<targets>-r<r>`.
+
+    `others` are names of layers that get no adapter.
+    """
 
     variant: Variant
     targets: str
     target_modules: tuple[str, ...]
     layers: tuple[LayerSpectra, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -74,7 +78,7 @@ def enumerate_candidates(spectra: Spectra, r: int | None = None, named: str | No
     ranks = sorted(set(ADAPTER_RANKS) if r is None else {*ADAPTER_RANKS, r})
     groups = target_groups(spectra.layers)
     return tuple(
-        Candidate(variant, targets, _suffixes(layers), layers)
+        Candidate(variant, targets, _suffixes(layers), layers, tuple(spectra.skipped_layers))
         for kind in (*CANDIDATES, *(kind for kind in VARIANTS if kind.name == named and kind not in CANDIDATES))
         for targets, layers in groups.items()
         for variant in offered(kind, ranks)

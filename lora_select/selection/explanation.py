@@ -104,6 +104,7 @@ def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs:
         _about_rank(verdict.choice.candidate, profile, inputs),
         _about_signal(spectra),
         _about_shares(verdict),
+        *_about_experts(spectra),
         _about_candidates(verdict),
     )
 
@@ -250,6 +251,18 @@ def _about_shares(verdict: Verdict) -> str:
     return (
         f"Tangent shares, how much of the signal's energy an adapter can follow at its start, at {place.variant.size} on "
         f"{place.targets}: {listed}.{role}"
+    )
+
+
+def _about_experts(spectra: Spectra) -> tuple[str, ...]:
+    if not spectra.fused_experts:
+        return ()
+    count = sum(spectra.fused_experts.values())
+    share = f", {count / spectra.model_parameters:.0%} of the model" if spectra.model_parameters else ""
+    names = sorted({name.rpartition(".")[2] for name in spectra.fused_experts})
+    return (
+        f"The experts are not adapted: {count:,} parameters{share}. Each layer holds them in one tensor ({', '.join(names)}), whose "
+        "gradients the pass does not separate.",
     )
 
 

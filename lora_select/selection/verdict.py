@@ -9,6 +9,7 @@ from lora_select.selection.calibration import rate_shift, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.constraints import rank_floor
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate
+from lora_select.selection.placement import target_modules
 from lora_select.selection.prediction import predicted_gain, raced_gain
 from lora_select.selection.race import Raced
 from lora_select.selection.scoring import Scored
@@ -80,7 +81,8 @@ def gain(verdict: Verdict, profile: DatasetProfile) -> Evidence | None:
 
 def _peft_arguments(candidate: Candidate) -> dict[str, Any]:
     """Everything PEFT's config is built from."""
-    placed = {"target_modules": list(candidate.target_modules), "task_type": "CAUSAL_LM"}
+    names = [layer.name for layer in candidate.layers]
+    placed = {"target_modules": target_modules(names, candidate.others), "task_type": "CAUSAL_LM"}
     return candidate.variant.peft_arguments() | placed
 
 

@@ -67,7 +67,7 @@ def analyze(
     from safetensors.torch import save_file
 
     from lora_select.spectral.accumulate import FOLDS
-    from lora_select.spectral.linear_layers import left_out, linear_layers, nothing_matched
+    from lora_select.spectral.linear_layers import fused_experts, left_out, linear_layers, nothing_matched
     from lora_select.spectral.sketch import Sizes
     from lora_select.spectral.stream import Settings, stream
 
@@ -104,4 +104,6 @@ def analyze(
         seconds=measured.seconds,
         finish_seconds=measured.finish_seconds,
         notes=measured.notes,
+        fused_experts=fused_experts(model),
+        model_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -45,10 +45,14 @@ def left_out(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str
     for name, parameter in model.named_parameters():
         if parameter.ndim == 3 and "conv" not in name:
             shape = " x ".join(map(str, parameter.shape))
-            reasons[name] = (
-                f"expert weights in one tensor ({shape}): only two-dimensional layers are measured and adapted"
-            )
+            what = "expert weights in one tensor" if "expert" in name else "a tensor of three dimensions"
+            reasons[name] = f"{what} ({shape}): only two-dimensional layers are measured and adapted"
     return reasons
+
+
+def fused_experts(model: nn.Module) -> dict[str, int]:
+    """Expert weights in one three-dimensional tensor: name -> number of parameters."""
+    return {name: p.numel() for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name}
 
 
 def nothing_matched(model: nn.Module) -> str:

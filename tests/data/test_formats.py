@@ -75,5 +75,7 @@ def test_wrong_columns_name_the_nearest_and_all_formats():
 
 
 def test_named_format_must_fit():
-    with pytest.raises(InputError, match="alpaca, which needs instruction, output; the columns are prompt"):
+    with pytest.raises(
+        InputError, match="alpaca, which needs instruction, output/response/answer/completion; the columns are prompt"
+    ):
         formats.check("alpaca", {"prompt": 1})

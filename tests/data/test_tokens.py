@@ -90,7 +90,8 @@ def test_tools_are_never_dropped(tokenizer, template):
     assert "integer" not in answer
     prompt, expected = render.prompt_and_answer(TOOL_ROW, tokenizer)
     assert text.startswith(prompt)
-    assert expected == '[{"name": "area", "arguments": {"base": 10}}]'
+    native = '[{"type": "function", "function": {"name": "area", "arguments": {"base": 10}}}]'
+    assert expected == (native if template == "native" else '[{"name": "area", "arguments": {"base": 10}}]')
 
 
 def test_rows_survive_the_disk(tmp_path):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def found():
-    return json.loads((ROOT / "benchmarks" / "results" / "gate.json").read_text())
+    return json.loads((ROOT / "benchmarks" / "results" / "promotion.json").read_text())
 
 
 def rows(heading):

@@ -73,4 +73,4 @@ def test_without_a_chat_template_the_fallback_text_is_written(tiny_model_folder)
     tokenizer = models.load_tokenizer(str(tiny_model_folder))
     tokenizer.chat_template = None
     made = pieces({"messages": chats()[0]["messages"], "tools": None}, tokenizer)
-    assert made == ((False, "say 0\n"), (True, "0! <|im_end|>"))
+    assert made == (((False, "say 0\n"), (True, "0! <|im_end|>")),)

@@ -58,7 +58,7 @@ def make_plan(
     machine = machine.times(nodes)
     ranks = _ranks(machine, wanted, reasons)
     batch = int(wanted["batch_size"])
-    usable = profile.train.rows - profile.train.rows_without_labels
+    usable = profile.train.trained
     kept = validation.kept_rows(usable, float(wanted.get("validation", 0.0)))
     count = usable - kept
     if batch < ranks:

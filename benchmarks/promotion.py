@@ -2,7 +2,7 @@
 
 A/A runs: an adapter against itself, two adapters without a true difference, two seeds of one setting. Then power: how often an
 adapter that is truly better by a share of the loss is promoted, and whether the number of rows that the gate asks for is enough.
-`python -m benchmarks.gate errors` and `power`, a minute each, write their part of `benchmarks/results/gate.json`.
+`python -m benchmarks.promotion errors` and `power`, a minute each, write their part of `benchmarks/results/promotion.json`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from lora_select.evaluation.policy import Policy
 from lora_select.evaluation.power import paired_error
 from lora_select.records import Evaluation, FileRef, MetricComparison, Verdict
 
-FILE = Path(__file__).parent / "results" / "gate.json"
+FILE = Path(__file__).parent / "results" / "promotion.json"
 ROWS = (30, 100, 300)
 EFFECTS = (0.05, 0.1, 0.2, 0.3)
 OPTIONS = EvaluationOptions(exact_match_rows=0, max_new_tokens=1, bootstrap_samples=400, reference_tokens=512)

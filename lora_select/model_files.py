@@ -1,0 +1,209 @@
+"""What a model folder holds, looked at before anything is loaded: whole weights, once, of a causal language model, unquantised."""
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_select.errors import InputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+POINTER = b"version https://git-lfs"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+AGAIN = "download it again"
+OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
+
+
+def check_kind(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what is no causal language model, by the architecture and settings that its config names.
+
+    Raises:
+        InputError: an encoder, an encoder with a decoder, a model without a language model's head, or a quantised one.
+    """
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    kind = str(config.get("model_type") or "")
+    name = next(iter(config.get("architectures") or ()), kind)
+    only = "only causal language models are adapted, name one of those"
+    if kind not in configuration_auto.CONFIG_MAPPING_NAMES:
+        raise InputError(
+            f"{folder} is of model_type {kind or 'none'!r} (config.json), which this version of transformers does not know; name another model"
+        )
+    causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.get("is_encoder_decoder") or (
+        not causal and kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    ):
+        raise InputError(f"{folder} is an encoder with a decoder ({name}); {only}")
+    if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
+        raise InputError(
+            f"{folder} is an encoder ({name}): each of its tokens sees those that follow, so it would be shown the answers; {only}"
+        )
+    if not causal:
+        raise InputError(f"{folder} is a {name}, which transformers does not load as a causal language model; {only}")
+    if (name.endswith("Model") and not name.endswith("LMHeadModel")) or any(
+        f"For{head}" in name for head in OTHER_HEADS
+    ):
+        raise InputError(f"{folder} is a {name}, which has no language model's head; bring the model with its head")
+    _refuse_quantised(folder, config)
+
+
+def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+    found = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
+    if not found:
+        return
+    method = str(found.get("quant_method", "unknown")) if isinstance(found, Mapping) else "unknown"
+    if method == "bitsandbytes":
+        stored = "int8" if found.get("load_in_8bit") else "nf4"
+        raise InputError(
+            f"{folder} is stored in {'8' if stored == 'int8' else '4'} bits by bitsandbytes; bring the model as it was before and set "
+            f"`base_model.quantize: {stored}`: its weights are measured before they are quantised"
+        )
+    raise InputError(
+        f"{folder} is quantised with {method} (quantization_config in config.json), which is not supported: its weights can be neither "
+        "measured nor trained on; bring the unquantised model, and set `base_model.quantize: nf4` to train it in 4 bits"
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model, each whole.
+
+    Raises:
+        InputError: there are none, some are missing, cut, or pointers to a file elsewhere, or the model is there twice.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    shards = sorted(p for p in folder.glob("*.safetensors") if SHARD.fullmatch(p.name))
+    if single.is_file() and (index.is_file() or shards):
+        raise InputError(
+            f"{folder} holds its weights twice, as {SINGLE} and in {len(shards)} parts; remove one of the two, since they may differ"
+        )
+    if index.is_file():
+        files = [folder / name for name in _listed(index)]
+    elif shards:
+        files = _numbered(folder, shards)
+        raise InputError(f"{folder} has no {INDEX}, without which its {len(files)} parts are not read; {AGAIN}")
+    else:
+        files = [single] if single.is_file() else []
+    if not files:
+        raise InputError(f"{folder} has {_why_none(folder)}; bring the model as {SINGLE} or in numbered parts")
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(files)} parts are); {AGAIN}")
+    for file in files:
+        header(file)
+    return files
+
+
+def header(file: Path) -> Mapping[str, Any]:
+    """Name -> dtype, shape and place of the tensors in a safetensors file; the file is as long as it says.
+
+    Raises:
+        InputError: it is a Git LFS pointer, cut, or no safetensors file.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        first = stream.read(8)
+        if POINTER.startswith(first) and len(first) == 8:
+            raise InputError(f"{file} is a Git LFS pointer and not the file itself; run `git lfs pull`, or {AGAIN}")
+        length = int.from_bytes(first, "little")
+        if len(first) < 8 or 8 + length > size:
+            raise InputError(f"{file} is cut or no safetensors file: it has {size:,} bytes; {AGAIN}")
+        try:
+            found = json.loads(stream.read(length))
+            tensors = {name: entry for name, entry in found.items() if name != "__metadata__"}
+            end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(f"{file} is no safetensors file; {AGAIN}") from error
+    if 8 + length + end != size:
+        raise InputError(f"{file} is cut: it has {size:,} of {8 + length + end:,} bytes; {AGAIN}")
+    return tensors
+
+
+def count(file: Path) -> int:
+    """Parameters in a safetensors file, from its header alone."""
+    return sum(functools.reduce(int.__mul__, entry["shape"], 1) for entry in header(file).values())
+
+
+def refuse_pointers(folder: Path, names: Sequence[str]) -> None:
+    """Refuse small files that are Git LFS pointers.
+
+    Raises:
+        InputError: one is.
+    """
+    for name in names:
+        file = folder / name
+        if file.is_file():
+            with file.open("rb") as stream:
+                if stream.read(len(POINTER)) == POINTER:
+                    raise InputError(
+                        f"{file} is a Git LFS pointer and not the file itself; run `git lfs pull`, or {AGAIN}"
+                    )
+
+
+def refuse_wide_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Refuse a tokenizer whose own vocabulary is larger than the embedding; tokens that were added are looked at where rows use them.
+
+    Raises:
+        InputError: it is, so it is another model's.
+    """
+    file = folder / "tokenizer.json"
+    try:
+        vocab = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # loading the tokenizer will say what is wrong with it
+    highest = max(vocab.values(), default=-1) if isinstance(vocab, Mapping) else len(vocab) - 1
+    if highest >= vocab_size:
+        raise InputError(
+            f"the tokenizer in {folder} knows {highest + 1:,} tokens, the model has embeddings for {vocab_size:,}: it is another model's; "
+            "copy the model's own tokenizer files into the folder"
+        )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter's files in it: transformers puts the adapter on whatever it loads from there.
+
+    Raises:
+        InputError: there are such files, beside a model or alone.
+    """
+    left = [name for name in ("adapter_config.json", "adapter_model.safetensors") if (folder / name).exists()]
+    if not left:
+        return
+    if not any(p.name not in left for p in folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} is an adapter and no base model; merge it into its base first, or name the base as `base_model.source`"
+        )
+    raise InputError(
+        f"{folder} holds a model and {' and '.join(left)}, so the adapter would be put on the model again each time that it is loaded; "
+        "if it is merged already, remove these files, else merge it"
+    )
+
+
+def _listed(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} does not say which part holds which weight; {AGAIN}") from error
+
+
+def _numbered(folder: Path, shards: Sequence[Path]) -> list[Path]:
+    """All parts, by the number that each part's name says there are.
+
+    Raises:
+        InputError: one is missing.
+    """
+    total = max(int(SHARD.fullmatch(p.name).group(2)) for p in shards)  # pyright: ignore[reportOptionalMemberAccess]
+    every = [folder / f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
+    for file in every:
+        if not file.is_file():
+            raise InputError(f"{folder}: {file.name} is missing; {AGAIN}")
+    return every
+
+
+def _why_none(folder: Path) -> str:
+    pickles = [p.name for p in folder.glob("*") if p.suffix in PICKLES]
+    others = [p.name for p in folder.glob("*.safetensors")]
+    if pickles:
+        return f"only {pickles[0]}, and pickled weights are never read"
+    return f"no {SINGLE}, only {others[0]}" if others else "no weights"

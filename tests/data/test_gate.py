@@ -1,0 +1,279 @@
+"""The gate finds what is planted in real rows, leaves clean rows alone, and mends what it is told to, with everything counted."""
+
+import json
+import random
+
+import pytest
+
+from benchmarks.gate import faults, measure, sources
+from lora_select import records
+from lora_select.cli.main import main
+from lora_select.data import similar
+from lora_select.data.gate import check, control, degenerate, duplicates, leaks, private, rules, text
+from lora_select.data.gate.drift import drift
+from lora_select.data.gate.mend import gated_intake
+from lora_select.data.gate.rows import GateRow
+from lora_select.data.gate.versions import compare
+from lora_select.data.intake import intake, read_canonical
+from lora_select.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def prose():
+    rows = sources.rows("docstrings", 440)
+    gone = {flag.row_id for flag in (*duplicates.exact(rows), *duplicates.normal(rows))}
+    return [item for item in rows if item.row_id not in gone][:400]
+
+
+def recall(outcome):
+    return outcome.found / outcome.planted
+
+
+def row(prompt, answer, row_id="0", split="train", system=""):
+    first = [{"role": "system", "content": system}] if system else []
+    return GateRow(
+        row_id, split, [*first, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    )
+
+
+def test_planted_copies_are_found_and_nothing_else():
+    for outcome in measure.of_duplicates("docstrings", 0, 250):
+        assert recall(outcome) >= 0.95, outcome
+        assert outcome.flagged <= 0.01 * outcome.planted, outcome
+
+
+def test_planted_degenerate_rows_are_found(prose):
+    for outcome in measure.of_degenerate("docstrings", 0, 300):
+        assert recall(outcome) >= 0.9, outcome
+        assert outcome.flagged <= 0.01 * outcome.others, outcome
+
+
+def test_answers_that_stop_in_the_middle_are_found_where_the_set_has_a_habit():
+    whole = [row(f"q {n}", f"This is the answer to the question number {n}, in full.", str(n)) for n in range(60)]
+    cut = [*whole[:58], row("q", "This is the answer to the question num", "cut")]
+    assert [flag.row_id for flag in degenerate.truncated(cut)] == ["cut"]
+    open_ended = [row(f"q {n}", f"no full stop at the end of number {n}", str(n)) for n in range(60)]
+    assert not degenerate.truncated(open_ended)
+    assert "end a sentence" in (degenerate.no_truncation_habit(open_ended) or "")
+    values = [row(f"q {n}", json.dumps({"number": n}), str(n)) for n in range(60)]
+    assert [flag.row_id for flag in degenerate.truncated([*values, row("q", '{"number": ', "cut")])] == ["cut"]
+
+
+def test_private_data_is_found_with_its_checksum_and_not_without(prose):
+    draw = random.Random(1)
+    for kind in (*private.PERSONAL, *private.SECRET):
+        secrets = [faults.private(kind, draw) for _ in range(30)]
+        found = [any(m.kind == kind for m in private.find(f"of it {secret} is known")) for secret in secrets]
+        assert sum(found) >= 29, (kind, [s for s, f in zip(secrets, found, strict=True) if not f])
+    for harmless in (
+        "4111 1111 1111 1112",
+        "version 10.2.3.4 of 192.168.1.1",
+        "born 2024-01-02",
+        "DE00 1234 5678 9012 3456 78",
+        "sk-your-api-key-goes-here-please",
+        "1 234 567 890",
+        "user@example.com",
+    ):
+        assert not private.find(harmless), harmless
+
+
+def test_redaction_is_consistent_and_leaves_the_rest():
+    text_ = "Ask tom@acme-tools.co.uk, not li@web.de; tom@acme-tools.co.uk answers."
+    made = private.redact(text_, private.PERSONAL)
+    first, second, third = [word.strip(",;.") for word in made.split() if word.startswith("[EMAIL")]
+    assert first == third != second
+    assert made.startswith("Ask [EMAIL-")
+    assert made.endswith("answers.")
+    assert not private.find(made)
+
+
+def test_leaks_are_found_equal_near_and_quoted():
+    for outcome in measure.of_leaks("docstrings", 0, 400):
+        assert recall(outcome) >= 0.95, outcome
+        assert outcome.flagged <= 0.01 * outcome.others, outcome
+
+
+def test_items_of_a_benchmark_are_found(tmp_path, prose):
+    draw = random.Random(0)
+    items = [" ".join(f"w{draw.randrange(1000)}" for _ in range(25)) for _ in range(30)]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps({"question": item}) + "\n" for item in items))
+    texts = list(leaks.benchmark_texts(str(tmp_path / "bench.jsonl")))
+    assert texts == items
+    planted = faults.asked(prose[0], f"Consider: {items[3]}", "-planted")
+    flags = leaks.contamination([*prose, planted], {"bench": texts})
+    assert [flag.row_id for flag in flags] == [planted.row_id]
+    with pytest.raises(InputError, match="no package"):
+        list(leaks.benchmark_texts("no_such_package_here:data"))
+
+
+def test_one_prompt_with_two_answers_is_a_conflict():
+    same = [
+        row("What is it?", "A cat.", "1"),
+        row("what is it", "A dog.", "2"),
+        row("What is it?", "a cat", "3"),
+        row("Other?", "A dog.", "4"),
+    ]
+    from lora_select.data.gate.conflicts import conflicts
+
+    assert {flag.row_id for flag in conflicts(same)} == {"1", "2", "3"}
+    assert not conflicts([same[0], same[2], same[3]])
+    systems = [row("What is it?", "A cat.", "1", system="cats"), row("What is it?", "A dog.", "2", system="dogs")]
+    assert not conflicts(systems)
+
+
+def test_control_tokens_of_the_model_and_of_common_templates(prose):
+    for token in faults.TOKENS:
+        assert control.control_tokens([row("x", f"yes {token} no")]), token
+    assert not control.control_tokens(prose)
+    assert control.control_tokens([row("x", "a ~~end~~ b")], ["~~end~~"])
+
+
+def test_near_duplicates_are_those_that_comparing_all_pairs_finds():
+    rows = sources.rows("docstrings", 250)
+    changed, _ = faults.near_copies(rows, random.Random(3), 30)
+    made = similar.sketch(r.content for r in changed)
+    label = similar.clusters(made, lambda i: changed[i].content).label
+    sizes = {value: (label == value).sum() for value in set(label.tolist())}
+    found = {changed[i].row_id for i, value in enumerate(label.tolist()) if sizes[value] > 1}
+    truly = measure.all_near(changed)
+    assert found <= truly
+    assert len(found) >= 0.95 * len(truly)
+
+
+def test_drift_is_seen_where_a_tenth_is_replaced_and_not_between_halves():
+    rows = sources.rows("docstrings", 600)
+    one, two = rows[:300], rows[300:]
+    other = sources.rows("tool-calls", 30)
+    seen = drift([*two[30:], *other], one)
+    assert seen.drifted
+    assert seen.because
+    assert seen.low < seen.auc < seen.high
+    assert not drift(two, one).drifted
+    assert drift(one[:20], two).because == ("too few rows are new to compare them",)
+
+
+def write(path, values):
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return str(path)
+
+
+def as_rows(found):
+    return [{"messages": list(item.messages)} for item in found]
+
+
+def test_real_rows_are_not_refused(prose):
+    for name, given in (("docstrings", as_rows(prose)), ("tool-calls", "sample:tool-calls")):
+        gate = check.check_data(given)
+        assert gate.verdict != "refused", (name, text.one_line(gate))
+        assert all(item.rate <= 0.05 for item in gate.findings), name
+
+
+def test_the_record_says_what_where_and_how_to_see_it(tmp_path, prose):
+    values = as_rows(prose[:80])
+    values += [
+        values[0],
+        {"messages": [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "mail anna.rossi@web.de"}]},
+    ]
+    source = write(tmp_path / "r.jsonl", values)
+    gate = check.check_data(source)
+    found = {item.rule: item for item in gate.findings}
+    assert found["exact-duplicates"].count == found["personal-data"].count == 1
+    assert found["personal-data"].examples[0].startswith("r.jsonl:82")
+    assert found["personal-data"].command == f"lora-select data show {source} --finding personal-data"
+    assert 0 < found["personal-data"].low < 1 / 82 < found["personal-data"].high < 0.1
+    assert records.from_json(records.Gate, records.to_json(gate)) == gate
+    assert text.full(gate).startswith("2 findings")
+
+
+def test_actions_are_checked_together():
+    with pytest.raises(InputError) as caught:
+        rules.actions({"near-duplicate": "warn", "leak": "stop", "imbalance": "fix"})
+    said = str(caught.value)
+    assert "did you mean `near-duplicates`?" in said
+    assert "'stop'" in said
+    assert "cannot be fixed" in said
+
+
+def test_fixes_take_out_and_redact_and_one_switch_undoes_them(tmp_path, prose):
+    values = as_rows(prose[:60])
+    values += [
+        values[3],
+        {
+            "messages": [
+                {"role": "user", "content": "who is it?"},
+                {"role": "assistant", "content": "Ask anna.rossi@web.de now."},
+            ]
+        },
+    ]
+    values.append({"messages": [{"role": "user", "content": "what of it?"}, {"role": "assistant", "content": "N/A"}]})
+    source = write(tmp_path / "r.jsonl", values)
+    actions = {"personal-data": "fix", "empty-answers": "fix", "encoding-damage": "off"}
+    dataset, gate = gated_intake(source=source, name="r", folder=tmp_path / "fixed", actions=actions)
+    counts = {item.reason: item.count for item in dataset.rejected}
+    assert counts == {"exact duplicate": 1, "removed by the gate: empty-answers": 1}
+    assert dataset.train_rows + dataset.eval_rows + 2 == 63 == dataset.sources[0].rows
+    assert dataset.sources[0].accepted == 61 == gate.kept
+    content = [json.dumps(r) for f in ("train", "eval") for _, r in read_canonical(tmp_path / f"fixed/{f}.parquet")]
+    assert not any("anna.rossi" in line for line in content)
+    assert sum("[EMAIL-" in line for line in content) == 1
+    gone = json.loads((tmp_path / "fixed/removed.jsonl").read_text())
+    assert (gone["rule"], gone["line"]) == ("empty-answers", 63)
+    whole, untouched = gated_intake(source=source, name="r", folder=tmp_path / "whole", actions=actions, fix=False)
+    assert whole.train_rows + whole.eval_rows == 63 == untouched.kept
+
+
+def test_a_leak_refuses_and_says_the_way_out(tmp_path, prose):
+    train, held_out = (
+        write(tmp_path / "a.jsonl", as_rows(prose[:50])),
+        write(tmp_path / "b.jsonl", as_rows(prose[45:60])),
+    )
+    _, gate = gated_intake(source=train, eval_source=held_out, name="r", folder=tmp_path / "out")
+    assert gate.verdict == "refused"
+    with pytest.raises(InputError, match=r"5 of 15 evaluation rows.*--finding leak.*gate.leak"):
+        check.refuse(gate)
+
+
+def test_versions_say_unchanged_grown_and_drifted(tmp_path, prose):
+    def version(name, values):
+        folder = tmp_path / name
+        return intake(source=write(tmp_path / f"{name}.jsonl", values), name=name, folder=folder), folder
+
+    base = as_rows(prose[:300])
+    old, same, grown = version("a", base), version("b", base[::-1]), version("c", as_rows(prose))
+    calls = [{"messages": list(item.messages)[-2:]} for item in sources.rows("tool-calls", 100)]
+    other = version(
+        "d", [*base, *({"messages": [m["messages"][0], {"role": "assistant", "content": "call()"}]} for m in calls)]
+    )
+    assert compare(*same, *old).sentence == "unchanged"
+    assert same[0].digest == old[0].digest
+    more = compare(*grown, *old)
+    assert (more.added, more.removed, more.unchanged) == (100, 0, 300)
+    assert more.verdict in ("grown", "drifted")
+    changed = compare(*other, *old)
+    assert changed.verdict == "drifted"
+    assert changed.sentence.startswith("drifted, because")
+
+
+def test_the_command_gives_the_answer_first_and_an_exit_code(tmp_path, capsys, prose):
+    key = "AKIA" + "Q7R2T9WXZ4LM8NPB"
+    values = as_rows(prose[:20])
+    source = write(tmp_path / "r.jsonl", values)
+    assert main(["data", "check", source, "--rule", "wrong-language=off"]) == 0
+    write(
+        tmp_path / "r.jsonl",
+        [
+            *values,
+            {"messages": [{"role": "user", "content": "key?"}, {"role": "assistant", "content": f"It is {key}."}]},
+        ],
+    )
+    capsys.readouterr()
+    assert main(["data", "check", source]) == 1
+    assert capsys.readouterr().out.startswith("refused because of secrets")
+    assert main(["data", "check", source, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == "refused"
+    assert main(["data", "show", source, "--finding", "secrets", "-n", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "r.jsonl:21" in shown
+    assert "«assistant: It is" in shown
+    assert main(["data", "check", str(tmp_path / "none.jsonl")]) == 2
+    assert main(["data", "check", source, "--rule", "near=warn"]) == 2

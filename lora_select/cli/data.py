@@ -55,12 +55,10 @@ def _add_show(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _check(parsed: argparse.Namespace) -> int:
-    from contextlib import nullcontext
-
     from lora_select import progress, records
     from lora_select.data.gate import check, text
 
-    with progress.shown() if sys.stderr.isatty() else nullcontext((None, None)) as (report, _console):
+    with (progress.bar if sys.stdout.isatty() else progress.silence)("check") as report:
         gate = check.check_data(
             parsed.source,
             eval=parsed.eval,

@@ -306,10 +306,10 @@ def _limited(
         indices = np.flatnonzero(held_out == role)
         if most is None or len(indices) <= most:
             continue
-        ranks = splitting.hashes([rows.row_ids[index] for index in indices], seed, "subset")
+        ranks = splitting.hashes([rows.row_ids[int(index)] for index in indices], seed, "subset")
         for index in indices[np.argsort(ranks, kind="stable")[most:]]:
             keep[index] = False
-            ledger.reject(rows.files[index], rows.lines[index], reason)
+            ledger.reject(rows.files[int(index)], rows.lines[int(index)], reason)
     return keep
 
 

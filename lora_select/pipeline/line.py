@@ -213,15 +213,18 @@ def finetune(run: Run) -> Finetuned:
 
 def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[DatasetProfile]]:
     config = run.config
-    options = config.dataset.model_dump(exclude={"max_length", "max_unusable"}) | {"name": config.name}
+    dataset_options = config.dataset.model_dump(exclude={"max_length", "max_unusable", *prepare.ROW_OPTIONS})
+    options = dataset_options | {"name": config.name}
+    rows = config.dataset.model_dump(include=set(prepare.ROW_OPTIONS))
     digests = [source_digest(config.dataset.source), source_digest(config.dataset.eval_source or "")]
-    dataset = run.do(prepare.intake, "dataset", options=options, source_digests=digests)
+    dataset = run.do(prepare.intake, "dataset", options=options, rows=rows, source_digests=digests)
     profile = run.do(
         prepare.profile,
         "profile",
         dataset=dataset.ref,
         base=run.base,
         max_length=config.dataset.max_length,
+        max_unusable=config.dataset.max_unusable,
         base_loss_rows=config.analysis.base_loss_rows,
         device=run.measuring.device,
     )
@@ -257,7 +260,7 @@ def _chosen(run: Run, measured: Measured) -> Chosen:
 def planned_steps(run: Run, profile: DatasetProfile) -> int:
     """Optimizer steps of the training that the config asks for."""
     training = run.config.training
-    usable = profile.train.rows - profile.train.rows_without_labels
+    usable = profile.train.trained
     rows = usable - kept_rows(usable, training.validation)
     steps = math.ceil(rows * training.epochs / training.batch_size)
     return min(steps, training.max_steps or steps)

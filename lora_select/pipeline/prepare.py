@@ -18,26 +18,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _intake(context: Context, *, source_digests: Sequence[str], options: Mapping[str, Any]) -> Dataset:
+ROW_OPTIONS = ("columns", "ignore_columns", "reasoning", "learn")
+"""What the config's dataset section says of the rows themselves."""
+
+
+def _intake(
+    context: Context, *, source_digests: Sequence[str], options: Mapping[str, Any], rows: Mapping[str, Any]
+) -> Dataset:
     del source_digests  # in the key only: they stand for the bytes behind the sources
-    given = dict(options)
-    said = RowOptions(
-        columns=given.pop("columns", {}),
-        ignore=frozenset(given.pop("ignore_columns", ())),
-        reasoning=given.pop("reasoning", "keep"),
-        learn=given.pop("learn", "all"),
-    )
-    return rows_in.intake(folder=context.folder, options=said, progress=context.report, **given)
+    said = RowOptions(rows["columns"], frozenset(rows["ignore_columns"]), rows["reasoning"], rows["learn"])
+    return rows_in.intake(folder=context.folder, options=said, progress=context.report, **options)
 
 
 def _profile(
-    context: Context, *, dataset: StageRef, base: BaseModel, max_length: int, base_loss_rows: int, device: str
+    context: Context,
+    *,
+    dataset: StageRef,
+    base: BaseModel,
+    max_length: int,
+    max_unusable: float,
+    base_loss_rows: int,
+    device: str,
 ) -> DatasetProfile:
     return profiling.profile(
         context.load(dataset, Dataset),
         context.folder_of(dataset),
         base,
         max_length=max_length,
+        max_unusable=max_unusable,
         base_loss_rows=base_loss_rows,
         dtype="float32",
         device=device,

@@ -31,9 +31,8 @@ def summary(record: Any) -> str:
 def _(record: Dataset) -> str:
     dropped = sum(item.count for item in record.rejected)
     why = ", ".join(f"{item.count} {item.reason}" for item in record.rejected)
-    return f"{record.train_rows} train and {record.eval_rows} eval rows; {dropped} left out" + (
-        f" ({why})" if why else ""
-    )
+    counts = f"{record.train_rows} train and {record.eval_rows} eval rows; {dropped} left out"
+    return "\n".join([counts + (f" ({why})" if why else ""), *record.notes])
 
 
 @summary.register
@@ -48,7 +47,7 @@ def _(record: DatasetProfile) -> str:
             f"{train.rows_truncated} rows cut at {record.max_length} tokens ({train.label_tokens_lost} labels lost), "
             f"{train.rows_without_labels} without a label"
         )
-    return "\n".join([*lines, *(f"warning: {text}" for text in record.warnings)])
+    return "\n".join([*lines, *(f"warning: {text}" for text in record.warnings), *record.notes])
 
 
 @summary.register

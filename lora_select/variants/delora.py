@@ -27,7 +27,7 @@ class DeLoRA(Variant):
     trained: ClassVar[tuple[str, ...]] = ("delora_A", "delora_B", "delora_lambda")
     frozen: ClassVar[tuple[str, ...]] = ("delora_w_norm",)
     cost: ClassVar[Cost] = Cost(1.12, 0.0)
-    support: ClassVar[Support] = Support(nf4="cannot be initialised", int8="cannot be initialised")
+    support: ClassVar[Support] = Support(low_rank=True, nf4="cannot be initialised", int8="cannot be initialised")
     reference_rate: ClassVar[float | None] = 1e-3
 
     def peft_arguments(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class MiSS(Variant):
     peft_class: ClassVar[str] = "MissConfig"
     trained: ClassVar[tuple[str, ...]] = ("miss_block",)
     cost: ClassVar[Cost] = Cost(0.95, -2.0)
-    support: ClassVar[Support] = Support()
+    support: ClassVar[Support] = Support(low_rank=True)
     reference_rate: ClassVar[float | None] = 1e-4
 
     def peft_arguments(self) -> dict[str, Any]:

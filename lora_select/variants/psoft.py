@@ -27,7 +27,7 @@ class PSOFT(Variant):
     trained: ClassVar[tuple[str, ...]] = ("psoft_R.weight", "psoft_R.vector_b", "psoft_R.vector_a")
     frozen: ClassVar[tuple[str, ...]] = ("_psoft_A_cache", "_psoft_B_cache")
     cost: ClassVar[Cost] = Cost(1.3, -1.5)
-    support: ClassVar[Support] = Support(nf4="cannot be initialised", int8="cannot be initialised")
+    support: ClassVar[Support] = Support(low_rank=True, nf4="cannot be initialised", int8="cannot be initialised")
     reference_rate: ClassVar[float | None] = 1e-4
 
     @property

@@ -14,6 +14,7 @@ EXPRESSED = {
     "trl": {variant.name for variant in VARIANTS} - NO_FOLDER - {"adalora"},
     "llamafactory": {"lora", "rslora", "dora", "loraplus"} | STARTS,
     "axolotl": {"lora", "rslora", "dora", "loraplus", "pissa", "olora"} | STARTS,
+    "unsloth": {"lora", "rslora"},
     "ms-swift": {"lora", "rslora", "dora", "loraplus", "pissa", "olora"} | STARTS,
 }
 

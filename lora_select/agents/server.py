@@ -101,7 +101,14 @@ def _job_tools(roots: Sequence[Path], jobs: Jobs) -> list[Callable[..., Any]]:
         race_budget: 3 tries three learning rates in trainings as long as the real one first, 6 also a rival of LoRA.
         """
         told = ["recommend", source(model, roots), source(data, roots), "--out", str(inside(out, roots))]
-        told += ["--runs-dir", str(inside("runs", roots)), "--epochs", str(epochs), "--trainers", *(trainers or ["peft"])]
+        told += [
+            "--runs-dir",
+            str(inside("runs", roots)),
+            "--epochs",
+            str(epochs),
+            "--trainers",
+            *(trainers or ["peft"]),
+        ]
         for option, value in (("--serve", serve), ("--quantize", quantize), ("--variant", variant)):
             told += [option, value] if value else []
         return jobs.start([*told, "--race-budget", str(race_budget)] if race_budget else told)

@@ -38,7 +38,7 @@ def test_the_tools_are_typed_and_a_job_is_polled_and_cancelled(tiny_model_folder
     (tmp_path / "rows.jsonl").write_text("\n".join(f'{{"text": "row {n} of some"}}' for n in range(40)))
     tools, answers = ask(
         tmp_path,
-        ("recommend", {"model": "model", "data": "rows.jsonl", "serve": "vllm", "trainers": ["trl"]}),
+        ("recommend", {"model": "model", "data": "rows.jsonl", "serve": "vllm", "trainers": ["trl"], "race_budget": 3}),
         ("job", {"job": lambda so_far: so_far[0].structured_content["job"]}),
         ("cancel", {"job": lambda so_far: so_far[0].structured_content["job"]}),
         ("recommend", {"model": "model", "data": "/etc/passwd"}),

@@ -13,7 +13,6 @@ ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
     "Qwen2ForCausalLM": ("qwen2", False),
     "Qwen3ForCausalLM": ("qwen3", False),
     "GemmaForCausalLM": ("gemma", False),
-    "Gemma2ForCausalLM": ("gemma2", False),
     "Gemma3ForCausalLM": ("gemma3", False),
 }
 """Name in the base's config -> (GGUF's architecture, whether rows of q and k are reordered for its rotary embedding)."""

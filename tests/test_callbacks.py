@@ -72,7 +72,6 @@ def test_without_an_interval_it_follows_the_trainers_evaluations(tiny_model_fold
     seen = watch(trainer, validation=ROWS[:2], reference_tokens=256)
     trainer.train()
     assert [point["step"] for point in seen.history] == [0, 3, 4]
-    assert trainer.model.training
 
 
 def test_it_is_logged_where_the_trainer_logs(tiny_model_folder, tmp_path, monkeypatch):

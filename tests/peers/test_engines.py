@@ -204,6 +204,7 @@ def other_model(folder: Path, architecture: str) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
+        pad_token_id=3,
         max_position_embeddings=512,
     )
     torch.manual_seed(0)

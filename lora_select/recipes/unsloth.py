@@ -24,10 +24,10 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
         *expressible.optimizers(spec, NAME, ()),
     ]
     if spec.peft_class == "LoraConfig" and spec.peft_arguments.get("use_dora"):
-        found.append(f"{NAME} has no {spec.variant} of these settings; take --emit trl or peft, or --variant lora")
+        found.append(f"{NAME} has no {spec.variant} of these settings; take trl or peft, or `selection.variant=lora`")
     if expressible.start_of(spec) != expressible.FRESH:
         found.append(
-            f"{NAME} makes its own start, not that of {spec.variant}; take --emit trl or peft, or --variant lora"
+            f"{NAME} makes its own start, not that of {spec.variant}; take trl or peft, or `selection.variant=lora`"
         )
     return tuple(found)
 

@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: stack run test test-slow test-faults test-server test-browser test-peers peers test-all lint deploy worker ui lock clean install
+.PHONY: stack run test test-slow test-faults test-server test-browser test-peers peers engines test-all lint deploy worker ui lock clean install
 run: $(STAMP)
 	$(BIN)/python -m flows.finetune --config $(CONFIG) $(ARGS)
 
@@ -35,7 +35,7 @@ test-server: $(STAMP)
 test-browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser --timeout 600
 
-test-peers: $(STAMP) ## the files of `lora-select recommend`, read and trained by the tools themselves
+test-peers: $(STAMP) ## the files of `lora-select recommend` in the trainers' own hands, exported adapters in the engines'
 	$(BIN)/python -m pytest -m peers --timeout 900 tests/peers
 
 # Torch and what else fits is shared with .venv by a path file; each tool's own pins come first.
@@ -47,6 +47,25 @@ peers: $(STAMP) ## environments of TRL, LLaMA-Factory, Axolotl and ms-swift belo
 	done
 	@# LLaMA-Factory imports torchaudio also for text, and the build on PyPI needs CUDA: an empty module stands in.
 	touch .peers/llamafactory/lib/python3.11/site-packages/torchaudio.py
+
+# vLLM, SGLang and Unsloth need a GPU to start; their readers of adapters and the signatures of their functions do not.
+engines: $(STAMP) ## llama.cpp (built from source, half an hour on two slow cores), MLX-LM, and parts of three others, below .peers
+	for tool in llamacpp mlx; do \
+	  test -x .peers/$$tool/bin/python || $(PYTHON) -m venv .peers/$$tool || exit 1; \
+	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .peers/$$tool/lib/python3.11/site-packages/zz_shared.pth; \
+	done
+	.peers/mlx/bin/pip install -qq --no-deps -r infra/lock/peers-mlx.txt
+	.peers/llamacpp/bin/pip install -qq --no-deps -r infra/lock/peers-llamacpp-build.txt
+	mkdir -p .peers/downloads
+	.peers/llamacpp/bin/pip download -qq --no-deps --no-binary :all: --no-build-isolation -d .peers/downloads -r infra/lock/peers-llamacpp.txt
+	mkdir -p .peers/llamacpp/llama.cpp && tar xzf .peers/downloads/llama_cpp_python-*.tar.gz -C .peers/llamacpp/llama.cpp --strip-components=3 \
+	  --wildcards '*/vendor/llama.cpp/conversion' '*/vendor/llama.cpp/gguf-py' '*/vendor/llama.cpp/convert_lora_to_gguf.py'
+	CMAKE_BUILD_PARALLEL_LEVEL=$${JOBS:-1} CMAKE_ARGS="-DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DGGML_OPENMP=OFF -DLLAMA_BUILD_TOOLS=OFF" \
+	  nice .peers/llamacpp/bin/pip install -qq --no-deps --no-build-isolation .peers/downloads/llama_cpp_python-*.tar.gz
+	for pin in $$(grep -v '^#' infra/lock/peers-read.txt); do \
+	  $(BIN)/pip download -qq --no-deps -d .peers/downloads $$pin || exit 1; \
+	  tool=$${pin%%==*}; mkdir -p .peers/$$tool && $(BIN)/python -m zipfile -e .peers/downloads/$$tool-*.whl .peers/$$tool || exit 1; \
+	done
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

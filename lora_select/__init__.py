@@ -14,12 +14,12 @@ NAMES = {
     "WorldError": "lora_select.errors",
 }
 """Public name -> the module that holds it, imported when the name is first asked for."""
-MODULES = ("variants",)
+MODULES = ("callbacks", "serving", "variants")
 """Public modules."""
-__all__ = ["WorldError", "InputError", "analyze", "finetune", "load", "recommend", "variants"]
+__all__ = ["WorldError", "InputError", "analyze", "callbacks", "finetune", "load", "recommend", "serving", "variants"]
 
 if TYPE_CHECKING:
-    from lora_select import variants
+    from lora_select import callbacks, serving, variants
     from lora_select.api import analyze, finetune, load, recommend
     from lora_select.errors import InputError, WorldError
 

@@ -134,7 +134,7 @@ class SelectionConfig(Section):
     `prefer_retention` takes what forgets at most half as much of general text within one standard error of the race's best loss.
     """
 
-    serve: Literal["vllm"] | None = None
+    serve: Literal["vllm", "sglang", "llama.cpp", "ollama", "mlx", "merged"] | None = None
     must_merge: bool = False
     allow_modified_base: bool = True
     max_parameters: int | None = Field(default=None, ge=1)
@@ -241,7 +241,7 @@ class TrackingConfig(Section):
 class RecipesConfig(Section):
     """The trainers that `recommend` writes files for. They change nothing that is measured, chosen or trained here."""
 
-    trainers: tuple[Literal["peft", "trl", "llamafactory", "axolotl", "ms-swift"], ...] = ("peft",)
+    trainers: tuple[Literal["peft", "trl", "llamafactory", "axolotl", "ms-swift", "unsloth"], ...] = ("peft",)
 
 
 class DiagnosticsConfig(Section):

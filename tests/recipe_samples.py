@@ -1,5 +1,6 @@
 """Orders for tests of the emitted files: the tiny model, rows of every kind, an adapter by name."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -95,3 +96,15 @@ def write_spectra(path: Path, model: Path) -> Path:
             found[f"{layer}.gradient_values"] = torch.linspace(3, 0.1, k)
     save_file(found, path)
     return path
+
+
+def unsloth_calls(script: str) -> dict[str, dict]:
+    """Keyword arguments of the two calls of FastLanguageModel in a script, by the method."""
+    found = {}
+    for node in ast.walk(ast.parse(script)):
+        function = getattr(node, "func", None)
+        if isinstance(function, ast.Attribute) and getattr(function.value, "id", "") == "FastLanguageModel":
+            (told,) = [keyword.value for keyword in node.keywords if keyword.arg is None]
+            pairs = zip(told.keys, told.values, strict=True)
+            found[function.attr] = {ast.literal_eval(k): ast.unparse(v) for k, v in pairs}
+    return found

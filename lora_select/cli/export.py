@@ -1,16 +1,26 @@
-"""`lora-select export`: an adapter as plain LoRA, or merged."""
+"""`lora-select export`: an adapter in the form that its engine takes."""
 
 import argparse
 from pathlib import Path
 
+from lora_select.serving import ENGINES
+
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
-    export = commands.add_parser("export", help="a run's adapter as plain LoRA of one rank, or merged into the base")
+    export = commands.add_parser(
+        "export", help="a run's adapter in the form that every engine reads, or its engine's own"
+    )
     export.add_argument("run_folder", metavar="RUN", help="a run's folder, such as runs/latest, or a PEFT folder")
-    export.add_argument("--to", choices=("lora", "merged"), default="lora")
+    export.add_argument(
+        "--to", choices=("lora", "gguf", "mlx", "merged"), help="default: what --serve takes, else lora"
+    )
+    export.add_argument("--serve", choices=tuple(ENGINES), help="the engine: its form, its limits and its command")
+    export.add_argument(
+        "--gguf", type=Path, help="the base as GGUF, for llama.cpp and Ollama: checked to be the same model"
+    )
     export.add_argument("--out", required=True, help="a new folder")
-    export.add_argument("--rank", type=int, help="of the LoRA; by default the least within --max-error")
+    export.add_argument("--rank", type=int, help="of the LoRA; by default its own, or the least within --max-error")
     export.add_argument("--max-error", type=float, default=1e-2, help="largest ||dW - B A|| / ||dW|| (default 0.01)")
     export.add_argument("--base", help="the base model, when the adapter does not name it")
     export.set_defaults(run=_export)
@@ -20,6 +30,7 @@ def _export(parsed: argparse.Namespace) -> int:
     from lora_select.export.command import export
 
     run, out = Path(parsed.run_folder), Path(parsed.out)
-    print(export(run, parsed.to, out, rank=parsed.rank, max_error=parsed.max_error, base=parsed.base))
+    asked = {"rank": parsed.rank, "max_error": parsed.max_error, "base": parsed.base, "serve": parsed.serve}
+    print(export(run, parsed.to, out, **asked, gguf=parsed.gguf))
     print(f"written to {out}")
     return 0

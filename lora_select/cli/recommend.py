@@ -56,8 +56,22 @@ def page(choice: "Choice", written: "Sequence[Emitted]", out: Path) -> str:
         lines.append(f"  - {one.folder}:  {one.written.command}")
         lines += [f"      {note}" for note in one.written.notes]
     lines.append(f"  - {out}: the records; `lora-select explain {out}` and `lora-select replay {out}` read them")
+    lines += _serving(choice)
     lines += [f"Note: {note}." for note in choice.notes(written, out)]
     return "\n".join(lines)
+
+
+def _serving(choice: "Choice") -> list[str]:
+    """From the trained adapter to the engine that was named."""
+    from lora_select import serving
+    from lora_select.variants import named
+    from lora_select.variants.base import served
+
+    engine, spec = choice.decision.inputs.serve, choice.decision.choice
+    if engine is None:
+        return []
+    commands = serving.steps(engine, served(named(spec.variant, spec.r or 1)), choice.base.source)
+    return [f"Serving by {serving.ENGINES[engine].title}, once trained:", *(f"  {line}" for line in commands)]
 
 
 def _expected(choice: "Choice") -> list[str]:

@@ -5,77 +5,220 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-from lora_select import models
+from lora_select import models, serving
 from lora_select.errors import InputError, WorldError
 from lora_select.export.check import LOGITS, compare
-from lora_select.export.lora import write_lora
+from lora_select.export.lora import Converted, rewrite_lora, write_lora
 from lora_select.records import write_text
+from lora_select.serving import ollama
+from lora_select.serving.folder import CONFIG, PeftFolder
 
 TIMEOUT_SECONDS = 1800
 ROUNDING = 2e-3
 """Largest difference of a logit for an exact export in fp32."""
+FOLDED = frozenset({"use_rslora", "rank_pattern", "alpha_pattern", "lora_alpha"})
+"""What is folded into the factors of a LoRA without a change of its rank."""
+UNREPEATABLE = ("pissa_niter", "corda", "loftq", "lora_ga")
+"""Inits that PEFT does not make again as they were when it loads a folder: the trained function is not in the folder."""
 
 
-def export(run: Path, to: str, out: Path, *, rank: int | None, max_error: float, base: str | None = None) -> str:
-    """Export the adapter of a run (or a PEFT folder) and say in one line what it is.
+@final
+@dataclass(frozen=True)
+class Exported:
+    """What was written: in words, the largest difference of a logit to the adapter's, and how it is served where an engine was named.
+
+    `warnings` say what engines would have made of the folder as it was.
+    """
+
+    folder: Path
+    form: str
+    words: str
+    max_logit_difference: float
+    function_change: float
+    rank: int | None
+    command: str | None
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """For a person."""
+        lines = [f"{self.words}; in a new process logits differ by {self.max_logit_difference:.2g} (the adapter moves them by "
+                 f"{self.function_change:.2g})"]  # fmt: skip
+        lines += [f"Note: {warning}." for warning in self.warnings]
+        return "\n".join([*lines, f"serve it: {self.command}"] if self.command else lines)
+
+
+def export(
+    run: Path,
+    to: str | None,
+    out: Path,
+    *,
+    rank: int | None,
+    max_error: float,
+    base: str | None = None,
+    serve: str | None = None,
+    gguf: Path | None = None,
+) -> Exported:
+    """Export the adapter of a run (or a PEFT folder).
 
     Args:
         run: a run's folder with `adapter/`, or a PEFT folder.
-        to: `lora` or `merged`.
+        to: `lora`, `gguf`, `mlx` or `merged`; None for the form that `serve` takes, `lora` without one.
         out: new folder.
-        rank: of the LoRA; None for the least within `max_error`.
+        rank: of the LoRA; None for its own where it is one already, else the least within `max_error`.
         max_error: largest ||dW - B A|| / ||dW||, no unit.
         base: where the base model is, when the adapter's config does not say.
+        serve: a name in `serving.ENGINES`.
+        gguf: the base as GGUF, which is then checked to be the same model.
 
     Raises:
-        InputError: no adapter there, `out` exists, or the error passes the limit.
+        InputError: no adapter there or one that is not sound, `out` exists, the engine cannot take it, or the error passes the limit.
         WorldError: a new process saw another function than the adapter's.
     """
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # transformers asks DeepSpeed when it saves, which warns that it found none
-    folder = run / "adapter" if (run / "adapter" / "adapter_config.json").is_file() else run
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"{run} holds no adapter (adapter_config.json); name a run's folder, such as runs/latest")
+    # transformers asks DeepSpeed when it saves, which warns that it found none
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    form = _form(to, serve)
+    folder = serving.read_folder(run / "adapter" if (run / "adapter" / CONFIG).is_file() else run)
+    _refuse_unsound(folder, form)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} exists and is not empty; name a new folder with --out")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    source = base or config.get("base_model_name_or_path")
+    source = base or folder.config.get("base_model_name_or_path")
     if not source:
-        raise InputError(f"{folder} does not name its base model; name it with --base")
-    path = models.resolve(source).path
-    model = models.with_adapter(models.load_model(path), folder)
+        raise InputError(f"{folder.path} does not name its base model; name it with --base")
+    path = Path(models.resolve(source).path)
+    _refuse_base(path, form, gguf)
     out.mkdir(parents=True, exist_ok=True)
-    _write_probe(model, out / LOGITS)
     try:
-        if to == "lora":
-            made = write_lora(model, out, source, rank=rank, max_error=max_error)
-            words = f"plain LoRA, rank {made.rank} and alpha {made.rank} on {made.layers} layers, {made.method}: "
-            words += f"||dW - B A|| / ||dW|| = {made.error:.2g}"
-            exact = made.method == "exact"
-        else:
-            _write_merged(model, path, out)
-            words, exact = "the base with the adapter merged into it", True
-        difference, change = _check(path, out, to)
+        return _export(run, folder, form, out, source, path, rank, max_error, serve, gguf)
     except BaseException:
         shutil.rmtree(out)
         raise
-    (out / LOGITS).unlink()
-    limit = ROUNDING if exact else max(ROUNDING, 10 * max_error * change)
-    facts = {"to": to, "description": words, "max_logit_difference": difference, "function_change": change}
+
+
+def _export(
+    run: Path,
+    folder: PeftFolder,
+    form: str,
+    out: Path,
+    source: str,
+    path: Path,
+    rank: int | None,
+    max_error: float,
+    serve: str | None,
+    gguf: Path | None,
+) -> Exported:
+    model = models.with_adapter(models.load_model(str(path)), folder.path)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
+        checked = out if form in ("lora", "merged") else Path(temporary)
+        _write_probe(model, checked / LOGITS)
+        if form == "merged":
+            _write_merged(model, str(path), out)
+            converted, words, exact = None, "the base with the adapter merged into it", True
+        else:
+            converted = _convert(folder, model, path, checked, source, rank, max_error)
+            _refuse_rank(serve, converted.rank)
+            words, exact = _words(converted), converted.method == "exact"
+        difference, change = _check(str(path), checked, "merged" if form == "merged" else "lora")
+        (checked / LOGITS).unlink()
+        _refuse_other_function(difference, ROUNDING if exact else max(ROUNDING, 10 * max_error * change))
+        words = {"gguf": "GGUF of ", "mlx": "MLX-LM's layout of "}.get(form, "") + words
+        _rewrite(form, checked, path, out)
+    command = None
+    if serve is not None:
+        named = str(gguf) if gguf else source
+        command = serving.serve_command(serve, out, named, converted.rank if converted else 0)
+        if serve == ollama.ENGINE.name:
+            write_text(out / ollama.MODELFILE, ollama.modelfile(str(gguf.resolve()) if gguf else source))
+    facts = {"to": form, "description": words, "max_logit_difference": difference, "function_change": change}
+    facts |= {"serve": serve, "command": command}
+    write_text(out / "export.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    held = _quantised(run)
+    notes = [f"trained on a {held} base, checked here on the base as published"] if held else []
+    rank_written = converted.rank if converted else None
+    notes += serving.warnings(folder)
+    return Exported(out, form, words, difference, change, rank_written, command, tuple(notes))
+
+
+def _form(to: str | None, serve: str | None) -> str:
+    if serve is None:
+        return to or "lora"
+    engine = serving.ENGINES[serve]
+    if to not in (None, engine.form):
+        raise InputError(f"{engine.title} is given --to {engine.form}, not --to {to}; leave --to out")
+    return engine.form
+
+
+def _refuse_unsound(folder: PeftFolder, form: str) -> None:
+    whole_modules = ("`modules_to_save`", "`trainable_token_indices`")
+    found = [fault for fault in serving.faults(folder) if not (form == "merged" and fault.startswith(whole_modules))]
+    if folder.init.startswith(UNREPEATABLE):
+        found.append(
+            f"`init_lora_weights` {folder.init!r} changed the base in training, and PEFT does not make the same start again when it "
+            "loads the folder; save it with PEFT's `path_initial_model_for_weight_conversion`"
+        )
+    if found:
+        raise InputError(f"{folder.path}: " + "\n".join(found))
+
+
+def _refuse_base(path: Path, form: str, gguf: Path | None) -> None:
+    from lora_select.export.gguf import architecture, check_base
+
+    if form == "gguf":
+        architecture(path)
+        if gguf is not None:
+            check_base(gguf, path)
+    elif gguf is not None:
+        raise InputError(f"--gguf names the base of --to gguf, and this is --to {form}; leave it out")
+
+
+def _refuse_rank(serve: str | None, rank: int) -> None:
+    faults = serving.unsupported(serve, serving.ServedAdapter("this adapter", rank, merges=True))
+    if faults:
+        raise InputError(
+            f"{faults[0].rpartition(';')[0]}; lower it with --rank and --max-error, or take --serve merged"
+        )
+
+
+def _refuse_other_function(difference: float, limit: float) -> None:
     if not difference <= limit:
-        shutil.rmtree(out)
         raise WorldError(
             f"in a new process the export's logits differ from the adapter's by {difference:.3g}, over the limit of "
             f"{limit:.3g}; nothing is kept"
         )
-    write_text(out / "export.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    held = _quantised(run)
-    note = f"; trained on a {held} base, checked here on the base as published" if held else ""
-    return f"{words}; in a new process logits differ by {difference:.2g} (the adapter moves them by {change:.2g}){note}"
+
+
+def _convert(
+    folder: PeftFolder, model: Any, base: Path, out: Path, source: str, rank: int | None, max_error: float
+) -> Converted:
+    """Plain LoRA keeps its rank; what is another function of its factors goes through its update's singular values."""
+    plain = (
+        folder.is_lora
+        and set(serving.departures(folder)) <= FOLDED
+        and not any("embedding" in name for name in folder.shapes)
+    )
+    if plain and rank in (None, max(folder.rank(layer) for layer in folder.layers())):
+        return rewrite_lora(folder, model, out, source)
+    pristine = models.load_model(str(base)) if folder.is_lora and folder.changes_base else None
+    return write_lora(model, out, source, rank=rank, max_error=max_error, pristine=pristine)
+
+
+def _words(made: Converted) -> str:
+    left = "" if made.method == "exact" and made.error == 0 else f": ||dW - B A|| / ||dW|| = {made.error:.2g}"
+    return f"plain LoRA, rank {made.rank} and alpha {made.rank} on {made.layers} layers, {made.method}{left}"
+
+
+def _rewrite(form: str, lora: Path, base: Path, out: Path) -> None:
+    from lora_select.export.gguf import write_gguf
+    from lora_select.export.mlx import write_mlx
+
+    if form == "gguf":
+        write_gguf(lora, base, out)
+    elif form == "mlx":
+        write_mlx(lora, base, out)
 
 
 def _quantised(run: Path) -> str | None:

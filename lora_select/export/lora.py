@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lora_select.errors import InputError
-from lora_select.export.updates import low_rank, updates
-from lora_select.variants.base import VLLM_MAX_RANK
+from lora_select.export.updates import adapted_layers, low_rank, updates
+from lora_select.serving.folder import FACTOR, PREFIX, WEIGHTS, PeftFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EXACT = 1e-6
 """A relative error below this is the rounding of float32 factors: the conversion is exact."""
+MOST = 512
+"""The largest rank that any engine serves (vLLM's)."""
 
 
 @final
@@ -29,7 +31,14 @@ class Converted:
 
 
 def write_lora(
-    model: Any, out: Path, base_source: str, *, rank: int | None, max_error: float, task_type: str | None = "CAUSAL_LM"
+    model: Any,
+    out: Path,
+    base_source: str,
+    *,
+    rank: int | None,
+    max_error: float,
+    task_type: str | None = "CAUSAL_LM",
+    pristine: Any = None,
 ) -> Converted:
     """Write the adapter of `model` as plain LoRA into `out`.
 
@@ -40,11 +49,12 @@ def write_lora(
         rank: of every layer; None for the least that keeps the error within `max_error`.
         max_error: largest ||dW - B A|| / ||dW||, Frobenius norms over all layers; no unit.
         task_type: PEFT's, None for a model that is no language model.
+        pristine: the base once more, where the adapter's start was taken off the weights that `model` holds.
 
     Raises:
         InputError: the error of the rank passes the limit, or nothing was trained.
     """
-    parts = {name: (*low_rank(update, rank or VLLM_MAX_RANK), update) for name, update in updates(model)}
+    parts = {name: (*low_rank(update, rank or MOST), update) for name, update in updates(model, pristine)}
     total = math.fsum(float(update.square().sum()) for *_, update in parts.values())
     if total == 0:
         raise InputError("the adapter adds nothing to any weight; there is nothing to export")
@@ -62,12 +72,67 @@ def write_lora(
             f"at rank {rank} plain LoRA misses the adapter by {error:.3g} of ||dW||, over the limit of {max_error:g}; raise "
             "--rank or --max-error, or export with --to merged"
         )
-    _write(out, tensors, rank, sorted(parts), base_source, task_type)
+    _write(out, tensors, rank, target_names(model, sorted(parts)), base_source, task_type)
     return Converted(rank, error, "exact" if error <= EXACT else "truncated", len(parts))
 
 
+def rewrite_lora(
+    folder: PeftFolder, model: Any, out: Path, base_source: str, *, task_type: str | None = "CAUSAL_LM"
+) -> Converted:
+    """Write a LoRA folder in the safe form, exactly and at its own rank: the scale goes into B, smaller ranks get rows of zeros.
+
+    Args:
+        folder: LoRA without magnitudes, biases or a changed base; rsLoRA and patterns are what is folded in.
+        model: the PEFT model of that folder.
+        out: as in :func:`write_lora`.
+        base_source: as in :func:`write_lora`.
+        task_type: as in :func:`write_lora`.
+
+    Raises:
+        InputError: a factor is not finite, or all of B is zero.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    layers = folder.layers()
+    rank = max(folder.rank(layer) for layer in layers)
+    tensors, moved = {}, False
+    for name, tensor in sorted(load_file(folder.path / WEIGHTS).items()):
+        match = FACTOR.fullmatch(name)
+        assert match is not None
+        if not bool(tensor.isfinite().all()):
+            raise InputError(
+                f"{folder.path / WEIGHTS}: {name} holds numbers that are not finite; train the adapter again"
+            )
+        layer, factor = match["layer"].removeprefix(PREFIX), tensor.double()
+        missing = rank - folder.rank(layer)
+        if match["side"] == "A":
+            whole = torch.nn.functional.pad(factor, (0, 0, 0, missing))
+        else:
+            whole = torch.nn.functional.pad(factor * folder.scale(layer), (0, missing))
+            moved = moved or bool(tensor.any())
+        tensors[f"{PREFIX}{layer}.lora_{match['side']}.weight"] = whole.float().contiguous()
+    if not moved:
+        raise InputError("the adapter adds nothing to any weight; there is nothing to export")
+    _write(out, tensors, rank, target_names(model, list(layers)), base_source, task_type)
+    return Converted(rank, 0.0, "exact", len(layers))
+
+
+def target_names(model: Any, layers: list[str]) -> list[str]:
+    """`target_modules` for the layers: their last names where these mean no other layer, as engines like them; else whole names."""
+    last = {layer.rpartition(".")[2] for layer in layers}
+    names = {name for name, _ in adapted_layers(model)}
+    others = (
+        name.removeprefix(PREFIX)
+        for name, _ in model.named_modules()
+        if ".base_layer" not in name and ".lora_" not in name
+    )
+    meant = {name for name in names | set(others) if name.rpartition(".")[2] in last}
+    return sorted(last) if meant == set(layers) else layers
+
+
 def _least_rank(parts: "dict[str, tuple[Tensor, ...]]", total: float, max_error: float) -> int:
-    """The least uniform rank whose tail energy stays within the limit, at most what vLLM serves."""
+    """The least uniform rank whose tail energy stays within the limit, at most `MOST`."""
     most = max(len(s) for _, s, *_ in parts.values())
     for rank in range(1, most + 1):
         kept = math.fsum(float(s[:rank].square().sum()) for _, s, *_ in parts.values())

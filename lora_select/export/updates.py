@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def updates(model: Any) -> "Iterator[tuple[str, Tensor]]":
+def updates(model: Any, pristine: Any = None) -> "Iterator[tuple[str, Tensor]]":
     """Each adapted layer's name in the base model and its update dW (m, n), float64; the model is left as it was.
 
     Args:
         model: a PEFT model on the pristine base, in evaluation mode.
+        pristine: the base once more, where PEFT took the adapter's start off the weights that `model` holds.
 
     Raises:
         InputError: the adapter cannot be merged, or also changes a bias, which no LoRA can.
@@ -33,7 +34,8 @@ def updates(model: Any) -> "Iterator[tuple[str, Tensor]]":
         bias, weight = getattr(merged, "bias", None), merged.weight.detach()
         if bias is not None and not _equal(bias, before["bias"]):
             raise InputError(f"the adapter also changes the bias of {name}, which LoRA cannot hold; use --to merged")
-        update = (weight - before["weight"]).double()
+        start = before["weight"] if pristine is None else pristine.get_submodule(name).weight.detach().double()
+        update = (weight - start).double()
         layer.unmerge() if layer.merged else None
         layer.float()
         base.load_state_dict(kept)

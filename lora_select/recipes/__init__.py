@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import final
 
 from lora_select.errors import InputError
-from lora_select.recipes import axolotl, expressible, llamafactory, ms_swift, peft, trl
+from lora_select.recipes import axolotl, expressible, llamafactory, ms_swift, peft, trl, unsloth
 from lora_select.recipes.recipe import START, Order, Tool, Written
 from lora_select.records import AdapterSpec
 from lora_select.variants import named
 
 TOOLS: Mapping[str, Tool] = {
-    tool.name: tool for tool in (peft.TOOL, trl.TOOL, llamafactory.TOOL, axolotl.TOOL, ms_swift.TOOL)
+    tool.name: tool for tool in (peft.TOOL, trl.TOOL, llamafactory.TOOL, axolotl.TOOL, ms_swift.TOOL, unsloth.TOOL)
 }
 """Every trainer by the name that `--trainers` takes."""
 

@@ -1,7 +1,9 @@
 """What tools cannot express, in sentences that name the way out."""
 
+from lora_select import serving
 from lora_select.records import AdapterSpec
 from lora_select.variants import named
+from lora_select.variants.base import served
 
 PEFT_MAKES = ("pissa", "olora")
 """Starts that take B A off the base and that PEFT makes by itself, under the same name, whenever it loads the adapter."""
@@ -28,11 +30,13 @@ def everywhere(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
             f"folder: on the pristine base it would be another function. Train it with lora-select "
             f"(`selection.variant={spec.variant}`), which converts it exactly to rank 2r afterwards, or choose pissa, olora or eva"
         )
-    if spec.init in PEFT_MAKES and serve == "vllm":
+    variant = named(spec.variant, spec.r or 1)
+    found += serving.unsupported(serve, served(variant))
+    if spec.init in PEFT_MAKES and serve is not None and serving.ENGINES[serve].form != "merged":
         found.append(
-            f"vLLM adds B A to the pristine base, and a {spec.variant} adapter that another tool saves belongs on the base less B0 A0. "
-            f"Train it with lora-select (`selection.variant={spec.variant} selection.serve=vllm`), which saves the exact rank-2r "
-            "form, or leave `selection.serve` out"
+            f"{serving.ENGINES[serve].title} adds B A to the pristine base, and a {spec.variant} adapter that another tool saves belongs "
+            f"on the base less B0 A0. Train it with lora-select (`selection.variant={spec.variant} selection.serve={serve}`), which saves "
+            "the exact rank-2r form, or leave `selection.serve` out"
         )
     return tuple(found)
 

@@ -20,7 +20,7 @@ class Order:
     """One training, as some tool should do it.
 
     `start` is a PEFT folder with the adapter at its start (None where the tool's own start is the same). `quantize` is None,
-    `nf4` or `int8`; `serve` None or `vllm`; `max_length` in tokens.
+    `nf4` or `int8`; `serve` None or a name in `serving.ENGINES`; `max_length` in tokens.
     """
 
     spec: AdapterSpec

@@ -18,16 +18,16 @@ from lora_select.training.worker.optimizer import scheduled
 NAME = "TRL"
 SCRIPT = string.Template('''"""$headline
 
-    pip install trl peft$more
+    pip install $packages
     python train.py
+    accelerate launch --num_processes 4 train.py      # several devices: the rows of a step are shared out
 """
 
 import json
+import math
+import os
 
-import peft
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+$imports
 from trl import SFTConfig, SFTTrainer
 
 MODEL = $model
@@ -35,6 +35,17 @@ REVISION = $revision
 MAX_LENGTH = $max_length
 
 ARGUMENTS = $arguments
+"""For one process; a step is per_device_train_batch_size x gradient_accumulation_steps rows."""
+
+
+def shared_out(processes):
+    """The arguments of one of several processes, so that a step of all of them keeps its rows."""
+    micro, accumulation = (ARGUMENTS[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps"))
+    rows, left = divmod(micro * accumulation, processes)
+    if left:
+        raise SystemExit(f"a step of {micro * accumulation} rows cannot be shared out over {processes} processes")
+    micro = math.gcd(micro, rows)
+    return ARGUMENTS | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": rows // micro}
 
 
 def token_row(pieces, tokenizer):
@@ -53,12 +64,7 @@ def rows(file, tokenizer):
 
 
 def base_model():
-    return AutoModelForCausalLM.from_pretrained(
-        MODEL,
-        revision=REVISION,
-        dtype=torch.$dtype,
-        attn_implementation="sdpa",$quantization
-    )
+$loader
 
 
 def adapted_model():
@@ -73,7 +79,7 @@ def main():
     model.print_trainable_parameters()
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**ARGUMENTS),
+        args=SFTConfig(**shared_out(int(os.environ.get("WORLD_SIZE", "1")))),
         train_dataset=rows("train.jsonl", tokenizer),
         eval_dataset=rows("eval.jsonl", tokenizer),
         processing_class=tokenizer,$optimizer
@@ -85,6 +91,16 @@ def main():
 if __name__ == "__main__":
     main()
 ''')
+IMPORTS = """import peft
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer"""
+LOADER = string.Template("""    return AutoModelForCausalLM.from_pretrained(
+        MODEL,
+        revision=REVISION,
+        dtype=torch.$dtype,
+        attn_implementation="sdpa",$quantization
+    )""")
 QUANTIZED = {
     "nf4": 'BitsAndBytesConfig(\n            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.{dtype}\n        )',
     "int8": "BitsAndBytesConfig(load_in_8bit=True)",
@@ -105,30 +121,42 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
 
 def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
-    hand_over(order, folder, _pieces)
+    hand_over(order, folder, piece_list)
     write_text(folder / "train.py", script(order))
-    return Written("python train.py")
+    return Written("python train.py", ("several devices: accelerate launch --num_processes N train.py",))
 
 
 def script(order: Order) -> str:
     """The text of `train.py`."""
-    dtype = "bfloat16" if order.plan.precision == "bf16" else "float32"
-    quantization = ""
+    dtype = dtype_of(order)
+    quantization, imports = "", IMPORTS
     if order.quantize:
         quantization = f"\n        quantization_config=transformers.{QUANTIZED[order.quantize].format(dtype=dtype)},"
-    text = SCRIPT.substitute(
-        headline=headline(order, NAME),
-        more=" bitsandbytes" if order.quantize else "",
+        imports = imports.replace("import torch\n", "import torch\nimport transformers\n", 1)
+    loader = LOADER.substitute(dtype=dtype, quantization=quantization)
+    packages = "trl peft accelerate" + (" bitsandbytes" if order.quantize else "")
+    return render(order, NAME, packages, imports, loader, _adapter(order), _optimizer(order))
+
+
+def render(order: Order, tool: str, packages: str, imports: str, loader: str, adapter: str, optimizer: str) -> str:
+    """The script with a way to load the base and to put the adapter on it, both as bodies of functions."""
+    return SCRIPT.substitute(
+        headline=headline(order, tool),
+        packages=packages,
+        imports=imports,
         model=repr(order.model),
         revision=repr(order.base.revision),
         max_length=order.max_length,
         arguments=pprint.pformat(arguments(order), indent=4, width=100, sort_dicts=False),
-        dtype=dtype,
-        quantization=quantization,
-        adapter=_adapter(order),
-        optimizer=_optimizer(order),
+        loader=loader,
+        adapter=adapter,
+        optimizer=optimizer,
     )
-    return text.replace("import torch\n", "import torch\nimport transformers\n", 1) if order.quantize else text
+
+
+def dtype_of(order: Order) -> str:
+    """The name of the weights' torch dtype."""
+    return "bfloat16" if order.plan.precision == "bf16" else "float32"
 
 
 def arguments(order: Order) -> dict[str, Any]:
@@ -166,7 +194,8 @@ def _optimizer(order: Order) -> str:
     return f"\n        optimizers=(peft.optimizers.{made}, None),"
 
 
-def _pieces(row: Pieces) -> list[dict[str, Any]]:
+def piece_list(row: Pieces) -> list[dict[str, Any]]:
+    """A row as the script reads it."""
     return [{"learn": learnt, "text": text} for learnt, text in row]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from lora_select import serving
 from lora_select.records import Constraints
 from lora_select.spectral.statistics import LayerStatistics
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 REFERENCE_ALPHA = 32
 """alpha = 2 r at the reference rank 16, and the same at every rank: under alpha / r at constant alpha the best learning rate
 hardly depends on the rank (Thinking Machines, *LoRA Without Regret*, 2025), so one rate holds for all of them."""
-
-VLLM_MAX_RANK = 512
-"""The largest `--max-lora-rank` that vLLM takes."""
 
 
 @final
@@ -64,7 +62,9 @@ class Support:
     merge: bool = True
     """`merge_and_unload` gives the adapter's function."""
     vllm: bool = False
-    """vLLM loads the adapter as it is saved."""
+    """It is saved as plain LoRA of rank r, or converts exactly to one of `export_rank_factor` r."""
+    low_rank: bool = False
+    """Its update has rank r in another form than LoRA's, so its export as plain LoRA is exact at r."""
     nf4: str = ""
     int8: str = ""
 
@@ -187,12 +187,8 @@ def rank_violations(variant: Variant, context: Context) -> tuple[str, ...]:
 def common_violations(variant: Variant, context: Context) -> tuple[str, ...]:
     """Serving, merging and quantised base, by what `support` says."""
     name, support = variant.name, variant.support
-    found = []
-    served = variant.r * variant.export_rank_factor
-    if context.serve == "vllm" and not support.vllm:
-        found.append(f"vLLM serves plain LoRA only and refuses {name} as it is saved; merge it or choose LoRA")
-    if context.serve == "vllm" and support.vllm and served > VLLM_MAX_RANK:
-        found.append(f"vLLM serves adapters up to rank {VLLM_MAX_RANK}; {name} at r {variant.r} exports {served}")
+    found: list[str] = []
+    found += serving.unsupported(context.serve, served(variant, context.quantized_base))
     if context.must_merge and not support.merge:
         found.append(f"PEFT cannot merge {name} into the base, and must_merge is true; choose LoRA")
     if context.must_merge and context.quantized_base:
@@ -204,6 +200,18 @@ def common_violations(variant: Variant, context: Context) -> tuple[str, ...]:
     if fault:
         found.append(f"PEFT's {name} {fault} on {context.quantized_base} layers; use an unquantised base or LoRA")
     return tuple(found)
+
+
+def served(variant: Variant, quantized_base: str | None = None) -> serving.ServedAdapter:
+    """The variant as a serving engine sees it: the rank of its exact plain LoRA, if it has one, and whether it merges."""
+    rank = (
+        variant.r * variant.export_rank_factor
+        if variant.support.vllm
+        else variant.r
+        if variant.support.low_rank
+        else None
+    )
+    return serving.ServedAdapter(variant.name, rank, variant.support.merge, quantized_base)
 
 
 def whole_factors(variant: Variant, context: Context) -> tuple[str, ...]:

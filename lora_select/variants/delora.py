@@ -27,7 +27,7 @@ class DeLoRA(Variant):
     trained = ("delora_A", "delora_B", "delora_lambda")
     frozen = ("delora_w_norm",)
     cost = Cost(1.12, 0.0)
-    support = Support(nf4="cannot be initialised", int8="cannot be initialised")
+    support = Support(low_rank=True, nf4="cannot be initialised", int8="cannot be initialised")
     reference_rate = 1e-3
 
     def peft_arguments(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class MiSS(Variant):
     peft_class = "MissConfig"
     trained = ("miss_block",)
     cost = Cost(0.95, -2.0)
-    support = Support()
+    support = Support(low_rank=True)
     reference_rate = 1e-4
 
     def peft_arguments(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class PSOFT(Variant):
     trained = ("psoft_R.weight", "psoft_R.vector_b", "psoft_R.vector_a")
     frozen = ("_psoft_A_cache", "_psoft_B_cache")
     cost = Cost(1.3, -1.5)
-    support = Support(nf4="cannot be initialised", int8="cannot be initialised")
+    support = Support(low_rank=True, nf4="cannot be initialised", int8="cannot be initialised")
     reference_rate = 1e-4
 
     @property

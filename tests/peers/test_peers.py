@@ -3,13 +3,15 @@
 Each tool parses its file, tokenises and masks the rows with its own code, and trains three steps by its own command.
 """
 
+import ast
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from recipe_samples import order, write_spectra
+from recipe_samples import order, unsloth_calls, write_spectra
 
 from lora_select import models
 from lora_select.data.intake import read_canonical
@@ -43,14 +45,20 @@ def python_of(tool: str) -> str:
     return str(found)
 
 
-def run(tool: str, arguments: list[str], folder: Path) -> None:
+def run(tool: str, arguments: list[str], folder: Path, **more: str) -> str:
+    """Standard output of the tool's python in an emitted folder."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     quiet = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1", "WANDB_DISABLED": "true"}
     path = f"{PEERS / tool / 'bin'}:{os.environ['PATH']}"
     done = subprocess.run(
-        [python_of(tool), *arguments], cwd=folder, env=clean | quiet | {"PATH": path}, capture_output=True, text=True
+        [python_of(tool), *arguments],
+        cwd=folder,
+        env=clean | quiet | {"PATH": path} | more,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize("rows", [None, TEXTS], ids=["chats", "texts"])
@@ -113,3 +121,74 @@ def test_the_tool_trains_from_the_start_that_was_chosen(tiny_model_folder, tmp_p
         moved = (tensor - start[name]).abs().max()
         assert moved <= 1.1 * steps * rate  # three steps of Adam; another start is off by 0.1
         assert moved > 0 or "lora_A" in name
+
+
+def losses_of(log: str) -> list[float]:
+    return [float(found) for found in re.findall(r"\{'loss': '?([0-9.]+)", log)]
+
+
+def test_trls_script_on_two_gloo_ranks_takes_the_same_steps(tiny_model_folder, tmp_path):
+    """By accelerate's launcher; the losses agree to what is printed, four digits."""
+    python_of("trl")
+    found = []
+    for name, launcher in (
+        ("one", ["train.py"]),
+        (
+            "two",
+            ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "train.py"],
+        ),
+    ):
+        emit(order(tmp_path / f"rows-{name}", tiny_model_folder), ["trl"], tmp_path / "none", tmp_path / name)
+        found.append(losses_of(run("trl", launcher, tmp_path / name / "trl")))
+    assert len(found[0]) == 3
+    assert found[1] == pytest.approx(found[0], abs=2e-3)
+
+
+WATCHED = """
+import json, runpy, sys
+import lora_select.callbacks as callbacks
+
+made = runpy.run_path("train.py", run_name="script")
+tokenizer = made["AutoTokenizer"].from_pretrained(made["MODEL"])
+arguments = made["SFTConfig"](**made["ARGUMENTS"] | {"report_to": "wandb"})
+rows = made["rows"]("train.jsonl", tokenizer)
+trainer = made["SFTTrainer"](model=made["adapted_model"](), args=arguments, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+seen = callbacks.watch(trainer, validation=[{"prompt": "say 1", "completion": "1!"}], every=2, reference_tokens=256)
+trainer.train()
+import wandb
+json.dump({"history": seen.history, "summary": dict(wandb.run.summary), "mode": wandb.run.settings.mode}, open("watched.json", "w"))
+"""
+
+
+def test_the_callback_in_trls_trainer_reports_to_wandb_offline(tiny_model_folder, tmp_path):
+    python_of("trl")
+    emit(order(tmp_path / "rows", tiny_model_folder), ["trl"], tmp_path / "none", tmp_path)
+    (tmp_path / "trl" / "watched.py").write_text(WATCHED)
+    offline = {"WANDB_MODE": "offline", "WANDB_DISABLED": "false", "WANDB_SILENT": "true", "PYTHONPATH": str(ROOT)}
+    run("trl", ["watched.py"], tmp_path / "trl", **offline)
+    seen = json.loads((tmp_path / "trl" / "watched.json").read_text())
+    assert [point["step"] for point in seen["history"]] == [0, 2, 3]
+    assert seen["mode"] == "offline"
+    assert seen["summary"]["eval/validation_loss"] == pytest.approx(seen["history"][-1]["eval_validation_loss"])
+    assert seen["summary"]["eval/forgetting"] == pytest.approx(seen["history"][-1]["eval_forgetting"])
+    assert list((tmp_path / "trl").glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_unsloths_functions_take_what_its_script_gives_them(tiny_model_folder, tmp_path):
+    """Their signatures, read off the wheel's source."""
+    folder = PEERS / "unsloth" / "unsloth" / "models"
+    if not folder.is_dir():
+        pytest.skip("Unsloth's source is not there: make peers")
+    emit(order(tmp_path / "rows", tiny_model_folder), ["unsloth"], tmp_path / "none", tmp_path)
+    given = unsloth_calls((tmp_path / "unsloth" / "train.py").read_text())
+    assert set(given["from_pretrained"]) <= parameters(folder / "loader.py", "FastLanguageModel", "from_pretrained")
+    assert set(given["get_peft_model"]) <= parameters(folder / "llama.py", "FastLlamaModel", "get_peft_model")
+
+
+def parameters(file: Path, kind: str, method: str) -> set[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ClassDef) and node.name == kind:
+            for one in node.body:
+                if isinstance(one, ast.FunctionDef) and one.name == method:
+                    return {argument.arg for argument in (*one.args.args, *one.args.kwonlyargs)}
+    raise AssertionError(f"{kind}.{method} has moved")

@@ -76,3 +76,15 @@ def test_its_rows_are_the_measured_tokens_cut_where_the_measurement_cut(
         assert not any(mask[size:])
     assert 0 < cut < len(canonical)
     assert json.loads((tmp_path / "trl" / "train.jsonl").read_text().splitlines()[0])[0]["learn"] is False
+
+
+def test_several_processes_share_out_the_rows_of_a_step(tiny_model_folder, tmp_path, monkeypatch, stand_in_for_trl):
+    """Eight rows a step, four at a time: the same rows a step on 2, 4 and 8 processes, and no step on 3."""
+    told = order(tmp_path / "rows", tiny_model_folder)
+    shared_out = script(told, tmp_path, monkeypatch)["shared_out"]
+    for processes, micro, accumulation in ((1, 4, 2), (2, 4, 1), (4, 2, 1), (8, 1, 1)):
+        made = shared_out(processes)
+        assert (made["per_device_train_batch_size"], made["gradient_accumulation_steps"]) == (micro, accumulation)
+        assert made["learning_rate"] == told.spec.learning_rate
+    with pytest.raises(SystemExit, match="8 rows cannot be shared out over 3"):
+        shared_out(3)

@@ -175,7 +175,10 @@ def test_a_named_rate_is_recorded():
         ({"targets": "mlp"}, ["'mlp' is unknown"]),
         ({"variant": "x", "r": 0}, ["'x' is not a variant", "must be at least 1, got 0"]),
         ({"claims": {"tangent_share": True}}, ["did you mean tangent_share_predicts_short_runs"]),
-        ({"variant": "dora", "serve": "vllm"}, ["no adapter meets every constraint", "refuses dora"]),
+        (
+            {"variant": "dora", "serve": "vllm"},
+            ["no adapter meets every constraint", "dora has no LoRA of the same function"],
+        ),
         ({"variant": "pissa", "allow_modified_base": False}, ["allow_modified_base is false"]),
         ({"max_parameters": 10}, ["above `max_parameters` 10"]),
         ({"r": 200}, ["r 200 is above the smallest side 32 of model.layers.0.self_attn.v_proj"]),

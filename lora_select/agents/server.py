@@ -1,0 +1,189 @@
+"""`lora-select mcp`: the commands as typed tools over standard input and output."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import lora_select
+from lora_select.agents.jobs import Jobs, JobState
+from lora_select.agents.roots import inside, source
+from lora_select.errors import InputError, WorldError
+
+if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
+INSTRUCTIONS = """lora-select says which LoRA variant, rank and learning rate to train, from a measuring pass over the user's model and rows.
+`recommend` takes minutes: it returns a job, which `job` looks at and `cancel` ends; when it is done, `explain` the folder it wrote.
+An answer with `error` names what to change. A tie means that no variant is shown to be better: say so, and claim no winner."""
+
+Trainer = Literal["peft", "trl", "llamafactory", "axolotl", "ms-swift", "unsloth"]
+Engine = Literal["vllm", "sglang", "llama.cpp", "ollama", "mlx", "merged"]
+
+
+@final
+@dataclass(frozen=True)
+class VariantLine:
+    """A variant for a model: trained parameters, cost next to LoRA (None where nobody measured it), and why it is refused."""
+
+    name: str
+    size: str
+    parameters: int
+    time: float | None
+    memory_gb: float | None
+    considered: bool
+    refused: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Text:
+    """An answer in words."""
+
+    text: str
+
+
+def make_server(roots: Sequence[Path]) -> tuple["MCPServer", Jobs]:
+    """The server and its jobs.
+
+    Args:
+        roots: folders that may be read and written; relative paths and the jobs' files are below the first.
+
+    Raises:
+        InputError: a root is no folder, or the SDK is not installed.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"--root {root} is no folder; name one that exists")
+    try:
+        from mcp.server import MCPServer
+    except ImportError as error:
+        raise InputError(
+            "`lora-select mcp` needs the package mcp; install it: pip install 'lora-select[mcp]'"
+        ) from error
+    server, jobs = MCPServer("lora-select", instructions=INSTRUCTIONS), Jobs(roots[0].resolve())
+    for tool in (*_job_tools(roots, jobs), *_reading_tools(roots), *_optional_tools(roots)):
+        server.tool()(_told(tool))
+    return server, jobs
+
+
+def serve(roots: Sequence[Path]) -> None:
+    """Serve until standard input ends; jobs that still run are ended then.
+
+    Raises:
+        InputError: as :func:`make_server`.
+    """
+    os.chdir(roots[0]) if roots and roots[0].is_dir() else None
+    server, jobs = make_server(roots)
+    try:
+        server.run("stdio")
+    finally:
+        jobs.close()
+
+
+def _job_tools(roots: Sequence[Path], jobs: Jobs) -> list[Callable[..., Any]]:
+    def recommend(
+        model: str,
+        data: str,
+        out: str = "recommendation",
+        epochs: float = 1.0,
+        trainers: list[Trainer] | None = None,
+        serve: Engine | None = None,
+        quantize: Literal["nf4", "int8"] | None = None,
+        variant: str | None = None,
+        race_budget: float = 0.0,
+    ) -> JobState:
+        """Measure a model and a dataset and choose variant, rank and learning rate; minutes. Poll the returned job.
+
+        model, data: a path, `sample:NAME` or a hub id. out: the folder that is written. trainers: whose files are written too.
+        serve: the engine that will serve the adapter. quantize: how the base is held in training. variant: only if the user insists.
+        race_budget: 3 tries three learning rates in trainings as long as the real one first, 6 also a rival of LoRA.
+        """
+        told = ["recommend", source(model, roots), source(data, roots), "--out", str(inside(out, roots))]
+        told += [
+            "--runs-dir",
+            str(inside("runs", roots)),
+            "--epochs",
+            str(epochs),
+            "--trainers",
+            *(trainers or ["peft"]),
+        ]
+        for option, value in (("--serve", serve), ("--quantize", quantize), ("--variant", variant)):
+            told += [option, value] if value else []
+        return jobs.start([*told, "--race-budget", str(race_budget)] if race_budget else told)
+
+    def job(job: str) -> JobState:
+        """Where a job stands: its state, how long it has run, and the end of what it printed."""
+        return jobs.state(job)
+
+    def cancel(job: str) -> JobState:
+        """End a job and everything that it started."""
+        return jobs.cancel(job)
+
+    return [recommend, job, cancel]
+
+
+def _reading_tools(roots: Sequence[Path]) -> list[Callable[..., Any]]:
+    def explain(run: str) -> Text:
+        """The decision of a run or a recommendation in words: the choice, why, what tied and what was refused."""
+        from lora_select.pipeline.history import read_run
+        from lora_select.selection.explanation import explain as in_words
+
+        return Text(in_words(read_run(inside(run, roots)).decision))
+
+    def compare(runs: list[str]) -> Text:
+        """Finished runs side by side: choice, learning rate, held-out loss with its interval, exact match, forgetting."""
+        from lora_select.pipeline.history import comparison
+
+        return Text(comparison([str(inside(run, roots)) for run in runs]))
+
+    def variants(
+        model: str | None = None,
+        r: int = 16,
+        quantize: Literal["nf4", "int8"] | None = None,
+        serve: Engine | None = None,
+        must_merge: bool = False,
+    ) -> list[VariantLine]:
+        """Every variant for a model and setting, and what is refused there and why; without a model for one 4096 x 4096 layer."""
+        from lora_select.cli.listing import listing
+        from lora_select.records import Constraints
+
+        where = source(model, roots) if model else None
+        lines, _ = listing(where, r, Constraints(serve=serve, quantized_base=quantize, must_merge=must_merge))
+        return [
+            VariantLine(one.name, one.size, one.parameters, one.time, one.memory_gb, one.candidate, one.refused)
+            for one in lines
+        ]
+
+    return [explain, compare, variants]
+
+
+def _optional_tools(roots: Sequence[Path]) -> list[Callable[..., Any]]:
+    """Tools of functions that this installation may not have."""
+
+    def check_data(data: str) -> Text:
+        """What is wrong with a dataset before anything is trained on it."""
+        return Text(str(getattr(lora_select, "check_data")(source(data, roots))))  # noqa: B009
+
+    def retain(run: str) -> Text:
+        """Make a finished run's adapter forget less, and say what it cost."""
+        return Text(str(getattr(lora_select, "retain")(inside(run, roots))))  # noqa: B009
+
+    return [tool for tool in (check_data, retain) if hasattr(lora_select, tool.__name__)]
+
+
+def _told(tool: Callable[..., Any]) -> Callable[..., Any]:
+    """The tool with its errors as answers that a model reads; anything else is a crash, which the SDK reports as such."""
+    import functools
+
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    @functools.wraps(tool)
+    def answered(*arguments: Any, **named: Any) -> Any:
+        try:
+            return tool(*arguments, **named)
+        except (InputError, WorldError) as error:
+            raise ToolError(str(error)) from error
+
+    return answered

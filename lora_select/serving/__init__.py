@@ -1,0 +1,116 @@
+"""Where an adapter is served: one engine a file, with what it takes, the form it gets, and the command that serves it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_select.serving import llamacpp, merged, mlx, ollama, sglang, vllm
+from lora_select.serving.engine import Engine, Form, ServedAdapter
+from lora_select.serving.folder import PeftFolder, departures, faults, read_folder
+
+ENGINES: Mapping[str, Engine] = {
+    engine.name: engine
+    for engine in (vllm.ENGINE, sglang.ENGINE, llamacpp.ENGINE, ollama.ENGINE, mlx.ENGINE, merged.ENGINE)
+}
+"""Every engine by the name that `--serve` and `selection.serve` take."""
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Form",
+    "PeftFolder",
+    "ServedAdapter",
+    "departures",
+    "faults",
+    "read_folder",
+    "serve_command",
+]
+__all__ += ["steps", "unsupported", "unsupported_base", "warnings"]
+
+
+def unsupported(engine: str | None, adapter: ServedAdapter) -> tuple[str, ...]:
+    """Why the engine cannot serve the adapter, before it is trained: one sentence a rule, each with the way out.
+
+    Example:
+        >>> unsupported("vllm", ServedAdapter("lora", 1024, merges=True))
+        ('vLLM serves adapters up to rank 512; lora exports 1024; choose a lower r',)
+        >>> unsupported(None, ServedAdapter("dora", None, merges=True))
+        ()
+    """
+    if engine is None:
+        return ()
+    where = ENGINES[engine]
+    if where.form == "merged":
+        return _unmergeable(adapter)
+    if adapter.rank is None:
+        out = "--serve merged" if adapter.merges else "another engine"
+        return (
+            f"{where.title} serves plain LoRA, and {adapter.variant} has no LoRA of the same function; take {out}, or choose LoRA",
+        )
+    if where.ranks and adapter.rank > max(where.ranks):
+        most = max(where.ranks)
+        return (
+            f"{where.title} serves adapters up to rank {most}; {adapter.variant} exports {adapter.rank}; choose a lower r",
+        )
+    return ()
+
+
+def unsupported_base(engine: str | None, architecture: str) -> tuple[str, ...]:
+    """Why the engine cannot be given adapters of a base model, by the architecture in its config."""
+    if engine is None or (known := ENGINES[engine].architectures) is None or architecture in known:
+        return ()
+    return (
+        f"{ENGINES[engine].title} needs the adapter as GGUF, and lora-select converts those of {', '.join(sorted(known))}, not of "
+        f"{architecture}; export --to lora and convert that folder with llama.cpp's convert_lora_to_gguf.py, or take --serve merged",
+    )
+
+
+def serve_command(engine: str, folder: Path, base: str, rank: int) -> str:
+    """The shell command that serves an exported folder.
+
+    Example:
+        >>> serve_command("vllm", Path("out"), "org/model", 17)
+        'vllm serve org/model --enable-lora --max-lora-rank 32 --lora-modules adapter=out'
+    """
+    return ENGINES[engine].command(folder, base, rank)
+
+
+def steps(engine: str | None, adapter: ServedAdapter, base: str) -> tuple[str, ...]:
+    """The two commands from a trained adapter to a server, for an adapter that is not trained yet; empty without an engine.
+
+    Example:
+        >>> steps("sglang", ServedAdapter("lora", 16, merges=True), "org/model")[0]
+        'lora-select export TRAINED --serve sglang --out served'
+    """
+    if engine is None:
+        return ()
+    export = f"lora-select export TRAINED --serve {engine} --out served"
+    return export, serve_command(engine, Path("served"), base, adapter.rank or 0)
+
+
+def warnings(folder: PeftFolder, engine: str | None = None) -> tuple[str, ...]:
+    """What a PEFT folder that is not in the safe form would meet, one line a field; empty where every engine reads it alike.
+
+    Args:
+        folder: a PEFT folder.
+        engine: one engine alone; None for all of them.
+    """
+    found, engines = [], [ENGINES[engine]] if engine else list(ENGINES.values())
+    for field, sentence in departures(folder).items():
+        drops = [one.title for one in engines if field in one.ignores]
+        stops = [one.title for one in engines if field in one.refuses]
+        then = [f"dropped in silence by {', '.join(drops)}"] if drops else []
+        then += [f"refused by {', '.join(stops)}"] if stops else []
+        if then:
+            found.append(f"{sentence}: {'; '.join(then)}. `lora-select export` writes the form that all of them take")
+    return tuple(found)
+
+
+def _unmergeable(adapter: ServedAdapter) -> tuple[str, ...]:
+    if not adapter.merges:
+        return (f"PEFT cannot merge {adapter.variant} into the base; choose LoRA",)
+    if adapter.quantized_base:
+        return (
+            f"an adapter trained on a {adapter.quantized_base} base fits that base, and merging it re-quantises the sum; serve it "
+            "unmerged, or train on an unquantised base",
+        )
+    return ()

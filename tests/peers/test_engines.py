@@ -1,0 +1,297 @@
+"""Exported adapters in the engines' own hands: logits and greedy text of 20 prompts against transformers and PEFT.
+
+`make peers` makes the environments; llama.cpp is built from source. Largest difference of a logit allowed: 1 % of what the adapter
+moves the logits by, both in float32.
+"""
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lora_select import models, serving
+from lora_select.export.command import export
+from lora_select.variants import named
+
+pytestmark = pytest.mark.peers
+PEERS = Path(os.environ.get("LORA_SELECT_PEERS", Path(__file__).parents[2] / ".peers"))
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROMPTS, NEW = 20, 8
+TOLERANCE = 1e-2
+ADAPTERS = {
+    "lora": {},
+    "rslora": {},
+    "eva": {"init_lora_weights": "eva"},
+    "pissa": {"init_lora_weights": "pissa"},
+    "miss": {},
+    "dora": {},
+    "patterns": {"rank_pattern": {"q_proj": 6}, "alpha_pattern": {"down_proj": 20}},
+}
+WHOLE = {"dora": 64}
+"""Ranks at which the export is exact: DoRA's update has every rank that its layer has."""
+MODELS = ("tiny", "sample:smollm2-135m-instruct")
+
+
+def in_env(tool: str, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    python = PEERS / tool / "bin" / "python"
+    if not python.is_file():
+        pytest.skip(f"{tool} is not installed: make peers (or name its environments' folder in LORA_SELECT_PEERS)")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [str(python), script, *arguments]
+    return subprocess.run(command, env=clean | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
+
+
+def saved(base: Path, folder: Path, name: str, r: int = 4):
+    """The PEFT folder of an adapter moved away from its start, and the loaded model."""
+    import peft
+
+    variant = named("lora" if name == "patterns" else name, r)
+    arguments = variant.peft_arguments() | {"target_modules": MODULES, "task_type": "CAUSAL_LM"} | ADAPTERS[name]
+    start = arguments.get("init_lora_weights")
+    if start == "eva":
+        arguments["init_lora_weights"] = True  # its directions need data; what is served is the trained folder
+    config = getattr(peft, variant.peft_class)(base_model_name_or_path=str(base), **arguments)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(models.load_model(str(base)), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn_like(parameter)
+    model.save_pretrained(str(folder))
+    if start == "eva":
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": "eva"}))
+    return models.with_adapter(models.load_model(str(base)), folder)
+
+
+def prompts(base: Path) -> list[list[int]]:
+    size = int(json.loads((base / "config.json").read_text())["vocab_size"])
+    return torch.randint(4, size, (PROMPTS, 12), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def expected(model, ids) -> tuple[np.ndarray, list[list[int]]]:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(ids)).logits.float()
+        told = torch.tensor(ids)
+        for _ in range(NEW):
+            told = torch.cat([told, model(input_ids=told).logits[:, -1:].argmax(-1)], dim=1)
+    return logits.numpy(), told[:, -NEW:].tolist()
+
+
+def write_base_gguf(base: Path, file: Path) -> Path:
+    """A Llama in float32 without a vocabulary: the engine is handed ids."""
+    import gguf
+    from safetensors.torch import load_file
+
+    config = json.loads((base / "config.json").read_text())
+    heads, keys = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(512)
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(keys)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    rope = config.get("rope_parameters") or {}
+    writer.add_rope_freq_base(float(rope.get("rope_theta", config.get("rope_theta", 10000.0))))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for weights in sorted(base.glob("*.safetensors")):
+        for name, tensor in load_file(weights).items():
+            count = heads if "q_proj" in name else keys if "k_proj" in name else None
+            if count is not None:
+                # the reference's own words: undo the rotation halves, head by head
+                tensor = torch.cat([torch.stack(head.chunk(2), 1).flatten(0, 1) for head in tensor.chunk(count)])
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.float().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture(scope="session")
+def bases(tiny_model_folder, tmp_path_factory):
+    """Folder and GGUF of each base, made when first asked for."""
+    made: dict[str, tuple[Path, Path]] = {}
+
+    def of(name: str) -> tuple[Path, Path]:
+        if name not in made:
+            folder = tiny_model_folder if name == "tiny" else Path(models.resolve(name).path)
+            made[name] = folder, write_base_gguf(folder, tmp_path_factory.mktemp("gguf") / "base.gguf")
+        return made[name]
+
+    return of
+
+
+def judged(tool: str, base: Path, adapter: Path | None, model, ids, tmp_path: Path) -> tuple[float, float, float]:
+    """What the engine makes of the adapter: largest difference of a logit, what the adapter moves, share of equal greedy tokens."""
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    script, out = Path(__file__).with_name(f"in_{tool}.py"), tmp_path / f"{tool}.npy"
+    more = [str(adapter)] if adapter else []
+    done = in_env(tool, str(script), str(base), str(tmp_path / "ids.json"), str(out), str(NEW), *more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    logits, text = expected(model, ids)
+    with model.disable_adapter():
+        moved = float(np.abs(expected(model, ids)[0] - logits).max())
+    theirs = json.loads(out.with_suffix(".json").read_text())
+    same = float(np.mean(np.array(theirs) == np.array(text)))
+    found = float(np.abs(np.load(out) - logits).max()), moved, same
+    print(
+        f"{tool} {adapter and adapter.parent.name}: difference {found[0]:.2g} of {found[1]:.3g}, {found[2]:.3f} of tokens"
+    )
+    return found
+
+
+@pytest.mark.parametrize("source", MODELS)
+@pytest.mark.parametrize("tool", ["llamacpp", "mlx"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_engine_computes_the_exported_adapter(bases, tmp_path, tool, name, source):
+    if source != "tiny" and name not in ("lora", "pissa"):
+        pytest.skip("the real model takes a minute each: one plain, one converted")
+    base, gguf = bases(source)
+    folder = tmp_path / "peft"
+    reference = saved(base, folder, name)
+    engine = {"llamacpp": "llama.cpp", "mlx": "mlx"}[tool]
+    in_env(tool, "-c", "pass")
+    made = export(folder, None, tmp_path / "out", rank=WHOLE.get(name), max_error=1e-4, serve=engine)
+    file = tmp_path / "out" / "adapter.gguf" if tool == "llamacpp" else tmp_path / "out"
+    served_base = gguf if tool == "llamacpp" else base
+    difference, moved, same = judged(tool, served_base, file, reference, prompts(base), tmp_path)
+    assert made.function_change > 0
+    assert difference <= TOLERANCE * moved
+    assert same >= 0.97  # a tie within the tolerance may fall the other way, and what follows differs
+
+
+@pytest.mark.parametrize(("name", "right"), [("lora", True), ("rslora", False), ("patterns", False), ("pissa", False)])
+def test_a_raw_folder_through_llama_cpps_own_converter(bases, tmp_path, name, right):
+    """Which folders need the safe form: rsLoRA, alpha patterns and a start off the base come out as other functions, in silence."""
+    base, gguf = bases("tiny")
+    reference = saved(base, tmp_path / "peft", name)
+    raw = official(base, tmp_path / "peft", tmp_path / "raw.gguf")
+    difference, moved, _ = judged("llamacpp", gguf, raw, reference, prompts(base), tmp_path)
+    assert (difference <= TOLERANCE * moved) == right
+
+
+def official(base: Path, lora: Path, out: Path) -> Path:
+    script = PEERS / "llamacpp" / "llama.cpp" / "convert_lora_to_gguf.py"
+    done = in_env("llamacpp", str(script), "--base", str(base), "--outfile", str(out), str(lora))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
+def other_model(folder: Path, architecture: str) -> Path:
+    """A tiny model of another family, for its names alone."""
+    import transformers
+
+    kind = getattr(transformers, architecture)
+    config = kind.config_class(
+        vocab_size=260,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        pad_token_id=3,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    kind(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", sorted(serving.llamacpp.ARCHITECTURES))
+def test_our_gguf_is_that_of_llama_cpps_converter_tensor_by_tensor(tiny_model_folder, tmp_path, architecture):
+    from gguf import GGUFReader
+
+    base = other_model(tmp_path / "base", architecture)
+    for file in tiny_model_folder.glob("*token*"):
+        (base / file.name).write_bytes(file.read_bytes())
+    saved(base, tmp_path / "peft", "lora")
+    export(tmp_path / "peft", "lora", tmp_path / "lora", rank=None, max_error=1e-4)
+    export(tmp_path / "peft", "gguf", tmp_path / "out", rank=None, max_error=1e-4)
+    readers = [
+        GGUFReader(file)
+        for file in (tmp_path / "out" / "adapter.gguf", official(base, tmp_path / "lora", tmp_path / "raw.gguf"))
+    ]
+    ours, theirs = ({tensor.name: np.array(tensor.data) for tensor in reader.tensors} for reader in readers)
+    assert set(ours) == set(theirs)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    for key in ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha"):
+        assert readers[0].fields[key].contents() == readers[1].fields[key].contents()
+
+
+def module(file: Path, **stubs):
+    """A module of an engine by its file, beside stubs of what it imports from the engine's GPU code."""
+    if not file.is_file():
+        pytest.skip(f"{file} is not there: make peers")
+    for name, values in stubs.items():
+        sys.modules[name.replace("__", ".")] = types.SimpleNamespace(**values)  # pyright: ignore[reportArgumentType]
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = found
+    try:
+        spec.loader.exec_module(found)
+    finally:
+        for name in stubs:
+            sys.modules.pop(name.replace("__", "."), None)
+    return found
+
+
+def ranks_of(file: Path) -> tuple[int, ...]:
+    """`MaxLoRARanks` in vLLM's source."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MaxLoRARanks":
+            return tuple(ast.literal_eval(node.value.slice))  # pyright: ignore[reportAttributeAccessIssue]
+    raise AssertionError("MaxLoRARanks has moved")
+
+
+def test_vllms_reader_takes_the_export_and_refuses_what_we_say_it_refuses(tiny_model_folder, tmp_path):
+    root = PEERS / "vllm" / "vllm"
+    logger = types.SimpleNamespace(info_once=lambda *_: None)
+    helper = module(
+        root / "lora" / "peft_helper.py",
+        vllm={},
+        vllm__config={},
+        vllm__config__lora={"LoRAConfig": object},
+        vllm__logger={"init_logger": lambda _: logger},
+        regex={"match": __import__("re").match},
+    ).PEFTHelper
+    assert ranks_of(root / "config" / "lora.py") == serving.vllm.RANKS
+    for name in ("lora", "rslora", "eva", "pissa", "miss"):
+        saved(tiny_model_folder, tmp_path / name, name)
+        export(tmp_path / name, None, tmp_path / f"{name}-out", rank=None, max_error=1e-4, serve="vllm")
+        read = helper.from_local_dir(str(tmp_path / f"{name}-out"), None)
+        slots = types.SimpleNamespace(max_lora_rank=serving.ENGINES["vllm"].slot(read.r))
+        read.validate_legal(slots)
+        assert read.vllm_lora_scaling_factor == 1.0
+        with pytest.raises(ValueError, match="greater than max_lora_rank"):
+            read.validate_legal(types.SimpleNamespace(max_lora_rank=1))
+    for name, words in (("dora", "DoRA"), ("pissa", "pissa")):
+        saved(tiny_model_folder, tmp_path / f"{name}-raw", name)
+        with pytest.raises(ValueError, match=words):
+            helper.from_local_dir(str(tmp_path / f"{name}-raw"), None).validate_legal(slots)
+
+
+def test_sglangs_reader_takes_the_export_and_would_make_rslora_too_weak(tiny_model_folder, tmp_path):
+    lora = module(PEERS / "sglang" / "sglang" / "srt" / "lora" / "lora_config.py")
+    saved(tiny_model_folder, tmp_path / "raw", "rslora")
+    export(tmp_path / "raw", None, tmp_path / "out", rank=None, max_error=1e-4, serve="sglang")
+    read, raw = lora.LoRAConfig(str(tmp_path / "out")), lora.LoRAConfig(str(tmp_path / "raw"))
+    assert (read.lora_alpha / read.r, read.use_dora, sorted(read.target_modules)) == (1.0, False, sorted(MODULES))
+    folder = serving.read_folder(tmp_path / "raw")
+    right = folder.scale("model.layers.0.self_attn.q_proj")
+    assert raw.lora_alpha / raw.r == pytest.approx(right / 2)  # sqrt(r) = 2: what it makes of the folder as it was

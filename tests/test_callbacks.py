@@ -1,0 +1,107 @@
+"""The callback in a real Trainer: what it measures, where it is logged, and that the training is the same without it."""
+
+import pytest
+import torch
+
+from lora_select import callbacks, models
+from lora_select.callbacks import FORGETTING, RETENTION, VALIDATION, watch
+from lora_select.errors import InputError
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": "yes " * 4}]}
+    for n in range(6)
+]
+MODULES = ["q_proj", "v_proj", "up_proj", "down_proj"]
+
+
+def trainer_of(folder, out, *, steps=6, dropout=0.1, **arguments):
+    import peft
+    from transformers import Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    tokenizer = models.load_tokenizer(str(folder))
+    config = peft.LoraConfig(r=4, target_modules=MODULES, task_type="CAUSAL_LM", lora_dropout=dropout)
+    model = peft.get_peft_model(models.load_model(str(folder)), config)
+    rows = [{"input_ids": (ids := tokenizer("yes " * 8)["input_ids"]), "labels": list(ids)} for _ in range(24)]
+    told = {"max_steps": steps, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1, "seed": 0}
+    told |= {"report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True} | arguments
+    args = TrainingArguments(output_dir=str(out), **told)
+    return Trainer(model=model, args=args, train_dataset=rows, eval_dataset=rows[:4], processing_class=tokenizer)
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_start_interval_and_end_are_measured_and_the_training_is_the_same(tiny_model_folder, tmp_path):
+    plain = trainer_of(tiny_model_folder, tmp_path / "a")
+    plain.train()
+    watched = trainer_of(tiny_model_folder, tmp_path / "b")
+    seen = watch(watched, validation=ROWS, every=4, reference_tokens=256)
+    watched.train()
+    assert losses(watched) == losses(plain)  # dropout draws the same numbers
+    assert [point["step"] for point in seen.history] == [0, 4, 6]
+    assert seen.history[0][FORGETTING] == 0.0
+    assert seen.history[-1][VALIDATION] < seen.history[0][VALIDATION] - 0.1  # the answers are what is learnt
+    assert seen.history[-1][FORGETTING] != 0.0
+    logged = [entry for entry in watched.state.log_history if VALIDATION in entry]
+    assert [entry["step"] for entry in logged] == [0, 4, 6]
+    assert [entry[RETENTION] for entry in logged] == [point[RETENTION] for point in seen.history]
+
+
+def test_what_is_measured_is_the_mean_loss_of_the_answers_tokens(tiny_model_folder, tmp_path):
+    """Against a loop of one row at a time over the model as it is."""
+    trainer = trainer_of(tiny_model_folder, tmp_path, steps=2)
+    seen = watch(trainer, validation=ROWS, retention=[{"text": "some words"}, {"text": "other longer words"}])
+    trainer.train()
+    model, total, count = trainer.model.eval(), 0.0, 0
+    for row in seen.validation:
+        ids = torch.tensor(row.input_ids)
+        with torch.no_grad():
+            chances = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+        for place in range(1, len(ids)):
+            if row.label_mask[place]:
+                total -= float(chances[place - 1, ids[place]])
+                count += 1
+    assert seen.history[-1][VALIDATION] == pytest.approx(total / count, rel=1e-5)
+    assert [point["step"] for point in seen.history] == [0, 2]
+
+
+def test_without_an_interval_it_follows_the_trainers_evaluations(tiny_model_folder, tmp_path):
+    trainer = trainer_of(tiny_model_folder, tmp_path, steps=4, eval_strategy="steps", eval_steps=3)
+    seen = watch(trainer, validation=ROWS[:2], reference_tokens=256)
+    trainer.train()
+    assert [point["step"] for point in seen.history] == [0, 3, 4]
+
+
+def test_it_is_logged_where_the_trainer_logs(tiny_model_folder, tmp_path, monkeypatch):
+    """MLflow, by transformers' own reporter, on a store of its own."""
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/m.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "watched")
+    monkeypatch.chdir(tmp_path)
+    trainer = trainer_of(tiny_model_folder, tmp_path / "out", steps=2, report_to="mlflow")
+    seen = watch(trainer, validation=ROWS[:2], every=1, reference_tokens=256)
+    trainer.train()
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("watched").experiment_id])
+    points = client.get_metric_history(run.info.run_id, VALIDATION)
+    assert [(point.step, point.value) for point in sorted(points, key=lambda p: p.step)] == [
+        (point["step"], point[VALIDATION]) for point in seen.history
+    ]
+
+
+def test_bad_rows_and_a_trainer_without_a_tokenizer_are_sentences(tiny_model_folder, tmp_path):
+    trainer = trainer_of(tiny_model_folder, tmp_path)
+    with pytest.raises(InputError, match="`validation` row 1"):
+        watch(trainer, validation=[ROWS[0], {"foo": 1}])
+    with pytest.raises(InputError, match="row 0 has no answer within 8 of its"):
+        watch(trainer, validation=ROWS, max_length=8)
+    with pytest.raises(InputError, match="at least 1 step"):
+        watch(trainer, validation=ROWS, every=0)
+    trainer.processing_class = None
+    with pytest.raises(InputError, match="processing_class"):
+        watch(trainer, validation=ROWS)
+    assert not any(isinstance(one, callbacks.Watch) for one in trainer.callback_handler.callbacks)

@@ -5,10 +5,43 @@ import sys
 from collections.abc import Sequence
 
 from lora_select import __version__, environment
-from lora_select.cli import analyze, data, doctor, export, finetune, node, options, recommend, runs, ui, variants
+from lora_select.cli import (
+    analyze,
+    answer,
+    clean,
+    data,
+    doctor,
+    export,
+    finetune,
+    ledger,
+    node,
+    options,
+    recommend,
+    rollback,
+    runs,
+    ui,
+    variants,
+    verify,
+)
 from lora_select.errors import InputError, WorldError
 
-COMMANDS = (finetune, recommend, analyze, variants, runs, export, data, doctor, node, ui)
+COMMANDS = (
+    finetune,
+    recommend,
+    analyze,
+    variants,
+    runs,
+    export,
+    data,
+    doctor,
+    node,
+    ui,
+    verify,
+    ledger,
+    answer,
+    rollback,
+    clean,
+)
 """Each adds its own command."""
 
 

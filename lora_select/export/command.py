@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import models
+from lora_select.audit.runs import adapter_folder
 from lora_select.errors import InputError, WorldError
 from lora_select.export.check import LOGITS, compare
 from lora_select.export.lora import write_lora
@@ -32,14 +33,12 @@ def export(run: Path, to: str, out: Path, *, rank: int | None, max_error: float,
 
     Raises:
         InputError: no adapter there, `out` exists, or the error passes the limit.
-        WorldError: a new process saw another function than the adapter's.
+        WorldError: a file of the adapter was changed since it was made (it is named), or a new process saw another function than the adapter's.
     """
     os.environ.setdefault(
         "DS_ACCELERATOR", "cpu"
     )  # transformers asks DeepSpeed when it saves, which warns that it found none
-    folder = run / "adapter" if (run / "adapter" / "adapter_config.json").is_file() else run
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"{run} holds no adapter (adapter_config.json); name a run's folder, such as runs/latest")
+    folder = adapter_folder(run)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} exists and is not empty; name a new folder with --out")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ from lora_select.records.codec import (
     to_json,
     whole_lines,
     write,
+    write_private,
     write_text,
 )
 from lora_select.records.data import (
@@ -41,6 +42,7 @@ from lora_select.records.data import (
 )
 from lora_select.records.files import FileRef
 from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
+from lora_select.records.ledger import Entry
 from lora_select.records.race import Probe, Race
 from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetrics, TrainingPlan, Validation
 
@@ -55,6 +57,7 @@ __all__ = [
     "Dataset",
     "DatasetProfile",
     "Decision",
+    "Entry",
     "Evaluation",
     "Evidence",
     "FileRef",
@@ -87,5 +90,6 @@ __all__ = [
     "to_json",
     "whole_lines",
     "write",
+    "write_private",
     "write_text",
 ]

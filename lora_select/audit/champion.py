@@ -47,6 +47,18 @@ def champion(store: Store, model: str, adapter_digest: str) -> Champion:
     return Champion(ITSELF if found.adapter_digest == adapter_digest else OTHER, found)
 
 
+def rival_of(store: Store, runs_folder: Path, run: str, model: str, adapter_digest: str) -> str:
+    """`rival` for an evaluation's key. Of an adapter that is champion by now it is whom it was judged against, so that its judgement stays."""
+    from lora_select.audit import standing
+    from lora_select.audit.ledger import in_folder
+
+    found = champion(store, model, adapter_digest)
+    judged = standing.of_run(in_folder(runs_folder).entries(), run) if found.standing == ITSELF else None
+    before = judged.decision.details["champion"] if judged else None
+    version = registry.by_number(store, model, before) if before else None
+    return Champion(OTHER, version).rival if version else found.rival
+
+
 def answered(ledger_entries: list[Entry], run: str) -> str:
     """What a promotion's key holds besides: whether a person's answer came since, so that an old `awaiting approval` is not shown again."""
     from lora_select.audit import standing

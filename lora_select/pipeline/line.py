@@ -14,7 +14,7 @@ from typing import Any, final
 
 from lora_select import recipes
 from lora_select.address import masked
-from lora_select.audit.champion import champion, key_part
+from lora_select.audit.champion import key_part
 from lora_select.errors import require
 from lora_select.pipeline import choose, judge, prepare, train, workspace
 from lora_select.pipeline.run import Run
@@ -327,11 +327,9 @@ def _evaluated(
 def _rival(run: Run, adapter: Adapter) -> str:
     """The champion now, in the evaluation's key: none is reused against another one. "" where there is none or no registry."""
     name = _model_name(run)
-    return (
-        ""
-        if name is None or run.place.tracker is None
-        else champion(run.place.tracker.store, name, adapter.digest).rival
-    )
+    if name is None or run.place.tracker is None:
+        return ""
+    return rival_of(run.place.tracker.store, run.place.root, run.key, name, adapter.digest)
 
 
 def _holder(run: Run, adapter: Adapter) -> str:

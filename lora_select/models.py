@@ -116,7 +116,13 @@ def refuse_lookahead(model: Any) -> None:
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
-    """A saved adapter on a loaded model, in evaluation mode."""
+    """A saved adapter on a loaded model, in evaluation mode.
+
+    Raises:
+        InputError: the folder has no safetensors; PEFT would read a pickle instead.
+    """
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{folder} has no adapter_model.safetensors, and pickled weights are never read")
     from peft import PeftModel
 
     with quiet_peft():

@@ -5,10 +5,45 @@ import sys
 from collections.abc import Sequence
 
 from lora_select import __version__, environment
-from lora_select.cli import analyze, data, doctor, export, finetune, mcp, node, options, recommend, runs, ui, variants
+from lora_select.cli import (
+    analyze,
+    answer,
+    clean,
+    data,
+    doctor,
+    export,
+    finetune,
+    ledger,
+    mcp,
+    node,
+    options,
+    recommend,
+    rollback,
+    runs,
+    ui,
+    variants,
+    verify,
+)
 from lora_select.errors import InputError, WorldError
 
-COMMANDS = (finetune, recommend, analyze, variants, runs, export, mcp, data, doctor, node, ui)
+COMMANDS = (
+    finetune,
+    recommend,
+    analyze,
+    variants,
+    runs,
+    export,
+    data,
+    doctor,
+    mcp,
+    node,
+    ui,
+    verify,
+    ledger,
+    answer,
+    rollback,
+    clean,
+)
 """Each adds its own command."""
 
 

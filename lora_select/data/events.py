@@ -1,19 +1,28 @@
 """Telling Prefect that a dataset is there: one HTTP event, so that the library needs no orchestrator."""
 
+import base64
+import os
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from lora_select.address import masked
 from lora_select.data.register import DatasetManifest
 from lora_select.errors import WorldError
 
 EVENT = "dataset.registered"
 
 
-def emit_registered(manifest: DatasetManifest, api_url: str | None) -> str:
+def emit_registered(manifest: DatasetManifest, api_url: str | None, config: str = "") -> str:
     """Send `dataset.registered` to a Prefect server and say what happened.
 
+    Args:
+        manifest: what was registered.
+        api_url: `PREFECT_API_URL`; None: no server is configured.
+        config: the config that trains on it; "" means the deployed one.
+
     Raises:
-        WorldError: a server is configured but does not take the event; the registration itself stands.
+        WorldError: a server is configured but does not take the event (its HTTP status is named); the registration itself stands.
     """
     if not api_url:
         return "no Prefect server is configured (PREFECT_API_URL); no event was sent, start the flow by hand"
@@ -27,14 +36,36 @@ def emit_registered(manifest: DatasetManifest, api_url: str | None) -> str:
             "prefect.resource.id": f"dataset.{manifest.digest[:32]}",
             "prefect.resource.name": manifest.name,
         },
-        "payload": {"path": manifest.path, "sha256": manifest.digest},
+        "payload": {"path": manifest.path, "sha256": manifest.digest, "config": config},
     }
     try:
-        answer = requests.post(f"{api_url.rstrip('/')}/events", json=[event], timeout=10)
+        answer = requests.post(f"{api_url.rstrip('/')}/events", json=[event], headers=authorization(), timeout=10)
         answer.raise_for_status()
     except requests.RequestException as error:
         raise WorldError(
-            f"the Prefect server at {api_url} did not take the event ({type(error).__name__}); the dataset is registered, "
-            "run the command again once the server answers"
+            f"the Prefect server at {masked(api_url)} did not take the event ({_reason(error)}); the dataset is registered, run the "
+            "command again with --again once the server answers"
         ) from error
-    return f"event {EVENT} sent to {api_url}"
+    return f"event {EVENT} sent to {masked(api_url)}"
+
+
+def authorization(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The header of Prefect's own settings: `PREFECT_API_AUTH_STRING` (name:password) or `PREFECT_API_KEY`; empty where neither is set.
+
+    >>> authorization({"PREFECT_API_AUTH_STRING": "admin:pass"})
+    {'Authorization': 'Basic YWRtaW46cGFzcw=='}
+    """
+    known = os.environ if environment is None else environment
+    if login := known.get("PREFECT_API_AUTH_STRING"):
+        return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    if key := known.get("PREFECT_API_KEY"):
+        return {"Authorization": f"Bearer {key}"}
+    return {}
+
+
+def _reason(error: Exception) -> str:
+    answer = getattr(error, "response", None)
+    if answer is None:
+        return type(error).__name__
+    login = "; set PREFECT_API_AUTH_STRING" if answer.status_code in (401, 403) else ""
+    return f"HTTP {answer.status_code} {answer.reason}{login}"

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select import models, serving
+from lora_select.audit.runs import adapter_folder
 from lora_select.errors import InputError, WorldError
 from lora_select.export.check import LOGITS, compare
 from lora_select.export.lora import Converted, rewrite_lora, write_lora
 from lora_select.records import write_text
 from lora_select.serving import ollama
-from lora_select.serving.folder import CONFIG, PeftFolder
+from lora_select.serving.folder import PeftFolder
 
 TIMEOUT_SECONDS = 1800
 ROUNDING = 2e-3
@@ -77,12 +78,12 @@ def export(
 
     Raises:
         InputError: no adapter there or one that is not sound, `out` exists, the engine cannot take it, or the error passes the limit.
-        WorldError: a new process saw another function than the adapter's.
+        WorldError: a file of the adapter was changed since it was made (it is named), or a new process saw another function than the adapter's.
     """
     # transformers asks DeepSpeed when it saves, which warns that it found none
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     form = _form(to, serve)
-    folder = serving.read_folder(run / "adapter" if (run / "adapter" / CONFIG).is_file() else run)
+    folder = serving.read_folder(adapter_folder(run))
     _refuse_unsound(folder, form)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} exists and is not empty; name a new folder with --out")

@@ -4,9 +4,15 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_select import records
+from lora_select.audit import evidence
+from lora_select.audit.champion import AWAY, OTHER
+from lora_select.audit.champion import champion as champion_now
+from lora_select.audit.ledger import in_folder
+from lora_select.audit.promotion import Candidate, Judgement, Office
+from lora_select.audit.promotion import promote as promote_library
 from lora_select.evaluation import gate
 from lora_select.evaluation.evaluate import EvaluationOptions
 from lora_select.evaluation.evaluate import evaluate as evaluate_library
@@ -31,8 +37,9 @@ def _evaluate(
     rivals: Mapping[str, StageRef],
     options: Mapping[str, Any],
     model_name: str | None,
+    rival: str,
 ) -> Evaluation:
-    del proof  # an adapter without proof is not judged
+    del proof, rival  # an adapter without proof is not judged; another champion is another evaluation
     trained, rows = context.load(adapter, Adapter), context.load(dataset, Dataset)
     tokens = context.load(profile, DatasetProfile).eval_tokens_file.path
     others = {name: _adapter_folder(context, ref) for name, ref in rivals.items()}
@@ -57,19 +64,24 @@ def _adapter_folder(context: Context, ref: StageRef) -> Path:
 
 
 def _champion(context: Context, model_name: str | None, adapter: Adapter) -> tuple[dict[str, Path], str | None]:
-    """The present champion's folder, downloaded once, and its version; nothing when there is no registry, none, or it is this one."""
+    """The present champion's folder, downloaded once, and its version.
+
+    Nothing when there is no registry, no champion, it is this adapter, or MLflow is away, which is said.
+    """
     if model_name is None or context.place.tracker is None:
         return {}, None
     tracking = context.place.tracker.store
-    version = registry.by_alias(tracking, model_name)
-    if version is None or version.adapter_digest == adapter.digest:
+    found = champion_now(tracking, model_name, adapter.digest)
+    if found.standing == AWAY:
+        context.place.tracker.tell(f"the evaluation goes on without the champion: {found.why}")
+    if found.standing != OTHER or found.version is None:
         return {}, None
-    kept = context.folder / f"{CHAMPION}-{version.version}"
+    kept = context.folder / f"{CHAMPION}-{found.version.version}"
     if not kept.is_dir():
         shutil.rmtree(kept.with_suffix(".part"), ignore_errors=True)
-        registry.download(tracking, version, kept.with_suffix(".part"))
+        registry.download(tracking, found.version, kept.with_suffix(".part"))
         kept.with_suffix(".part").rename(kept)
-    return {CHAMPION: kept / registry.FOLDER}, version.version
+    return {CHAMPION: kept / registry.FOLDER}, found.version.version
 
 
 def _promote(
@@ -80,22 +92,30 @@ def _promote(
     model_name: str,
     max_forgetting: float,
     tracking_uri: str,
+    approval: Literal["none", "required"],
+    approval_days: float,
+    run: str,
+    holder: str,
 ) -> Promotion:
-    del tracking_uri  # in the key only: another registry is another promotion
-    trained, judged = context.load(adapter, Adapter), context.load(evaluation, Evaluation)
-    assert context.place.tracker is not None  # the line asks for no promotion without a registry
-    tracking = context.place.tracker.store
-    before = registry.by_alias(tracking, model_name)
-    rival = None if before is None or before.adapter_digest == trained.digest else before.version
-    if judged.champion_version != rival:  # the champion changed since: what was measured says nothing of this one
-        judged = dataclasses.replace(judged, against={})
-    alias, reasons = gate.decide(judged, rival, max_forgetting=max_forgetting)
-    run_id = context.place.tracker.run_id("adapter") or context.place.tracker.parent
-    version = registry.register(tracking, model_name, run_id, trained, context.folder_of(adapter))
-    tags = {"gate.reasons": " ".join(reasons), "evaluation.sha256": evaluation.digest}
-    for name in {names.CHALLENGER, alias}:
-        registry.set_alias(tracking, model_name, version.version, name, tags=tags)
-    return Promotion(model_name, version.version, alias, rival, reasons)
+    del tracking_uri, holder  # in the key only: another registry, champion or answer of a person is another promotion
+    judged = context.load(evaluation, Evaluation)
+    alias, reasons = gate.decide(judged, judged.champion_version, max_forgetting=max_forgetting)
+    passed = alias == CHAMPION
+    unmet = {} if passed else {f"criterion-{number}": reason for number, reason in enumerate(reasons, start=1)}
+    root, tracker = context.place.root, context.place.tracker
+    assert tracker is not None  # the line asks for no promotion without a registry
+    candidate = Candidate(
+        model=model_name,
+        run=run,
+        folder=context.folder_of(adapter),
+        mlflow_run=tracker.run_id("adapter") or tracker.parent,
+        digests=evidence.digests(root / run),
+        compared_with=judged.champion_version,
+    )
+    office = Office(in_folder(root), tracker.store)
+    return promote_library(
+        office, candidate, Judgement(passed, unmet, reasons), approval=approval, approval_days=approval_days
+    )
 
 
 def _report(context: Context, *, stages: Mapping[str, StageRef], base: BaseModel) -> Report:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select import recipes
+from lora_select.address import masked
+from lora_select.audit.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.pipeline import choose, judge, prepare, train, workspace
 from lora_select.pipeline.run import Run
@@ -190,7 +192,11 @@ def finetune(run: Run) -> Finetuned:
             evaluation=evaluation.ref,
             model_name=_model_name(run),
             max_forgetting=run.config.promotion.max_forgetting,
-            tracking_uri=run.config.tracking.uri,
+            tracking_uri=masked(str(run.config.tracking.uri)),
+            approval=run.config.promotion.approval,
+            approval_days=run.config.promotion.approval_days,
+            run=run.key,
+            holder=_holder(run, adapter.record),
         )
     measured = chosen.measured
     stages: dict[str, Outcome[Any] | None] = {
@@ -317,7 +323,24 @@ def _evaluated(
         rivals=rivals,
         options=options,
         model_name=_model_name(run),
+        rival=_rival(run, adapter.record),
     )
+
+
+def _rival(run: Run, adapter: Adapter) -> str:
+    """The champion now, in the evaluation's key: none is reused against another one. "" where there is none or no registry."""
+    name = _model_name(run)
+    if name is None or run.place.tracker is None:
+        return ""
+    return rival_of(run.place.tracker.store, run.place.root, run.key, name, adapter.digest)
+
+
+def _holder(run: Run, adapter: Adapter) -> str:
+    """The champion now and what a person said of the run, in the promotion's key."""
+    name = _model_name(run)
+    if name is None or run.place.tracker is None:
+        return ""
+    return key_part(run.place.tracker.store, run.place.root, run.key, name, adapter.digest)
 
 
 def _model_name(run: Run) -> str | None:

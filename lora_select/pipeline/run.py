@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from lora_select import __version__, models, records
+from lora_select.audit import anchor, runs
+from lora_select.audit.ledger import in_folder
+from lora_select.audit.registrations import admit, inside
 from lora_select.config import RunConfig
 from lora_select.data.intake import check_source
 from lora_select.errors import InputError, WorldError, require
@@ -110,7 +113,11 @@ def check(config: RunConfig) -> None:
     """
     for source in (config.dataset.source, config.dataset.eval_source):
         if source:
+            if config.dataset.allowed_folders:
+                inside(source, config.dataset.allowed_folders)
             check_source(source)
+    if config.dataset.registered:
+        admit(Path(config.runs_dir), config.dataset.source, config.dataset.registered, config.dataset.allowed_folders)
     if config.tracking.uri is not None:
         _check_tracking(config.tracking.uri)
     _check_disk(Path(config.runs_dir))
@@ -155,7 +162,8 @@ def opened(
     key = run_key(config, base)
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_text(folder / "config.json", config.model_dump_json(indent=2) + "\n")
+    changed = runs.opened(folder)
+    records.write_private(folder / "config.json", config.model_dump_json(indent=2) + "\n")
     tracker = None if config.tracking.uri is None else _tracker(config, folder, key, _tags(base) | dict(tags or {}))
     tracking = [Tracking(tracker)] if tracker else []
     told = (*tracking, *observers)
@@ -163,6 +171,8 @@ def opened(
     place.say(
         f"lora-select {__version__}: {config.name}, {base.source} ({base.num_parameters / 1e6:.1f} M parameters), run {key}"
     )
+    for line in changed:
+        place.say(line)
     try:
         yield Run(config, base, key, place)
     except BaseException as error:
@@ -173,6 +183,16 @@ def opened(
         observer.ended(folder, "FINISHED")
     for left in (one.left for one in tracking if one.left):
         place.say(f"MLflow missed {left} entries; they are kept and sent by the next run of the same config")
+    _enter(config, folder, tracker, place)
+
+
+def _enter(config: RunConfig, folder: Path, tracker: "Tracker | None", place: Place) -> None:
+    """Seal the run's folder, enter it in the ledger, and tell MLflow the ledger's head."""
+    sources = {"train": source_digest(config.dataset.source)}
+    sources |= {"eval": source_digest(config.dataset.eval_source)} if config.dataset.eval_source else {}
+    runs.closed(folder, sources=sources, model=config.promotion.model_name or config.name)
+    if tracker is not None and (said := anchor.push(in_folder(folder.parent), tracker.store, run_id=tracker.parent)):
+        place.say(said)
 
 
 def _tracker(config: RunConfig, folder: Path, key: str, tags: Mapping[str, str]) -> "Tracker":

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 from filelock import FileLock
 from pydantic import BaseModel as Section
 
-from lora_select import records
 from lora_select.pipeline import workspace
 from lora_select.pipeline.workspace import StageRef
 from lora_select.progress import Report, silence
@@ -125,12 +124,12 @@ class Context:
     label: str
 
     def load(self, ref: StageRef, kind: type[R]) -> R:
-        """The record of an earlier stage."""
+        """The record of an earlier stage, as it was when the stage ended."""
         return workspace.load(self.place.root, ref, kind)
 
     def folder_of(self, ref: StageRef) -> Path:
-        """The folder of an earlier stage."""
-        return workspace.stage_folder(self.place.root, ref)
+        """The folder of an earlier stage, every file of it as it was when the stage ended."""
+        return workspace.intact(self.place.root, ref)
 
 
 @final
@@ -189,20 +188,22 @@ def _run(stage: Stage[Any], place: Place, work: Work, inputs: Mapping[str, Any],
         held = workspace.finished(place.root, stage.name, work.key)
         if held is not None:
             return held
+        _refuse_changed(place, work)
+        folder.mkdir(parents=True, exist_ok=True)
         for observer in place.observers:
             observer.began(work)
         try:
             with ExitStack() as shown:
                 reports = [shown.enter_context(observer.progress(work)) for observer in place.observers]
                 record = stage.compute(Context(folder, _together(reports), place, work.label), **inputs)
-            records.write(folder / workspace.RECORD_FILE, record)
+            workspace.write(folder, record)
         except BaseException as error:
             for observer in place.observers:
                 observer.failed(work, error)
             raise
     ref = workspace.finished(place.root, stage.name, work.key)
     if ref is None:
-        raise RuntimeError(f"stage {stage.name} wrote a record that names files which are not in {folder}")
+        raise RuntimeError(f"stage {stage.name}: a file in {folder} changed while the stage ended")
     made.append(record)
     return ref
 
@@ -213,3 +214,14 @@ def _together(reports: list[Report]) -> Report:
             one(done, total, what)
 
     return report
+
+
+def _refuse_changed(place: Place, work: Work) -> None:
+    """Name what was changed since the stage ended and set it aside, so that the stage is made anew."""
+    found = workspace.changes(work.root, work.stage, work.key)
+    if found:
+        kept = workspace.set_aside(work.root, work.stage, work.key)
+        for fault in found:
+            place.say(
+                f"{work.label}: {fault}; it is not used, the stage is made anew (what was found is kept in {kept})"
+            )

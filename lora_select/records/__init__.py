@@ -28,6 +28,7 @@ from lora_select.records.codec import (
     to_json,
     whole_lines,
     write,
+    write_private,
     write_text,
 )
 from lora_select.records.data import (
@@ -52,6 +53,7 @@ from lora_select.records.judgement import (
     Sample,
     Verdict,
 )
+from lora_select.records.ledger import Entry
 from lora_select.records.race import Race, Trial
 from lora_select.records.training import Adapter, Range, ReloadCheck, Remedy, StepMetrics, TrainingPlan, Validation
 
@@ -70,6 +72,7 @@ __all__ = [
     "Decision",
     "Energy",
     "Drift",
+    "Entry",
     "Evaluation",
     "Evidence",
     "EvidenceFiles",
@@ -108,5 +111,6 @@ __all__ = [
     "to_json",
     "whole_lines",
     "write",
+    "write_private",
     "write_text",
 ]

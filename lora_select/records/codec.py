@@ -67,6 +67,17 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def write_private(path: Path, text: str) -> None:
+    """As :func:`write_text`, for a file that only its owner may read (mode 0600)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
 def append_line(path: Path, value: Any) -> None:
     """Add one JSON value as the last line, on disk before this returns; NaN and infinity are no JSON.
 

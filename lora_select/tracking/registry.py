@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_select.address import masked as shown
+from lora_select.address import scrub
 from lora_select.errors import WorldError
 from lora_select.records import Adapter, sha256_file
 from lora_select.tracking import logged_models, names
@@ -91,7 +93,36 @@ def by_alias(store: Store, name: str, alias: str = names.CHAMPION) -> Version | 
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        raise WorldError(f"cannot look up {name}@{alias} at {store.uri}: {_first_line(error)}") from error
+        raise WorldError(f"cannot look up {name}@{alias} at {shown(store.uri)}: {_first_line(error)}") from error
+
+
+def by_number(store: Store, name: str, version: str) -> Version | None:
+    """A version by its number, or None where the model has none of that number."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _version(store.client.get_model_version(name, version))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise WorldError(
+            f"cannot look up version {version} of {name} at {shown(store.uri)}: {_first_line(error)}"
+        ) from error
+
+
+def tag_model(store: Store, name: str, key: str, value: str) -> None:
+    """Tag a registered model; nothing where there is none yet.
+
+    Raises:
+        mlflow.exceptions.MlflowException: MLflow does not answer or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.set_registered_model_tag(name, key, value)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def download(store: Store, version: Version, into: Path) -> Path:
@@ -149,8 +180,10 @@ def _in_words(store: Store, what: str) -> Iterator[None]:
     except WorldError:
         raise
     except Exception as error:
-        raise WorldError(f"cannot {what} at {store.uri}: {_first_line(error)}; run the same command again") from error
+        raise WorldError(
+            f"cannot {what} at {shown(store.uri)}: {_first_line(error)}; run the same command again"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return scrub((str(error).splitlines() or [type(error).__name__])[0])[:300]

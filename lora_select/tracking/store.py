@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
 
+from lora_select.address import DEFAULT_URI, HIDDEN, expanded, masked, scrub, with_driver, without_login
 from lora_select.errors import InputError, WorldError
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "lora-select"
-DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_HOST = "http://127.0.0.1:5000"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -50,7 +50,11 @@ REMEDY = "start it with `mlflow server`, or set `tracking.uri` to sqlite:///mlfl
 
 @dataclass(frozen=True)
 class Store:
-    """A store that answers. `client` is shared by one process; it is not pickled and not sent to children."""
+    """A store that answers.
+
+    `uri` is for people and files: a password in it is hidden, `${NAME}` is not filled in. `client` knows the real address; it is
+    shared by one process, not pickled and not sent to children.
+    """
 
     uri: str
     experiment: str
@@ -64,7 +68,8 @@ def prepare(uri: str = DEFAULT_URI, experiment: str = EXPERIMENT) -> Store:
     Several processes may call this at once on a database that does not exist yet: one makes it, the others wait.
 
     Args:
-        uri: `sqlite:///<path>`, `http(s)://host:port`, or a database that MLflow knows, such as `postgresql://`.
+        uri: `sqlite:///<path>`, `http(s)://host:port`, or a database that MLflow knows, such as `postgresql://`; `${NAME}` is
+            filled in from the environment, and a database's driver is the one that is installed.
         experiment: its name; made when it is missing. Artifacts of a SQLite store go to `mlartifacts/` beside the file.
 
     Raises:
@@ -76,9 +81,31 @@ def prepare(uri: str = DEFAULT_URI, experiment: str = EXPERIMENT) -> Store:
     check(uri)
     reach(uri)
     if uri.startswith("sqlite:"):
-        uri = f"sqlite:///{database(uri)}"
+        uri = f"sqlite:///{database(expanded(uri))}"
         _migrate(database(uri))
-    return Store(uri, experiment, *_connect(uri, experiment))
+    return Store(masked(uri), experiment, *_connect(with_driver(expanded(uri)), experiment))
+
+
+def reopen(uri: str, experiment_id: str) -> Store:
+    """The store that a finished run noted in `tracking.json`.
+
+    Raises:
+        InputError: the address is no longer whole (its password is hidden).
+        WorldError: it does not answer, or the experiment is gone.
+    """
+    if uri.startswith("sqlite:") and not database(expanded(uri)).exists():
+        raise WorldError(f"the MLflow database {database(uri)} is gone; name the store in MLFLOW_TRACKING_URI")
+    check(uri)
+    reach(uri)
+    real = with_driver(expanded(uri))
+    client = _client(real)
+    try:
+        found = client.get_experiment(experiment_id)
+    except Exception as error:
+        raise WorldError(
+            f"MLflow at {masked(uri)} has no experiment {experiment_id}: {scrub(str(error))[:200]}"
+        ) from error
+    return Store(masked(uri), found.name, found.experiment_id, client)
 
 
 def check(uri: str) -> None:
@@ -87,20 +114,25 @@ def check(uri: str) -> None:
     Raises:
         InputError: the sentence names the URI and what to write instead.
     """
+    uri = expanded(uri)
+    if f":{HIDDEN}@" in uri:
+        raise InputError(
+            f"the password of `tracking.uri` {uri} is hidden; give the whole address in MLFLOW_TRACKING_URI"
+        )
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme in ("", "file"):
         raise InputError(
-            f"`tracking.uri` {uri!r} is a folder of files, which MLflow 3 no longer supports (no registry aliases, no "
+            f"`tracking.uri` {masked(uri)!r} is a folder of files, which MLflow 3 no longer supports (no registry aliases, no "
             f"safe parallel writers); write sqlite:///mlflow.db instead"
         )
     if scheme not in ("sqlite", "http", "https", "postgresql", "mysql", "mssql"):
         raise InputError(
-            f"`tracking.uri` {uri!r} has the unknown scheme {scheme!r}; use sqlite:///mlflow.db, http://host:5000 or "
+            f"`tracking.uri` {masked(uri)!r} has the unknown scheme {scheme!r}; use sqlite:///mlflow.db, http://host:5000 or "
             "postgresql://user@host/database"
         )
     if scheme == "sqlite" and (not uri.startswith("sqlite:///") or uri.endswith((":memory:", "/"))):
         raise InputError(
-            f"`tracking.uri` {uri!r} names no file; write sqlite:///mlflow.db (three slashes, then the path)"
+            f"`tracking.uri` {masked(uri)!r} names no file; write sqlite:///mlflow.db (three slashes, then the path)"
         )
 
 
@@ -110,6 +142,7 @@ def reach(uri: str) -> None:
     Raises:
         WorldError: it does not.
     """
+    uri = expanded(uri)
     if uri.startswith("http"):
         _ping(uri)
     elif not uri.startswith("sqlite:"):
@@ -152,6 +185,7 @@ def serve(uri: str, port: int = 5000) -> NoReturn:
         except OSError as error:
             raise InputError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
     prepare(uri)
+    uri = with_driver(expanded(uri))
     command = [sys.executable, "-m", "mlflow", *_server_arguments(uri, port), "--host", "127.0.0.1", "--workers", "1"]
     os.execve(sys.executable, command, {**os.environ, **SERVER_ENVIRONMENT})
 
@@ -164,7 +198,7 @@ def _server_arguments(uri: str, port: int) -> list[str]:
 
 def web_address(uri: str) -> str:
     """Where a person's browser finds the store: the server itself, or where `server_command` will put it."""
-    return uri.rstrip("/") if uri.startswith("http") else DEFAULT_HOST
+    return without_login(uri).rstrip("/") if uri.startswith("http") else DEFAULT_HOST
 
 
 def is_outage(error: BaseException) -> bool:
@@ -197,29 +231,29 @@ def _artifacts(path: Path) -> Path:
 
 def _connect(uri: str, experiment: str) -> tuple[str, "MlflowClient"]:
     """The experiment's id and the client, or one sentence."""
-    from mlflow.tracking import MlflowClient
-
-    _quiet()
     try:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = _client(uri)
         return _experiment_id(client, uri, experiment), client
     except WorldError:
         raise
     except Exception as error:  # MlflowException, or SQLAlchemy's and sqlite3's own when the file is something else
-        first_line = str(error).splitlines()[0][:300]
-        raise WorldError(f"MLflow at {_shown(uri)} cannot be used: {first_line}; {_remedy(uri)}") from error
+        first_line = scrub((str(error).splitlines() or [type(error).__name__])[0])[:300]
+        raise WorldError(f"MLflow at {masked(uri)} cannot be used: {first_line}; {_remedy(uri)}") from error
+
+
+def _client(uri: str) -> "MlflowClient":
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    _quiet()
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _remedy(uri: str) -> str:
     if uri.startswith("sqlite:"):
         return f"`mlflow db upgrade {uri}` mends an old file (copy it first), another `tracking.uri` starts a new one"
     return REMEDY
-
-
-def _shown(uri: str) -> str:
-    """The URI without a password."""
-    parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
 
 
 def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
@@ -236,7 +270,7 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
-        raise WorldError(f"experiment {name!r} at {_shown(uri)} was deleted; restore it or set `tracking.experiment`")
+        raise WorldError(f"experiment {name!r} at {masked(uri)} was deleted; restore it or set `tracking.experiment`")
     return found.experiment_id
 
 
@@ -251,15 +285,15 @@ def _ping(uri: str, *, attempts: int = 2, timeout: float = 3.0) -> None:
         if attempt:
             time.sleep(0.5)
         try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=timeout) as answer:
+            with urllib.request.urlopen(f"{without_login(uri).rstrip('/')}/version", timeout=timeout) as answer:
                 version = answer.read(64).decode(errors="replace").strip()
         except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
             reason = str(getattr(error, "reason", error))
             continue
         if not version[:1].isdigit():
-            raise WorldError(f"something answers at {_shown(uri)} but it is not an MLflow server; {REMEDY}")
+            raise WorldError(f"something answers at {masked(uri)} but it is not an MLflow server; {REMEDY}")
         return
-    raise WorldError(f"MLflow does not answer at {_shown(uri)} ({reason}); {REMEDY}")
+    raise WorldError(f"MLflow does not answer at {masked(uri)} ({reason}); {REMEDY}")
 
 
 def _knock(uri: str, *, timeout: float = 3.0) -> None:
@@ -275,7 +309,7 @@ def _knock(uri: str, *, timeout: float = 3.0) -> None:
         socket.create_connection((parts.hostname or "localhost", port), timeout).close()
     except (OSError, ValueError) as error:
         raise WorldError(
-            f"no database answers at {_shown(uri)} ({error}); start it or change `tracking.uri`"
+            f"no database answers at {masked(uri)} ({error}); start it or change `tracking.uri`"
         ) from error
 
 

@@ -7,13 +7,15 @@ the run's folder and is sent at the end of a stage, at the end of the run, or by
 import dataclasses
 import json
 import logging
+import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from lora_select import records
+from lora_select.address import scrub
 from lora_select.tracking import comparison, names, outbox, runs
 from lora_select.tracking.entries import Entries, from_plain, of, rival, rival_run
 from lora_select.tracking.store import Store, is_outage, web_address
@@ -37,6 +39,8 @@ class Tracker:
         self.folder = folder
         self.parent = parent
         self.degraded = False
+        self.tell: Callable[[str], None] = _tell
+        """Shows a person a sentence at once."""
         self._outbox = folder / "outbox.jsonl"
         before = read_notes(folder)
         self._stages: dict[str, dict[str, Any]] = before.get("stages", {})
@@ -230,8 +234,10 @@ class Tracker:
             if is_outage(error):
                 self._note_outage(error)
                 return False
-            log.warning("MLflow refused `%s` of %s: %s", operation["kind"], operation["stage"] or "the run", error)
-            outbox.append(self.folder / "refused.jsonl", {**operation, "error": str(error)})
+            log.warning(
+                "MLflow refused `%s` of %s: %s", operation["kind"], operation["stage"] or "the run", scrub(str(error))
+            )
+            outbox.append(self.folder / "refused.jsonl", {**operation, "error": scrub(str(error))})
         return True
 
     def _apply(self, operation: outbox.Operation) -> None:
@@ -257,7 +263,10 @@ class Tracker:
 
     def _note_outage(self, error: BaseException) -> None:
         if not self.degraded:
-            log.warning("MLflow cannot be reached, going on; what it misses is sent later (%s)", str(error)[:300])
+            reason = (scrub(str(error)).splitlines() or [type(error).__name__])[0][:200]
+            self.tell(
+                f"MLflow at {self.store.uri} does not answer; the run goes on, what MLflow misses is sent later ({reason})"
+            )
         self.degraded = True
         self._silent_until = time.monotonic() + PAUSE_S
 
@@ -270,7 +279,12 @@ class Tracker:
             "states": self._states,
             "degraded": self.degraded,
         }
-        records.write_text(self.folder / "tracking.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
+        records.write_private(self.folder / "tracking.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _tell(line: str) -> None:
+    log.warning("%s", line)
+    print(line, file=sys.stderr, flush=True)
 
 
 def read_notes(folder: Path) -> dict[str, Any]:

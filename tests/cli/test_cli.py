@@ -92,7 +92,9 @@ def test_register_without_a_server_says_so(run_folder, tmp_path, capsys, monkeyp
     assert cli.main(arguments) == 0
     assert "no Prefect server is configured" in capsys.readouterr().out
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) == 0
+    assert "was registered before" in capsys.readouterr().out
+    assert cli.main([*arguments, "--again"]) == 1
     assert "did not take the event" in capsys.readouterr().err
     assert cli.main(["data", "register", str(tmp_path / "none.jsonl")]) == 2
 

@@ -1,5 +1,6 @@
 """Config is checked once, at the edge, and every fault is named with its place and the way out."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,34 @@ def test_folders_and_addresses_do_not_change_a_run(file):
     assert config.load(str(file), ["runs_dir=elsewhere", "tracking.uri=http://h:1"]).digested() == plain
     assert config.load(str(file), ["recipes.trainers=[trl]", "tracking.uri=null"]).digested() == plain
     assert config.load(str(file), ["seed=1"]).digested() != plain
+
+
+def test_how_a_run_came_about_does_not_change_it(file):
+    plain = config.load(str(file)).digested()
+    told = [f"dataset.registered={'a' * 64}", "dataset.allowed_folders=[/data]"]
+    assert config.load(str(file), told).digested() == plain
+    assert config.load(str(file), ["promotion.approval=required"]).digested() != plain
+
+
+def test_the_tracking_address_is_mlflows_own_variable_and_its_password_stays_inside(file, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter22@host:5000")
+    loaded = config.load(str(file))
+    assert loaded.tracking.uri == "http://ann:hunter22@host:5000"
+    assert "hunter22" not in loaded.model_dump_json() + repr(loaded) + str(loaded.model_dump())
+    assert "ann:***@host" in loaded.model_dump_json()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert config.load(str(file)).tracking.uri == "sqlite:///mlflow.db"
+    with pytest.raises(InputError) as caught:
+        config.load(str(file), ["tracking.uri=http://ann:hunter22@host:5000"])
+    assert "hunter22" not in str(caught.value)
+    kept = config.load(str(file), ["tracking.uri=http://ann:${SECRET}@host:5000"])
+    assert "${SECRET}" in kept.model_dump_json()
+
+
+def test_a_path_with_yamls_characters_is_one_path(file):
+    """What `prefect.yaml` makes of an event's path."""
+    path = "/data/ev: il # [1].jsonl"
+    assert config.load(str(file), [f"dataset.source={json.dumps(path)}"]).dataset.source == path
 
 
 def test_a_quantised_base_reaches_selection_and_training(file):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from lora_select import records
 from lora_select.pipeline import workspace as store
 from lora_select.records import Report, file_ref
 
@@ -14,7 +13,7 @@ def stage(tmp_path):
     folder = store.folder_of(tmp_path, "report", "k1")
     folder.mkdir(parents=True)
     (folder / "report.html").write_text("<p>hello</p>")
-    records.write(folder / "record.json", Report(file_ref(folder / "report.html", folder)))
+    store.write(folder, Report(file_ref(folder / "report.html", folder)))
     return tmp_path, folder
 
 

@@ -33,9 +33,9 @@ def finished(environment, count: int) -> list[dict]:
     return ended if len(ended) >= count else []
 
 
-def register(environment, folder: Path, path: Path) -> str:
+def register(environment, folder: Path, path: Path, *more: str) -> str:
     command = [sys.executable, "-m", "lora_select.cli.main", "data", "register", str(path)]
-    command += ["--ledger", str(folder / "datasets.jsonl")]
+    command += ["--ledger", str(folder / "runs" / "datasets.jsonl"), *more]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
@@ -52,7 +52,8 @@ def test_event_starts_a_run_and_the_same_dataset_again_reuses_it(environment):
     report = folder / "runs" / "latest" / "report.html"
     made = report.stat().st_mtime_ns
 
-    register(env, folder, data)
+    assert "no event was sent" in register(env, folder, data)
+    register(env, folder, data, "--again")
     second = wait_for(lambda: finished(env, 2), 300, "the second run")[-1]
     assert second["state_type"] == "COMPLETED"
     assert report.stat().st_mtime_ns == made

@@ -1,0 +1,111 @@
+"""Registered datasets in the ledger: which of them still wait for a run, and whether an event may start one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_select.audit import chain, runs
+from lora_select.audit.ledger import Ledger, in_folder
+from lora_select.errors import InputError
+from lora_select.records.digests import source_digest
+from lora_select.records.ledger import Entry
+
+DATASET = "dataset"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A dataset as it was registered: its absolute path, the digest of its bytes, and the config that trains on it ("": the deployed one)."""
+
+    path: str
+    digest: str
+    config: str
+    sequence: int
+
+
+def enter(
+    runs_folder: Path, path: str, digest: str, *, by: str, config: str = "", details: Mapping[str, object] | None = None
+) -> tuple[Entry, bool]:
+    """Enter a registration; the same bytes at the same path for the same config are entered once.
+
+    Returns:
+        The entry, and whether it is new.
+
+    Raises:
+        WorldError: the ledger cannot be written.
+    """
+    ledger = in_folder(runs_folder)
+    for entry in ledger.entries():
+        if entry.kind == DATASET and _is(entry, path, digest, config):
+            return entry, False
+    told = {"path": path, "config": config, **(details or {})}
+    return ledger.append(DATASET, by=by, digests={"dataset": digest}, details=told), True
+
+
+def registered(ledger: Ledger) -> list[Registration]:
+    """All registrations, oldest first; a later one of the same path and config takes the place of the one before."""
+    latest: dict[tuple[str, str], Registration] = {}
+    for entry in ledger.entries():
+        if entry.kind == DATASET:
+            path, config = str(entry.details["path"]), str(entry.details.get("config", ""))
+            latest.pop((path, config), None)
+            latest[path, config] = Registration(path, entry.digests["dataset"], config, entry.sequence)
+    return list(latest.values())
+
+
+def pending(runs_folder: Path) -> list[Registration]:
+    """Registrations that no finished run has trained on: what a lost event left undone. In the order in which they came."""
+    ledger = in_folder(runs_folder)
+    done = {
+        entry.digests["source.train"]
+        for entry in ledger.entries()
+        if entry.kind == runs.RUN and entry.details.get("ended") and "source.train" in entry.digests
+    }
+    return [item for item in registered(ledger) if item.digest not in done]
+
+
+def admit(runs_folder: Path, path: str, digest: str, allowed: tuple[str, ...] = ()) -> Registration:
+    """The registration that an event names, after a look at the ledger and at the bytes: an event alone starts nothing.
+
+    Args:
+        runs_folder: where the ledger is.
+        path: what the event says the dataset is.
+        digest: what the event says its bytes are.
+        allowed: folders that datasets may lie in; none given: any.
+
+    Raises:
+        InputError: nobody registered it, the ledger was changed, the path is outside the allowed folders, or the bytes are others.
+    """
+    inside(path, allowed)
+    ledger = in_folder(runs_folder)
+    found = chain.check(ledger.path)
+    if found.faults and ledger.path.is_file():
+        raise InputError(f"the ledger {ledger.path} is not whole, so no event is taken: {found.faults[0]}")
+    known = [item for item in registered(ledger) if item.path == str(Path(path).resolve())]
+    if not known:
+        raise InputError(f"an event names {path}, which nobody registered; `lora-select data register` does that")
+    if digest not in {item.digest for item in known} or source_digest(known[-1].path) != digest:
+        raise InputError(f"the bytes at {path} are not those of the event; register the dataset again")
+    return next(item for item in reversed(known) if item.digest == digest)
+
+
+def inside(path: str, allowed: tuple[str, ...]) -> Path:
+    """The path, links followed, if it lies in one of the allowed folders (none given: any).
+
+    Raises:
+        InputError: it does not.
+    """
+    place = Path(path).resolve()
+    if allowed and not any(place.is_relative_to(Path(folder).resolve()) for folder in allowed):
+        raise InputError(
+            f"{path} is outside the folders that datasets may lie in (`dataset.allowed_folders`: {', '.join(allowed)})"
+        )
+    return place
+
+
+def _is(entry: Entry, path: str, digest: str, config: str) -> bool:
+    return (
+        entry.details.get("path") == path
+        and entry.digests.get("dataset") == digest
+        and str(entry.details.get("config", "")) == config
+    )

@@ -1,0 +1,42 @@
+"""One migrated SQLite store per session, copied for each test, and small finished runs whose stages are real files."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lora_select.tracking.store import Store, prepare
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mlflow-template")
+    prepare(f"sqlite:///{folder}/mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(template, tmp_path) -> Store:
+    return prepare(f"sqlite:///{shutil.copy(template, tmp_path / 'mlflow.db')}", "test")
+
+
+BEGIN, END = "<!-- faults of promotion: written by `make test-faults` -->", "<!-- end of faults of promotion -->"
+
+
+@pytest.fixture(scope="session")
+def outcomes():
+    """Lines of the table in docs/operations.md; written into the file that LORA_SELECT_FAULT_TABLE names, if it has a place for them."""
+    found: list[tuple[str, str]] = []
+    yield found
+    path = Path(os.environ.get("LORA_SELECT_FAULT_TABLE", ""))
+    if found and path.is_file() and BEGIN in (text := path.read_text(encoding="utf-8")):
+        lines = ["| injected | what came of it |", "|---|---|", *(f"| {what} | {came} |" for what, came in found)]
+        head, rest = text.split(BEGIN)
+        path.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+@pytest.fixture
+def outcome(outcomes):
+    """Adds a line to the table; called last in a test."""
+    return lambda what, came: outcomes.append((what, came))

@@ -1,0 +1,145 @@
+"""Faults injected for real: a full disk under the ledger, a server that dies in mid-promotion, SIGTERM to a flow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import books
+import mlflow_samples as samples
+import psutil
+import pytest
+import yaml
+from books import MODEL, PASSED
+
+from lora_select.audit import chain
+from lora_select.audit.ledger import Ledger
+from lora_select.audit.promotion import promote
+from lora_select.errors import WorldError
+from lora_select.tracking import registry
+from lora_select.tracking.store import prepare
+
+pytestmark = pytest.mark.fault
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs of 1 MB at the runs folder."""
+    place = tmp_path / "runs"
+    place.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False).returncode
+    ):
+        pytest.skip("needs root, to mount a small disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_under_the_ledger_promotes_nothing(small_disk, store, outcome):
+    office = books.office(small_disk, store)
+    run = books.finished_run(small_disk)
+    candidate = books.candidate(office, run)
+    office.ledger.append("note")
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        _fill(filler)
+    long = {"reasons": "x" * 8000}  # more than what is left of the ledger's own last block
+    before = office.ledger.path.read_bytes()
+    with pytest.raises(WorldError, match="No space left"):
+        office.ledger.append("note", details=long)
+    assert office.ledger.path.read_bytes() == before
+    for _ in range(40):
+        try:
+            office.ledger.append("note")  # fills the block
+        except WorldError:
+            break
+    with pytest.raises(WorldError, match="cannot be written"):
+        promote(office, candidate, PASSED)
+    assert registry.by_alias(store, MODEL) is None
+    assert chain.check(office.ledger.path).faults == ()
+    filler.unlink()
+    assert promote(office, candidate, PASSED).alias == "champion"
+    assert chain.check(office.ledger.path).faults == ()
+    outcome(
+        "disk full while the ledger is written (a tmpfs of 1 MB)",
+        "nothing was promoted, the ledger is whole; with room the same command promoted",
+    )
+
+
+def test_mlflow_killed_in_mid_promotion(template, tmp_path, outcome, monkeypatch):
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(template.read_bytes())
+    port = samples.free_port()
+    root = tmp_path / "runs"
+    run = books.finished_run(root)
+    with samples.server(database, port) as address:
+        office = books.office(root, prepare(address, "test"))
+        candidate = books.candidate(office, run)
+        real = Ledger.append
+
+        def then_kill(ledger, kind, **more):
+            entry = real(ledger, kind, **more)
+            if kind == "promotion-intended":
+                for process in psutil.process_iter():
+                    if process.pid != os.getpid() and f"--port {port}" in " ".join(process.cmdline()):
+                        process.kill()
+            return entry
+
+        monkeypatch.setattr(Ledger, "append", then_kill)
+        made = promote(office, candidate, PASSED)
+        monkeypatch.undo()
+        assert (made.alias, made.version) == ("deferred", "")
+    with samples.server(database, port) as address:
+        office = books.office(root, prepare(address, "test"))
+        assert promote(office, candidate, PASSED).alias == "champion"
+    kinds = [entry.kind for entry in office.ledger.entries()]
+    assert kinds.count("promoted") == 1
+    assert chain.check(office.ledger.path).faults == ()
+    outcome(
+        "SIGKILL of MLflow's server after the promise was entered",
+        "the promotion was deferred; the next start kept the promise, once",
+    )
+
+
+def test_sigterm_outside_training_leaves_no_prefect_server(tmp_path, tiny_model_folder, outcome):
+    rows = [{"prompt": f"say {n}", "completion": f"number {n}"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "name": "tiny",
+        "runs_dir": str(tmp_path / "runs"),
+        "base_model": {"source": str(tiny_model_folder)},
+        "dataset": {"source": str(tmp_path / "rows.jsonl"), "max_length": 64},
+        "analysis": {"microbatches": 400, "microbatch_size": 2, "sketch_size": 16, "base_loss_rows": 4},
+        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    env = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "LORA_SELECT_CACHE": str(tmp_path / "cache")}
+    env.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows.finetune", "--config", str(tmp_path / "tiny.yaml")]
+    with (tmp_path / "log").open("w") as log:
+        flow = psutil.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        _until(lambda: list((tmp_path / "runs" / "stages").glob("profile/*/record.json")), 200)
+        servers = [child for child in flow.children(recursive=True) if "uvicorn" in " ".join(child.cmdline())]
+        assert servers
+        flow.send_signal(signal.SIGTERM)
+        assert flow.wait(60) in (143, -signal.SIGTERM)
+    _until(lambda: not any(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers), 20)
+    outcome("SIGTERM to the flow outside training", "no temporary Prefect server is left")
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(b"x" * 4096)
+
+
+def _until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -1,0 +1,348 @@
+"""What the ledger and the registry say after promotions, approvals, rejections and rollbacks: always the same."""
+
+import dataclasses
+import multiprocessing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import books
+import pytest
+from books import BLOCKED, MODEL, PASSED
+
+from lora_select.audit import anchor, approval, chain, runs, standing
+from lora_select.audit.approval import Answer
+from lora_select.audit.champion import key_part, rival_of
+from lora_select.audit.promotion import AWAITING, DEFERRED, Office, alone, promote, recover
+from lora_select.audit.rollback import rollback
+from lora_select.audit.verify import verify
+from lora_select.errors import InputError, WorldError
+from lora_select.records import Adapter, read
+from lora_select.tracking import names, registry
+from lora_select.tracking.store import prepare
+
+ANN = Answer("Ann", "reads well")
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def office(root, store) -> Office:
+    return books.office(root, store)
+
+
+def finish(office, root, key="r1", variant="lora", judgement=PASSED, compared_with=None, **settings):
+    run = books.finished_run(root, key, variant)
+    made = promote(office, books.candidate(office, run, compared_with), judgement, **settings)
+    runs.closed(run, model=MODEL)
+    return run, made
+
+
+def champion(office) -> str | None:
+    found = registry.by_alias(office.store, MODEL)
+    return found.version if found else None
+
+
+def kinds(office) -> list[str]:
+    return [entry.kind for entry in office.ledger.entries()]
+
+
+def in_order(office):
+    found = chain.check(office.ledger.path)
+    assert found.faults == ()
+    assert anchor.faults(office.ledger, found.entries, office.store) == []
+    assert standing.unexplained(found.entries, office.store) == []
+    assert standing.unfinished(found.entries) == []
+
+
+def test_a_passed_adapter_becomes_champion_and_the_ledger_says_on_what(office, root):
+    run, made = finish(office, root)
+    assert (made.alias, made.version, made.previous_champion) == ("champion", "1", None)
+    assert champion(office) == "1"
+    assert kinds(office) == ["opened", "decision", "promotion-intended", "promoted", "run"]
+    promoted = office.ledger.of(model=MODEL)[2]
+    assert {"adapter", "evaluation", "profile", "library", "packages"} <= promoted.digests.keys()
+    assert promoted.details["aliases"] == {"challenger": "1", "champion": "1"}
+    anchor.push(office.ledger, office.store)
+    in_order(office)
+    assert verify(run, office.store).faults == ()
+    tags = office.store.client.get_model_version(MODEL, "1").tags
+    assert tags["evaluation.sha256"] == promoted.digests["evaluation"]
+    assert office.store.client.get_registered_model(MODEL).tags["ledger.head"].split()[0] == "4"
+
+
+def test_a_blocked_adapter_stays_a_challenger(office, root):
+    _, made = finish(office, root, judgement=BLOCKED)
+    assert (made.alias, champion(office)) == ("challenger", None)
+    challenger = registry.by_alias(office.store, MODEL, names.CHALLENGER)
+    assert challenger is not None
+    assert challenger.version == "1"
+
+
+def test_promoted_again_moves_nothing(office, root):
+    run, _ = finish(office, root)
+    count = len(kinds(office))
+    made = promote(office, books.candidate(office, run), PASSED)
+    assert (made.alias, made.version) == ("champion", "1")
+    assert len(kinds(office)) == count
+
+
+def test_a_champion_that_changed_since_the_comparison_is_not_replaced(office, root):
+    finish(office, root)
+    _, made = finish(office, root, "r2", "dora", compared_with=None)
+    assert (made.alias, champion(office)) == ("challenger", "1")
+    assert "the champion is version 1" in made.reasons[-1]
+    _, made = finish(office, root, "r3", "rslora", compared_with="1")
+    assert (made.alias, made.previous_champion, champion(office)) == ("champion", "1", "3")
+
+
+def test_an_old_config_again_does_not_claim_a_champion_that_is_another(office, root):
+    """The alias is read afresh, whatever an earlier run of the same key was told."""
+    run, _ = finish(office, root)
+    finish(office, root, "r2", "dora", compared_with="1")
+    assert champion(office) == "2"
+    made = promote(office, books.candidate(office, run, compared_with=None), PASSED)
+    assert (made.alias, champion(office)) == ("challenger", "2")
+
+
+def test_a_changed_adapter_is_not_promoted(office, root):
+    run = books.finished_run(root)
+    candidate = books.candidate(office, run)
+    with (candidate.folder / "adapter" / "adapter_model.safetensors").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(WorldError, match=r"adapter_model.safetensors was changed"):
+        promote(office, candidate, PASSED)
+    assert kinds(office) == []
+    assert champion(office) is None
+
+
+def test_it_waits_for_a_person_and_goes_on(office, root):
+    run, made = finish(office, root, approval="required")
+    assert (made.alias, made.version, champion(office)) == (AWAITING, "1", None)
+    again = promote(office, books.candidate(office, run), PASSED, approval="required")
+    assert again.alias == AWAITING
+    assert kinds(office).count("approval-requested") == 1
+    entry = approval.approve(office, run, ANN)
+    assert (entry.kind, entry.by, champion(office)) == ("promoted", "Ann", "1")
+    approved = next(e for e in office.ledger.entries() if e.kind == "approved")
+    assert (approved.details["reason"], approved.details["override"]) == ("reads well", [])
+    in_order(office)
+    for second in (approval.approve, approval.reject):
+        with pytest.raises(InputError, match=r"was promoted before"):
+            second(office, run, ANN)
+
+
+def test_a_rejection_is_final(office, root):
+    run, _ = finish(office, root, approval="required")
+    approval.reject(office, run, Answer("Bob", "rude"))
+    with pytest.raises(InputError, match=r"was rejected before \(entry \d+, Bob"):
+        approval.approve(office, run, ANN)
+    made = promote(office, books.candidate(office, run), PASSED, approval="required")
+    assert (made.alias, champion(office)) == ("rejected", None)
+    assert "Bob rejected it" in made.reasons[0]
+    in_order(office)
+
+
+def test_an_override_needs_the_word_and_is_entered_with_what_it_overrode(office, root):
+    run, _ = finish(office, root, judgement=BLOCKED)
+    with pytest.raises(InputError, match=r"held-out loss does not beat .*--override"):
+        approval.approve(office, run, ANN)
+    approval.approve(office, run, dataclasses.replace(ANN, override=True))
+    approved = next(e for e in office.ledger.entries() if e.kind == "approved")
+    assert approved.details["override"] == ["loss"]
+    assert champion(office) == "1"
+
+
+def test_another_champion_since_is_a_criterion_too(office, root):
+    run, _ = finish(office, root, approval="required")
+    finish(office, root, "r2", "dora")
+    assert champion(office) == "2"
+    with pytest.raises(InputError, match="the champion is version 2 and was none"):
+        approval.approve(office, run, ANN)
+    approval.approve(office, run, dataclasses.replace(ANN, override=True))
+    assert champion(office) == "1"
+
+
+@pytest.mark.parametrize("answer", [Answer("", "x"), Answer("Ann", " ")])
+def test_an_answer_has_a_name_and_a_reason(office, root, answer):
+    run, _ = finish(office, root, approval="required")
+    for say in (approval.approve, approval.reject):
+        with pytest.raises(InputError, match="needs a name and a reason"):
+            say(office, run, answer)
+
+
+def test_what_was_not_judged_is_not_approved(office, root):
+    with pytest.raises(InputError, match="has not been judged"):
+        approval.approve(office, books.finished_run(root), ANN)
+
+
+def test_a_run_that_was_edited_while_it_waited_is_not_approved(office, root):
+    run, _ = finish(office, root, approval="required")
+    path = run / "evaluation.json"
+    path.write_text(path.read_text().replace("0.9", "0.1", 1))
+    with pytest.raises(WorldError, match=r"evaluation.json was changed"):
+        approval.approve(office, run, ANN)
+    assert champion(office) is None
+
+
+def test_time_runs_out_and_a_clock_set_back_does_not_end_it(office, root):
+    run, _ = finish(office, root, approval="required", approval_days=2)
+    early = dataclasses.replace(office.ledger, clock=lambda: datetime.now(UTC) - timedelta(days=9))
+    late = dataclasses.replace(office.ledger, clock=lambda: datetime.now(UTC) + timedelta(days=3))
+    found = standing.of_run(early.entries(), "r1", now=early.clock())
+    assert found is not None
+    assert found.state == AWAITING
+    with pytest.raises(InputError, match="the time to approve .* ended"):
+        approval.approve(Office(late, office.store), run, ANN)
+    made = promote(Office(late, office.store), books.candidate(office, run), PASSED, approval="required")
+    assert made.alias == AWAITING
+    assert kinds(office).count("approval-requested") == 2
+
+
+def _approve(root: Path, uri: str, run: Path, name: str) -> None:
+    try:
+        approval.approve(books.office(root, prepare(uri, "test")), run, Answer(name, "at once"))
+    except InputError:
+        raise SystemExit(7) from None
+
+
+@pytest.mark.fault
+def test_approval_given_twice_at_once_counts_once(office, root):
+    run, _ = finish(office, root, approval="required")
+    context = multiprocessing.get_context("spawn")
+    people = [context.Process(target=_approve, args=(root, office.store.uri, run, name)) for name in ("Ann", "Bob")]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    assert sorted(person.exitcode or 0 for person in people) == [0, 7]
+    assert kinds(office).count("approved") == kinds(office).count("promoted") == 1
+    in_order(office)
+
+
+def _promote(root: Path, uri: str, run: Path) -> None:
+    office = books.office(root, prepare(uri, "test"))
+    promote(office, books.candidate(office, run, None), PASSED)
+
+
+@pytest.mark.fault
+def test_two_promotions_at_once_make_one_champion(office, root):
+    made = [books.finished_run(root, "r1"), books.finished_run(root, "r2", "dora")]
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=_promote, args=(root, office.store.uri, run)) for run in made]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+        assert one.exitcode == 0
+    assert kinds(office).count("promoted") == 1
+    assert champion(office) == "1"  # the second was compared with none, and there is one now
+    in_order(office)
+
+
+def test_back_to_the_version_before_and_forth(office, root):
+    finish(office, root)
+    finish(office, root, "r2", "dora", compared_with="1")
+    entry = rollback(office, MODEL, by="Ann", reason="answers got rude")
+    assert (entry.kind, entry.by, champion(office)) == ("rolled-back", "Ann", "1")
+    assert entry.details["before"] == {"champion": "2"}
+    in_order(office)
+    assert office.store.client.get_model_version(MODEL, "1").tags["gate.reasons"] == "answers got rude"
+    with pytest.raises(InputError, match="version 1 is the champion of tweets already"):
+        rollback(office, MODEL, by="Ann", reason="x", to="1")
+    rollback(office, MODEL, by="Ann", reason="they did not", to="2")
+    assert champion(office) == "2"
+    in_order(office)
+
+
+@pytest.mark.parametrize(("to", "words"), [("7", "no version 7"), (None, "knows no champion")])
+def test_nothing_to_go_back_to(office, root, to, words):
+    finish(office, root)
+    with pytest.raises(InputError, match=words):
+        rollback(office, MODEL, by="Ann", reason="x", to=to)
+    assert champion(office) == "1"
+
+
+@pytest.mark.parametrize("harm", ["gone", "changed", "tag"])
+def test_a_version_whose_files_are_gone_or_changed_is_refused(office, root, harm):
+    finish(office, root)
+    finish(office, root, "r2", "dora", compared_with="1")
+    version = registry.by_number(office.store, MODEL, "1")
+    assert version is not None
+    place = Path(office.store.client.get_run(version.run_id).info.artifact_uri.removeprefix("file://")) / "adapter"
+    weights = place / "adapter_model.safetensors"
+    if harm == "gone":
+        weights.unlink()
+    elif harm == "changed":
+        weights.write_text("weights of lora 9")
+    else:
+        office.store.client.set_model_version_tag(MODEL, "1", names.ADAPTER_FILES, "{}")
+    with pytest.raises(WorldError, match=r"version 1 of tweets .*nothing was moved"):
+        rollback(office, MODEL, by="Ann", reason="x", to="1")
+    assert champion(office) == "2"
+    in_order(office)
+
+
+def test_an_alias_moved_by_hand_is_seen_and_entered(office, root):
+    finish(office, root)
+    finish(office, root, "r2", "dora", compared_with="1")
+    office.store.client.set_registered_model_alias(MODEL, names.CHAMPION, "1")
+    [line] = standing.unexplained(office.ledger.entries(), office.store)
+    assert "version 1 in MLflow and version 2 in the ledger" in line
+    with alone(office.ledger, MODEL):
+        [found] = recover(office, MODEL)
+    assert (found.kind, found.details["aliases"]) == ("found-moved", {"champion": "1"})
+    assert standing.unexplained(office.ledger.entries(), office.store) == []
+
+
+def test_mlflow_away_defers_and_the_next_try_promotes(office, root, monkeypatch):
+    run = books.finished_run(root)
+    candidate = books.candidate(office, run)
+    real = office.store.client.get_model_version_by_alias
+
+    from mlflow.exceptions import MlflowException
+
+    def down(*args):
+        raise MlflowException("connection refused")
+
+    monkeypatch.setattr(office.store.client, "get_model_version_by_alias", down)
+    made = promote(office, candidate, PASSED)
+    assert (made.alias, made.version) == (DEFERRED, "")
+    assert kinds(office) == ["opened", "promotion-deferred"]
+    monkeypatch.setattr(office.store.client, "get_model_version_by_alias", real)
+    assert promote(office, candidate, PASSED).alias == "champion"
+
+
+def test_mlflow_away_in_the_middle_leaves_a_promise_that_is_kept(office, root, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    run = books.finished_run(root)
+    candidate = books.candidate(office, run)
+    real = office.store.client.set_registered_model_alias
+
+    def down(*args):
+        raise MlflowException("connection refused")
+
+    monkeypatch.setattr(office.store.client, "set_registered_model_alias", down)
+    assert promote(office, candidate, PASSED).alias == DEFERRED
+    monkeypatch.setattr(office.store.client, "set_registered_model_alias", real)
+    assert promote(office, candidate, PASSED).alias == "champion"
+    assert kinds(office).count("promoted") == 1
+    in_order(office)
+
+
+def test_what_a_judgement_and_a_promotion_are_kept_under(office, root):
+    """Another champion is another evaluation; the adapter's own promotion is none."""
+    run, _ = finish(office, root)
+    second = books.finished_run(root, "r2", "dora")
+    digest = read(Adapter, runs.stages(second)["adapter"].folder / "record.json").digest
+    first_digest = read(Adapter, runs.stages(run)["adapter"].folder / "record.json").digest
+    told = (office.store, root, "r2", MODEL, digest)
+    before = (rival_of(*told), key_part(*told))
+    assert before[0].startswith("1 ")
+    promote(office, books.candidate(office, second, "1"), PASSED)
+    assert rival_of(*told) == before[0]
+    assert key_part(*told) == "itself promoted" != before[1]
+    assert rival_of(office.store, root, "r1", MODEL, first_digest).startswith("2 ")

@@ -1,0 +1,134 @@
+"""A dataset is entered once, an event that no registration backs starts nothing, and what was missed is found again."""
+
+import json
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import ClassVar
+
+import pytest
+
+from lora_select.audit import runs
+from lora_select.audit.ledger import in_folder
+from lora_select.audit.registrations import admit, enter, inside, pending
+from lora_select.data.events import emit_registered
+from lora_select.data.register import register
+from lora_select.errors import InputError, WorldError
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data" / "ev: il.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    return path
+
+
+@pytest.fixture
+def manifest(data, tmp_path):
+    return register(data, tmp_path / "runs" / "datasets.jsonl")
+
+
+def note(root, manifest, **more):
+    return enter(root, manifest.path, manifest.digest, by="Ann", **more)
+
+
+def test_the_same_bytes_are_entered_once(tmp_path, manifest):
+    root = tmp_path / "runs"
+    first, new = note(root, manifest)
+    again, newer = note(root, manifest)
+    assert (new, newer, again) == (True, False, first)
+    assert note(root, manifest, config="other.yaml")[1]
+    assert [entry.kind for entry in in_folder(root).entries()] == ["opened", "dataset", "dataset"]
+
+
+def test_what_no_run_has_trained_on_is_pending(tmp_path, data, manifest):
+    root = tmp_path / "runs"
+    note(root, manifest)
+    assert [(item.path, item.digest) for item in pending(root)] == [(str(data.resolve()), manifest.digest)]
+    run = root / "r1"
+    run.mkdir()
+    (run / "report.json").write_text("{}")
+    runs.closed(run, sources={"train": manifest.digest})
+    assert pending(root) == []
+    data.write_text('{"prompt": "a", "completion": "c"}\n')
+    note(root, register(data, root / "datasets.jsonl"))
+    assert len(pending(root)) == 1
+
+
+def test_a_run_that_did_not_end_leaves_its_dataset_pending(tmp_path, manifest):
+    root = tmp_path / "runs"
+    note(root, manifest)
+    (root / "r1").mkdir()
+    runs.closed(root / "r1", sources={"train": manifest.digest})
+    assert len(pending(root)) == 1
+
+
+def test_an_event_is_taken_only_with_a_registration_and_its_bytes(tmp_path, data, manifest):
+    root = tmp_path / "runs"
+    with pytest.raises(InputError, match="nobody registered"):
+        admit(root, str(data), manifest.digest)
+    note(root, manifest)
+    assert admit(root, str(data), manifest.digest).digest == manifest.digest
+    with pytest.raises(InputError, match="are not those of the event"):
+        admit(root, str(data), "0" * 64)
+    data.write_text("changed")
+    with pytest.raises(InputError, match="are not those of the event"):
+        admit(root, str(data), manifest.digest)
+    with pytest.raises(InputError, match="outside the folders"):
+        admit(root, str(data), manifest.digest, (str(tmp_path / "elsewhere"),))
+
+
+def test_a_changed_ledger_admits_nothing(tmp_path, data, manifest):
+    root = tmp_path / "runs"
+    note(root, manifest)
+    path = in_folder(root).path
+    path.write_text(path.read_text().replace(manifest.digest, "0" * 64))
+    with pytest.raises(InputError, match="is not whole"):
+        admit(root, str(data), "0" * 64)
+
+
+def test_a_link_out_of_the_allowed_folder_is_followed(tmp_path, data):
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    (allowed / "rows.jsonl").symlink_to(data)
+    with pytest.raises(InputError, match="outside the folders"):
+        inside(str(allowed / "rows.jsonl"), (str(allowed),))
+    with pytest.raises(InputError, match="outside the folders"):
+        inside(str(allowed / ".." / "data" / data.name), (str(allowed),))
+
+
+class Server(BaseHTTPRequestHandler):
+    """Takes events with the right login, as a Prefect server with an auth string does."""
+
+    taken: ClassVar[list] = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        known = self.headers.get("Authorization") == "Basic YWRtaW46cGFzcw=="
+        if known:
+            self.taken.extend(json.loads(body))
+        self.send_response(204 if known else 401)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    Server.taken.clear()
+    made = HTTPServer(("127.0.0.1", 0), Server)
+    Thread(target=made.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{made.server_port}/api"
+    made.shutdown()
+    made.server_close()
+
+
+def test_the_event_has_prefects_login_and_the_status_is_shown(server, manifest, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    with pytest.raises(WorldError, match=r"HTTP 401 .*PREFECT_API_AUTH_STRING"):
+        emit_registered(manifest, server)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:pass")
+    emit_registered(manifest, server, "tweets.yaml")
+    [event] = Server.taken
+    assert event["payload"] == {"path": manifest.path, "sha256": manifest.digest, "config": "tweets.yaml"}

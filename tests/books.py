@@ -1,0 +1,51 @@
+"""Small finished runs with real files, and an office with a real MLflow store."""
+
+import dataclasses
+from pathlib import Path
+
+import mlflow_samples as samples
+
+from lora_select import records
+from lora_select.audit import evidence, runs
+from lora_select.audit.ledger import in_folder
+from lora_select.audit.promotion import Candidate, Judgement, Office
+from lora_select.pipeline import workspace
+
+PASSED = Judgement(True, {}, ("held-out loss beats the base model's",))
+BLOCKED = Judgement(
+    False, {"loss": "held-out loss does not beat the base model's"}, ("held-out loss does not beat the base model's",)
+)
+MODEL = "tweets"
+
+
+def office(root: Path, store) -> Office:
+    return Office(in_folder(root), store)
+
+
+def finished_run(root: Path, key: str = "r1", variant: str = "lora") -> Path:
+    """A run's folder with stages `profile`, `adapter`, `evaluation`, as the line leaves them."""
+    made = {"profile": samples.profile, "adapter": lambda folder: samples.adapter(folder, variant)}
+    for name, make in made.items():
+        folder = workspace.folder_of(root, name, f"{key}{name}")
+        folder.mkdir(parents=True)
+        workspace.write(folder, make(folder))
+    adapter = records.read(records.Adapter, workspace.folder_of(root, "adapter", f"{key}adapter") / "record.json")
+    folder = workspace.folder_of(root, "evaluation", f"{key}evaluation")
+    folder.mkdir(parents=True)
+    workspace.write(folder, dataclasses.replace(samples.evaluation(folder), adapter_digest=adapter.digest))
+    for name in (*made, "evaluation"):
+        ref = workspace.finished(root, name, f"{key}{name}")
+        assert ref is not None
+        workspace.view(root, key, ref, name)
+    run = root / key
+    records.write_text(run / "config.json", '{"name": "tweets", "seed": 0}\n')
+    workspace.link(root, key, workspace.folder_of(root, "adapter", f"{key}adapter") / "adapter", "adapter")
+    workspace.point_latest(root, key)
+    return run
+
+
+def candidate(office: Office, run: Path, compared_with: str | None = None) -> Candidate:
+    mlflow_run = office.store.client.create_run(office.store.experiment_id).info.run_id
+    return Candidate(
+        MODEL, run.name, runs.stages(run)["adapter"].folder, mlflow_run, evidence.digests(run), compared_with
+    )

@@ -1,0 +1,98 @@
+"""One bit and one digit in every file of a real run: each is named by `verify`, and by the next run of the same command."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lora_select.audit import runs, seal
+from lora_select.audit.verify import verify
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_model_folder):
+    """A finished run of the whole line, and what it takes to run the same command again."""
+    folder = tmp_path_factory.mktemp("tampered")
+    rows = [{"prompt": f"say {n % 40}", "completion": f"<b>{n % 40}</b>"} for n in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "name": "tiny",
+        "runs_dir": str(folder / "runs"),
+        "base_model": {"source": str(tiny_model_folder)},
+        "dataset": {"source": str(folder / "rows.jsonl"), "max_length": 64, "eval_fraction": 0.3},
+        "analysis": {"microbatches": 4, "microbatch_size": 2, "sketch_size": 16, "base_loss_rows": 4},
+        "selection": {"learning_rate": 0.01},
+        "training": {"effective_batch_size": 8, "epochs": 2, "checkpoint_every": 4, "num_processes": 1},
+        "evaluation": {"exact_match_rows": 2, "max_new_tokens": 4, "bootstrap_samples": 200, "reference_tokens": 512},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    run(folder)
+    return folder
+
+
+def run(folder: Path) -> str:
+    env = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "LORA_SELECT_CACHE": str(folder / "cache")}
+    env.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows.finetune", "--config", str(folder / "tiny.yaml")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def harmed(content: bytes, kind: str) -> bytes | None:
+    if kind == "bit":
+        half = len(content) // 2
+        return content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+    digits = [match.start() for match in re.finditer(rb"[0-9]", content)]
+    if not digits:
+        return None
+    other = b"8" if content[digits[-1] : digits[-1] + 1] != b"8" else b"3"
+    return content[: digits[-1]] + other + content[digits[-1] + 1 :]
+
+
+def files_of(run: Path) -> list[Path]:
+    folders = [run, *(place.folder for place in runs.stages(run).values())]
+    found = [folder / path for folder in folders for path in (*seal.listing(folder), seal.SEAL)]
+    return [path for path in found if not path.is_symlink()]
+
+
+def test_every_file_of_a_real_run_is_guarded_by_verify(place):
+    latest = (place / "runs" / "latest").resolve()
+    assert verify(latest).faults == ()
+    files = files_of(latest)
+    assert {"config.json", "evaluation.json", "promotion.json", "report.json", "plan.json", "dataset.json", "tracking.json",
+            "adapter_model.safetensors", "report.html", "spectra.safetensors", "train.parquet"} <= {path.name for path in files}  # fmt: skip
+    for path in files:
+        content = path.read_bytes()
+        for kind in ("bit", "digit"):
+            changed = harmed(content, kind) if content else None
+            if changed is not None:
+                path.write_bytes(changed)
+                assert any(str(path) in fault for fault in verify(latest).faults), (path, kind)
+        path.write_bytes(content)
+    assert verify(latest).faults == ()
+
+
+def test_the_next_run_names_what_was_changed_and_uses_none_of_it(place):
+    """One file of every stage and of the run's folder is changed at once, so that the line need not run once a file."""
+    latest = (place / "runs" / "latest").resolve()
+    changed = [latest / "config.json"]
+    for stage in runs.stages(latest).values():
+        changed.append(stage.folder / next(iter(sorted(seal.listing(stage.folder)))))
+    for path in changed:
+        path.write_bytes(harmed(path.read_bytes(), "bit") or b"x")
+    said = run(place)
+    for path in changed:
+        assert f"{path} was changed" in said, path
+    assert verify(place / "runs" / "latest").faults == ()
+    shutil.rmtree(place / "runs" / "changed")

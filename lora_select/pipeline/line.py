@@ -37,6 +37,9 @@ from lora_select.records import (
 from lora_select.records.digests import source_digest
 from lora_select.training.validation import kept_rows
 
+INTAKE = ("source", "format", "revision", "split", "eval_source", "eval_fraction", "max_train_rows", "max_eval_rows")
+"""What of `dataset` the intake reads; the rest is the profile's."""
+
 
 @final
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ def finetune(run: Run) -> Finetuned:
 
 def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[DatasetProfile]]:
     config = run.config
-    options = config.dataset.model_dump(exclude={"max_length"}) | {"name": config.name, "seed": config.seed}
+    options = config.dataset.model_dump(include=set(INTAKE)) | {"name": config.name, "seed": config.seed}
     digests = [source_digest(config.dataset.source), source_digest(config.dataset.eval_source or "")]
     dataset = run.do(prepare.intake, "dataset", options=options, source_digests=digests)
     profile = run.do(

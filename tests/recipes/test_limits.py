@@ -30,7 +30,7 @@ def refusal(variant: str, tool: str) -> str:
 def test_the_table_of_what_is_expressed(tool):
     refused = {variant.name: refusal(variant.name, tool) for variant in VARIANTS}
     for sentence in filter(None, refused.values()):
-        assert f"--emit {tool}: " in sentence
+        assert f"`recipes.trainers` {tool}: " in sentence
         assert any(way in sentence for way in ("--emit trl", "--variant ", "with lora-select"))
     found = {name for name, sentence in refused.items() if not sentence}
     assert found == EXPRESSED[tool]

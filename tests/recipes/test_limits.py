@@ -31,7 +31,7 @@ def test_the_table_of_what_is_expressed(tool):
     refused = {variant.name: refusal(variant.name, tool) for variant in VARIANTS}
     for sentence in filter(None, refused.values()):
         assert f"`recipes.trainers` {tool}: " in sentence
-        assert any(way in sentence for way in ("--emit trl", "--variant ", "with lora-select"))
+        assert any(way in sentence for way in ("take trl", "selection.variant", "with lora-select"))
     found = {name for name, sentence in refused.items() if not sentence}
     assert found == EXPRESSED[tool]
 
@@ -44,7 +44,7 @@ def test_pissa_is_not_emitted_for_vllm_which_would_add_it_to_the_pristine_base(t
 
 def test_a_tool_that_cuts_prompts_refuses_long_rows_and_names_the_length(tiny_model_folder, tmp_path):
     told = order(tmp_path / "rows", tiny_model_folder, max_length=20)
-    with pytest.raises(InputError, match=rf"use --max-length {told.rows.longest}"):
+    with pytest.raises(InputError, match=rf"use `dataset.max_length` {told.rows.longest}"):
         emit(told, ["llamafactory"], tmp_path / "none", tmp_path)
     refuse_rows(told.rows.longest, told.rows.longest, ["llamafactory"])
     refuse_rows(told.rows.longest, 20, ["trl", "axolotl", "ms-swift", "peft"])

@@ -6,7 +6,6 @@ rows -> profile -> spectra -> (race) -> decision -> plan -> adapter -> reload ch
 |------------------------------------- finetune -----------------------------------------------------------------------|
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from lora_select.records import (
 )
 from lora_select.records.digests import source_digest
 from lora_select.training.validation import kept_rows
+from lora_select.training.worker.batches import total_steps
 
 INTAKE = ("source", "format", "revision", "split", "eval_source", "eval_fraction", "max_train_rows", "max_eval_rows")
 """What of `dataset` the intake reads; the rest is the profile's."""
@@ -258,12 +258,11 @@ def _chosen(run: Run, measured: Measured) -> Chosen:
 
 
 def planned_steps(run: Run, profile: DatasetProfile) -> int:
-    """Optimizer steps of the training that the config asks for."""
+    """Optimizer steps of the training that the config asks for, as its plan will count them."""
     training = run.config.training
     usable = profile.train.rows - profile.train.rows_without_labels
     rows = usable - kept_rows(usable, training.validation)
-    steps = math.ceil(rows * training.epochs / training.batch_size)
-    return min(steps, training.max_steps or steps)
+    return total_steps(rows, training.epochs, training.batch_size, training.max_steps)
 
 
 def _planning(run: Run, chosen: Chosen) -> dict[str, Any]:

@@ -157,8 +157,7 @@ def check_installed() -> None:
     """
     for module in ("deepspeed", "accelerate"):
         require(module, "train", "`finetune`")
-    for module in ("jinja2", "matplotlib"):
-        require(module, "report", "the report of `finetune`")
+    require("matplotlib", "report", "the report of `finetune`")
 
 
 def plan(run: Run) -> tuple[Chosen, Outcome[TrainingPlan]]:

@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from flows.command import run_from_command_line
 from lora_select.config import load
 from lora_select.errors import InputError
-from lora_select.pipeline import ending, line
+from lora_select.pipeline import line, results
 from tasks.run import opened
 
 
@@ -34,9 +34,9 @@ def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = Fa
     with opened(load(config, overrides or [])) as run:
         if dry_run:
             _, plan = line.plan(run)
-            ending.dry(run, plan.record)
+            results.say_plan(run, plan.record)
         else:
-            ending.full(run, line.finetune(run))
+            results.say_result(run, line.finetune(run))
         return str(run.folder)
 
 

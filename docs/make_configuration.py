@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lora_select import config
+from lora_select.config import words
 
 HEAD = """# Configuration
 
-Every setting of a run, made from `lora_select/config.py` by `python docs/make_configuration.py`.
+Every setting of a run, made from `lora_select/config/` by `python docs/make_configuration.py`.
 
 The same field has three spellings:
 
@@ -27,15 +28,15 @@ A wrong name or value is refused when the settings are read, with the nearest na
 
 def page() -> str:
     """The whole page."""
-    words = {one.path: one.word for one in config.settings()}
+    named = {one.path: one.word for one in words.settings()}
     top, parts = [], []
     for name, field in config.RunConfig.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            rows = [_row((name, leaf), one, words) for leaf, one in kind.model_fields.items()]
+            rows = [_row((name, leaf), one, named) for leaf, one in kind.model_fields.items()]
             parts.append(f"## {name}\n\n{_text(kind)}\n\n{_table(rows)}")
         else:
-            top.append(_row((name,), field, words))
+            top.append(_row((name,), field, named))
     return "\n\n".join([HEAD, f"## At the top\n\n{_text(config.RunConfig)}\n\n{_table(top)}", *parts]) + "\n"
 
 

@@ -3,14 +3,26 @@
 import sys
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from flows.command import run_from_command_line
 from lora_select.config import load
-from lora_select.pipeline import ending, line
+from lora_select.errors import InputError
+from lora_select.pipeline import line, results
 from tasks.run import opened
 
 
-@flow(name="finetune", flow_run_name="{config}")
+def run_name() -> str:
+    """The config's name and its model: what a list of flow runs tells apart."""
+    told = flow_run.parameters
+    try:
+        config = load(told["config"], told.get("overrides") or [])
+    except InputError:  # the flow itself says what is wrong with it
+        return str(told["config"])
+    return f"{config.name} on {config.base_model.source}"
+
+
+@flow(name="finetune", flow_run_name=run_name)
 def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = False) -> str:
     """Profile, analyze, select, train, check, evaluate, promote, report; return the run's folder.
 
@@ -22,9 +34,9 @@ def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = Fa
     with opened(load(config, overrides or [])) as run:
         if dry_run:
             _, plan = line.plan(run)
-            ending.dry(run, plan.record)
+            results.say_plan(run, plan.record)
         else:
-            ending.full(run, line.finetune(run))
+            results.say_result(run, line.finetune(run))
         return str(run.folder)
 
 

@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select import config as configuration
-from lora_select.config import RunConfig
+from lora_select.config import RunConfig, words
 from lora_select.pipeline import inputs, line
 from lora_select.pipeline.observers import Terminal
 from lora_select.pipeline.results import Choice, FinetunedRun, Measurement
@@ -112,10 +111,10 @@ def _config(
     model: "Model", dataset: "Data", tokenizer: Any, settings: Mapping[str, Any], overrides: Sequence[str]
 ) -> RunConfig:
     root = Path(settings.get("runs_dir", RunConfig.model_fields["runs_dir"].default))
-    for word in settings:
-        configuration.setting(word)  # an unknown one is refused before rows are written
+    for name in settings:
+        words.setting(name)  # an unknown one is refused before rows are written
     source = inputs.model_source(model, tokenizer)
-    return configuration.of(source, inputs.dataset_source(dataset, root), settings, overrides)
+    return words.of(source, inputs.dataset_source(dataset, root), settings, overrides)
 
 
 def _opened(config: RunConfig, progress: bool | None) -> AbstractContextManager[Run]:

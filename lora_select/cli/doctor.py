@@ -69,8 +69,15 @@ def examine(tracking_uri: str, folder: Path) -> list[Finding]:
 
 def _python() -> list[Finding]:
     version = platform.python_version()
-    ok = sys.version_info[:2] == (3, 11)
-    return [Finding("python", version, ok, "make the environment with Python 3.11: make install PYTHON=python3.11")]
+    ok = (3, 11) <= sys.version_info[:2] < (3, 14)
+    return [
+        Finding(
+            "python",
+            version,
+            ok,
+            "make the environment with Python 3.11 (all was measured on it) to 3.13: make install PYTHON=python3.11",
+        )
+    ]
 
 
 def _packages() -> list[Finding]:

@@ -20,14 +20,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _finetune(parsed: argparse.Namespace) -> int:
-    from lora_select.pipeline import ending, line
+    from lora_select.pipeline import line, results
     from lora_select.pipeline.run import opened
 
     config = options.config_of(parsed)
     line.check_installed()
     with opened(config, observers=[options.terminal(parsed)]) as run:
         if parsed.dry_run:
-            ending.dry(run, line.plan(run)[1].record)
+            results.say_plan(run, line.plan(run)[1].record)
         else:
-            ending.full(run, line.finetune(run))
+            results.say_result(run, line.finetune(run))
     return 0

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from lora_select.errors import InputError
 
 if TYPE_CHECKING:
-    from lora_select.config import RunConfig, Setting
+    from lora_select.config import RunConfig
+    from lora_select.config.words import Setting
     from lora_select.pipeline.stage import Observer
     from lora_select.records import Constraints
 
@@ -44,7 +45,7 @@ def renamed(command: argparse.ArgumentParser, spellings: dict[str, str]) -> None
 
 def add_inputs(command: argparse.ArgumentParser, sections: Sequence[str]) -> None:
     """`CONFIG` or `MODEL DATA`, any `section.field=value`, and an option for each field of these sections."""
-    from lora_select.config import settings
+    from lora_select.config.words import settings
 
     command.add_argument(
         "inputs",
@@ -72,7 +73,7 @@ def take(parsed: argparse.Namespace, rest: Sequence[str]) -> None:
     Raises:
         InputError: an option, or a word, that the command does not know.
     """
-    from lora_select.config import settings
+    from lora_select.config.words import settings
 
     inputs = getattr(parsed, "inputs", None)
     for word in rest:
@@ -98,15 +99,15 @@ def constraints_of(parsed: argparse.Namespace) -> "Constraints":
     Raises:
         InputError: one is out of range.
     """
-    from lora_select import config
+    from lora_select.config import words
 
     values = {one.word: _read(getattr(parsed, one.word)) for one in _constraints()}
-    return config.of("none", "none", {word: value for word, value in values.items() if value is not None}).constraints
+    return words.of("none", "none", {word: value for word, value in values.items() if value is not None}).constraints
 
 
 def _constraints() -> list["Setting"]:
     """The fields of the config that say what an adapter must live with."""
-    from lora_select.config import settings
+    from lora_select.config.words import settings
     from lora_select.records import Constraints
 
     names = {field.name for field in dataclasses.fields(Constraints)} | {"quantize"}
@@ -130,14 +131,15 @@ def config_of(parsed: argparse.Namespace, **fixed: Any) -> "RunConfig":
         InputError: too few or too many words, or a setting that is unknown or out of range.
     """
     from lora_select import config
+    from lora_select.config import words as known
 
     overrides = [word for word in parsed.inputs if OVERRIDE.match(word)]
     words = [word for word in parsed.inputs if not OVERRIDE.match(word)]
-    given = {one.word: getattr(parsed, one.word, None) for one in config.settings()}
+    given = {one.word: getattr(parsed, one.word, None) for one in known.settings()}
     given = {word: value for word, value in given.items() if value is not None}
     named = [value for value in (parsed.model, parsed.data) if value is not None]
     if len(words) == 1 and not named and Path(words[0]).suffix in CONFIGS:
-        options = [f"{config.setting(word).place}={_yaml(value)}" for word, value in (fixed | given).items()]
+        options = [f"{known.setting(word).place}={_yaml(value)}" for word, value in (fixed | given).items()]
         return config.load(words[0], [*options, *overrides])
     model = parsed.model or (words.pop(0) if words else None)
     data = parsed.data or (words.pop(0) if words else None)
@@ -147,7 +149,7 @@ def config_of(parsed: argparse.Namespace, **fixed: Any) -> "RunConfig":
             + (f"; left over: {' '.join(words)}" if words else "")
         )
     read = {word: _read(value) for word, value in given.items()}
-    return config.of(model, data, fixed | read, overrides)
+    return known.of(model, data, fixed | read, overrides)
 
 
 def _add(group: Any, one: "Setting") -> None:

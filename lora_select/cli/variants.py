@@ -19,15 +19,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _variants(parsed: argparse.Namespace) -> int:
-    from lora_select.cli import listing
-    from lora_select.selection.rule import REFERENCE_RANK
+    from lora_select.cli.listing import show
+    from lora_select.variants.listing import DEFAULT_RANK, listing
 
     constraints = options.constraints_of(parsed)
-    lines, where = listing.listing(parsed.model, constraints.r or REFERENCE_RANK, constraints)
+    lines, where = listing(parsed.model, constraints.r or DEFAULT_RANK, constraints)
     if parsed.json:
         options.print_json({"counted_on": where, "variants": [dataclasses.asdict(line) for line in lines]})
         return 0
-    shown = listing.show(lines, where, plain=not sys.stdout.isatty())
+    shown = show(lines, where, plain=not sys.stdout.isatty())
     if isinstance(shown, str):
         print(shown)
     else:

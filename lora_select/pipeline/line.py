@@ -6,7 +6,6 @@ rows -> profile -> spectra -> (race) -> decision -> plan -> adapter -> reload ch
 |------------------------------------- finetune -----------------------------------------------------------------------|
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,10 @@ from lora_select.records import (
 )
 from lora_select.records.digests import source_digest
 from lora_select.training.validation import kept_rows
+from lora_select.training.worker.batches import total_steps
+
+INTAKE = ("source", "format", "revision", "split", "eval_source", "eval_fraction", "split_seed", "max_train_rows", "max_eval_rows")
+"""What of `dataset` says which rows are read; the rest says how they are learnt, or is the profile's."""
 
 
 @final
@@ -156,8 +159,7 @@ def check_installed() -> None:
     """
     for module in ("deepspeed", "accelerate"):
         require(module, "train", "`finetune`")
-    for module in ("jinja2", "matplotlib"):
-        require(module, "report", "the report of `finetune`")
+    require("matplotlib", "report", "the report of `finetune`")
 
 
 def plan(run: Run) -> tuple[Chosen, Outcome[TrainingPlan]]:
@@ -219,8 +221,7 @@ def finetune(run: Run) -> Finetuned:
 
 def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[DatasetProfile]]:
     config = run.config
-    dataset_options = config.dataset.model_dump(exclude={"max_length", "max_unusable", *prepare.ROW_OPTIONS})
-    options = dataset_options | {"name": config.name}
+    options = config.dataset.model_dump(include=set(INTAKE)) | {"name": config.name}
     rows = config.dataset.model_dump(include=set(prepare.ROW_OPTIONS))
     digests = [source_digest(config.dataset.source), source_digest(config.dataset.eval_source or "")]
     dataset = run.do(prepare.intake, "dataset", options=options, rows=rows, source_digests=digests)
@@ -264,12 +265,11 @@ def _chosen(run: Run, measured: Measured) -> Chosen:
 
 
 def planned_steps(run: Run, profile: DatasetProfile) -> int:
-    """Optimizer steps of the training that the config asks for."""
+    """Optimizer steps of the training that the config asks for, as its plan will count them."""
     training = run.config.training
     usable = profile.train.trained
     rows = usable - kept_rows(usable, training.validation)
-    steps = math.ceil(rows * training.epochs / training.batch_size)
-    return min(steps, training.max_steps or steps)
+    return total_steps(rows, training.epochs, training.batch_size, training.max_steps)
 
 
 def _planning(run: Run, chosen: Chosen) -> dict[str, Any]:

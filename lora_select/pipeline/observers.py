@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 from lora_select.pipeline.stage import Observer, Work
 from lora_select.pipeline.summaries import summary
 from lora_select.progress import Display, Report, display
-from lora_select.records import Race
+from lora_select.records import Dataset, Decision, Promotion, Race
 from lora_select.training import job
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Tracking(Observer):
 
     def __init__(self, tracker: "Tracker"):
         self._tracker = tracker
+        self._parts: dict[str, str] = {}
         self.left = 0
         """Entries that MLflow did not take before the run ended."""
 
@@ -89,6 +90,20 @@ class Tracking(Observer):
         self._tracker.log(work.label, record, work.folder, reused=reused)
         if not reused:
             self._tracker.end(work.label)
+        self._rename(record)
+
+    def _rename(self, record: Any) -> None:
+        """Runs are told apart in a list by dataset, choice and, once it is known, role."""
+        if isinstance(record, Dataset):
+            self._parts["dataset"] = record.name
+        elif isinstance(record, Decision):
+            self._parts["choice"] = record.choice_key
+        elif isinstance(record, Promotion):
+            self._parts["role"] = record.alias
+        else:
+            return
+        if "choice" in self._parts:
+            self._tracker.rename(" ".join(self._parts.values()))
 
     def ended(self, folder: Path, status: str) -> None:  # noqa: ARG002
         """Close the parent run."""

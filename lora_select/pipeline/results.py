@@ -1,17 +1,16 @@
 """What the line ends with, as objects that a notebook can print: a measurement, a choice, a finished run."""
 
 import functools
-import html
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lora_select import models, recipes, records
-from lora_select.errors import InputError, require
+from lora_select.errors import InputError
 from lora_select.pipeline.history import read_run, replay
-from lora_select.pipeline.line import Chosen, Measured, Recommended
+from lora_select.pipeline.line import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.summaries import answer, verdict
 from lora_select.recipes import Emitted
@@ -23,11 +22,11 @@ from lora_select.records import (
     AdapterSpec,
     Decision,
     Evaluation,
-    LayerSpectra,
     Promotion,
     Spectra,
     TrainingPlan,
 )
+from lora_select.report.frames import candidates, frame, layer_row, paragraphs, table
 from lora_select.selection.explanation import explain
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class Measurement:
         Raises:
             InputError: pandas is missing.
         """
-        return _frame([_layer(layer) for layer in self.spectra.layers])
+        return frame([layer_row(layer) for layer in self.spectra.layers])
 
     def __repr__(self) -> str:
         """What was measured, in a few lines."""
@@ -74,7 +73,7 @@ class Measurement:
         return "\n".join(summary(self.spectra))
 
     def _repr_html_(self) -> str:
-        return _table([_layer(layer) for layer in self.spectra.layers]) + _paragraphs(repr(self))
+        return table([layer_row(layer) for layer in self.spectra.layers]) + paragraphs(repr(self))
 
 
 @final
@@ -238,14 +237,14 @@ class Choice:
         Raises:
             InputError: pandas is missing.
         """
-        return _frame(candidates(self.decision))
+        return frame(candidates(self.decision))
 
     def __repr__(self) -> str:
         """The answer in plain sentences, then the evidence."""
         return "\n".join([*answer(self.decision), "", explain(self.decision)])
 
     def _repr_html_(self) -> str:
-        return _paragraphs("\n".join(answer(self.decision))) + _table(candidates(self.decision))
+        return paragraphs("\n".join(answer(self.decision))) + table(candidates(self.decision))
 
 
 @final
@@ -300,7 +299,7 @@ class FinetunedRun:
         Raises:
             InputError: pandas is missing.
         """
-        return _frame(self._metrics())
+        return frame(self._metrics())
 
     def __repr__(self) -> str:
         """The verdict, then what was chosen and where things are."""
@@ -310,7 +309,7 @@ class FinetunedRun:
         return "\n".join([*lines, f"adapter  {self.adapter_folder}", f"report   {self.report}"])
 
     def _repr_html_(self) -> str:
-        return _paragraphs(repr(self)) + _table(self._metrics())
+        return paragraphs(repr(self)) + table(self._metrics())
 
     def _metrics(self) -> list[dict[str, Any]]:
         found = {**self.evaluation.metrics, "forgetting": self.evaluation.forgetting}
@@ -340,58 +339,31 @@ class FinetunedRun:
             raise InputError(str(error)) from error
 
 
-def candidates(decision: Decision) -> list[dict[str, Any]]:
-    """One row a candidate, the choice first."""
-    ordered = sorted(decision.candidates, key=lambda one: (one.key != decision.choice_key, -one.score, one.key))
-    return [
-        {
-            "candidate": one.key,
-            "chosen": one.key == decision.choice_key,
-            "parameters": one.spec.num_parameters,
-            "learning_rate": one.spec.learning_rate,
-            "score": one.score,
-            "score_se": one.score_se,
-            "why_not": " ".join(one.rejected),
-        }
-        for one in ordered
-    ]
+def say_plan(run: Run, plan: TrainingPlan) -> None:
+    """After the plan: nothing was trained."""
+    run.place.say()
+    for reason in plan.reasons:
+        run.place.say(f"  {reason}")
+    run.place.say(f"dry run: nothing was trained; records are in {run.folder}")
 
 
-def _layer(layer: LayerSpectra) -> dict[str, Any]:
-    return {
-        "layer": layer.name,
-        "out_features": layer.out_features,
-        "in_features": layer.in_features,
-        "signal_energy": layer.signal_energy,
-        "signal_energy_se": layer.signal_energy_se,
-        "noise_energy": layer.noise_energy,
-        "signal_rank": layer.signal_rank,
-        "weight_stable_rank": layer.weight_stable_rank,
-        "activation_energy": layer.activation_energy,
-        "output_energy": layer.output_energy,
-    }
+def say_result(run: Run, done: Finetuned) -> None:
+    """The verdict, and where to look."""
+    say, latest = run.place.say, run.place.root / "latest"
+    promotion = done.promotion.record if done.promotion else None
+    say()
+    say(verdict(done.chosen.decision.record, done.evaluation.record, promotion))
+    say(f"  adapter  {latest / 'adapter'}")
+    say(f"  report   {latest / 'report.html'}")
+    for name, link in _links(run).items():
+        say(f"  {name:8} {link}")
 
 
-def _frame(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
-    require("pandas", "data", "`to_frame()`")
-    import pandas
-
-    return pandas.DataFrame(list(rows))
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row.values()) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _paragraphs(text: str) -> str:
-    return "".join(f"<p>{html.escape(line)}</p>" for line in text.splitlines() if line.strip())
+def _links(run: Run) -> dict[str, str]:
+    tracker = run.place.tracker
+    if tracker is None:
+        return {}
+    links = {"run": tracker.link, "compare": tracker.view_link}
+    if not tracker.store.uri.startswith("http"):
+        links["serve"] = "make ui   (opens the two links above; stop it with Ctrl-C)"
+    return links

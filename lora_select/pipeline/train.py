@@ -21,9 +21,10 @@ OTHER_TRAINERS: Mapping[str, Any] = {
     "nodes": 1,
     "zero_stage": 0,
     "packing": False,
+    "validation": 0.0,
     "whole_logits": True,
 }
-"""What a plan for another trainer fixes: one process, rows padded, all logits formed."""
+"""What a plan for another trainer fixes: one process, rows padded, all logits formed, every row trained on."""
 
 
 def _plan(

@@ -123,6 +123,10 @@ class Tracker:
         self._write_notes()
         self.flush()
 
+    def rename(self, name: str) -> None:
+        """Call the parent run `name` where runs are listed."""
+        self._add(None, Entries(tags={names.RUN_NAME: name}, timestamp_ms=int(time.time() * 1000)))
+
     def finish(self, status: str = "FINISHED") -> int:
         """Close the parent run and send what waits; returns how many operations are left for the next run."""
         self._do("end", None, status=status, end_ms=int(time.time() * 1000))

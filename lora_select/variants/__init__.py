@@ -1,6 +1,7 @@
 """The catalogue: one variant a file. To add one, write its file, add it to `VARIANTS`, and give it a contract test."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lora_select.spectral.statistics import ADAPTER_RANKS
 from lora_select.variants.adalora import AdaLoRA
@@ -118,6 +119,13 @@ independent use or a tangent that no other has. LoRA-Pro, LoRA-RITE, DyLoRA, ReL
 def offered(variant: type[Variant], ranks: Sequence[int]) -> tuple[Variant, ...]:
     """The variant at each rank, or at its one default size where it has no rank."""
     return tuple(variant(r) for r in ranks) if has_rank(variant) else (variant(),)  # pyright: ignore[reportCallIssue]
+
+
+def table(model: Any = None, **constraints: Any) -> list[dict[str, Any]]:
+    """What exists for a model, its size, and what is refused and why: :func:`lora_select.variants.listing.table`."""
+    from lora_select.variants import listing
+
+    return listing.table(model, **constraints)
 
 
 def named(name: str, r: int) -> Variant:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_select import config
+from lora_select.config import words
 from lora_select.errors import InputError
 from lora_select.pipeline.run import Run
 
@@ -101,17 +102,17 @@ def test_units_and_shares_are_read(file):
 
 
 def test_every_keyword_is_one_field_and_keeps_its_default():
-    words = [one.word for one in config.settings()]
-    assert len(words) == len(set(words))
-    made = config.of(
-        "m", "some/Data Set.jsonl", {one.word: one.default for one in config.settings() if one.word != "name"}
+    found = [one.word for one in words.settings()]
+    assert len(found) == len(set(found))
+    made = words.of(
+        "m", "some/Data Set.jsonl", {one.word: one.default for one in words.settings() if one.word != "name"}
     )
     assert made == config.parse({"base_model": {"source": "m"}, "dataset": {"source": "some/Data Set.jsonl"}}, place="")
     assert made.name == "data-set"
 
 
 @pytest.mark.parametrize(
-    ("word", "words"),
+    ("word", "sentence"),
     [
         ("epoch", "did you mean `epochs`"),
         ("revision", "`base_model_revision` or `dataset_revision`"),
@@ -119,9 +120,9 @@ def test_every_keyword_is_one_field_and_keeps_its_default():
         ("xyzzy", "settings: "),
     ],
 )
-def test_an_unknown_keyword_names_the_nearest(word, words):
-    with pytest.raises(InputError, match=words):
-        config.of("m", "d", {word: 1})
+def test_an_unknown_keyword_names_the_nearest(word, sentence):
+    with pytest.raises(InputError, match=sentence):
+        words.of("m", "d", {word: 1})
 
 
 def test_folders_and_addresses_do_not_change_a_run(file):

@@ -1,5 +1,7 @@
 """The whole line on a tiny model, as a person runs it: own processes, real Prefect, real MLflow, real ranks."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,8 +14,10 @@ import psutil
 import pytest
 import yaml
 
+import lora_select as ls
 from flows.command import run_from_command_line
 from flows.finetune import finetune
+from lora_select.cli.main import main
 
 FLOW = type(finetune)
 ROOT = Path(__file__).parents[2]
@@ -59,8 +63,25 @@ def run(place, *overrides, code=0):
     return done.stdout + done.stderr
 
 
+def here(place, *words):
+    """A command of the library in this process, without Prefect: its exit code and what it printed."""
+    folder, environment = place
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setenv("LORA_SELECT_CACHE", environment["LORA_SELECT_CACHE"])
+        code = main([words[0], str(folder / "tiny.yaml"), *words[1:]])
+    return code, out.getvalue()
+
+
 @pytest.fixture(scope="module")
-def first(place):
+def recommended(place):
+    """What `lora-select recommend` decides, before any flow has run."""
+    assert here(place, "recommend", "--out", str(place[0] / "out"), "--trainers", "trl")[0] == 0
+    return (place[0] / "out" / "decision.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def first(place, recommended):
     return run(place)
 
 
@@ -96,6 +117,30 @@ def test_every_stage_leaves_its_record(place, first):
     assert "Traceback" not in first
 
 
+def test_the_flow_goes_on_where_recommend_ended_with_the_same_decision(place, recommended, first):
+    assert (latest(place) / "decision.json").read_bytes() == recommended
+    assert first.count("(reused)") == len(("dataset", "profile", "spectra", "decision"))
+    runs = [
+        path for path in (place[0] / "runs").iterdir() if (path / "decision.json").is_file() and not path.is_symlink()
+    ]
+    assert len(runs) == 1
+
+
+def test_the_line_without_prefect_takes_all_of_it_up(place, first):
+    code, said = here(place, "finetune")
+    assert code == 0
+    assert said.count("(reused)") == len(NAMES)
+    done = ls.load(latest(place))
+    assert done.replay() == []
+    assert done.evaluation.metrics["loss"].difference < 0
+    assert done.promotion is not None
+    assert done.promotion.alias == "champion"
+    assert done.report.is_file()
+    assert (done.adapter_folder / "adapter_config.json").is_file()
+    assert "champion of tiny" in repr(done)
+    assert done._repr_html_().count("<tr>") == len(done.evaluation.metrics) + 2
+
+
 def test_plain_peft_loads_the_adapter(place, first, tiny_model_folder):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -113,6 +158,7 @@ def test_mlflow_shows_all_of_it(place, first):
     notes = json.loads((latest(place) / "tracking.json").read_text())
     parent = store.client.get_run(notes["parent_run_id"])
     assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == f"tiny {record(place, 'decision')['choice_key']} champion"
     assert parent.data.params["variant"] == "lora"
     evaluated = record(place, "evaluation")["metrics"]["loss"]
     assert parent.data.metrics["eval/loss/adapted"] == evaluated["adapted"]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lora_select import config
+from lora_select.config import words
 from lora_select.errors import InputError
 from lora_select.pipeline import inputs, run
 
@@ -25,7 +25,7 @@ def made(tmp_path, tiny_model_folder, rows, monkeypatch):
 
     def make(dataset=rows, **changes):
         plain = {"runs_dir": str(tmp_path / "runs"), "tracking_uri": None}
-        return config.of(str(tiny_model_folder), str(dataset), plain | changes)
+        return words.of(str(tiny_model_folder), str(dataset), plain | changes)
 
     return make
 

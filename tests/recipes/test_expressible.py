@@ -32,7 +32,7 @@ def test_the_table_of_what_is_expressed(tool):
     refused = {variant.name: refusal(variant.name, tool) for variant in VARIANTS}
     for sentence in filter(None, refused.values()):
         assert f"`recipes.trainers` {tool}: " in sentence
-        assert any(way in sentence for way in ("take trl", "`selection.variant", "with lora-select"))
+        assert any(way in sentence for way in ("take trl", "selection.variant", "with lora-select"))
     found = {name for name, sentence in refused.items() if not sentence}
     assert found == EXPRESSED[tool]
 

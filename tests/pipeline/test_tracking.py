@@ -1,0 +1,37 @@
+"""What MLflow hears of a run through the line: names that tell runs apart, and the ends of stages."""
+
+import mlflow_samples as samples
+import pytest
+
+from lora_select.pipeline.observers import Tracking
+from lora_select.pipeline.stage import Work
+from lora_select.tracking.store import prepare
+from lora_select.tracking.tracker import Tracker
+
+
+def test_a_run_is_called_by_dataset_choice_and_role(tmp_path):
+    store = prepare(f"sqlite:///{tmp_path}/mlflow.db")
+    folder = tmp_path / "runs" / "key"
+    folder.mkdir(parents=True)
+    tracker = Tracker.start(store, folder, "key", name="tweets")
+    observer = Tracking(tracker)
+
+    def name():
+        return store.client.get_run(tracker.parent).info.run_name
+
+    def hear(label, record, *, reused=False):
+        work = Work(label, label, "k", tmp_path, not reused, 0, lambda: pytest.fail("no work"))
+        if not reused:
+            observer.began(work)
+        observer.finished(work, record, reused=reused, seconds=0.0)
+
+    dataset, decision = samples.dataset(tmp_path), samples.decision()
+    hear("dataset", dataset)
+    assert name() == "tweets"
+    hear("decision", decision, reused=True)
+    assert name() == f"{dataset.name} {decision.choice_key}"
+    hear("promotion", samples.promotion(alias="champion"))
+    assert name() == f"{dataset.name} {decision.choice_key} champion"
+    observer.ended(folder, "FINISHED")
+    assert store.client.get_run(tracker.parent).info.status == "FINISHED"
+    assert observer.left == 0

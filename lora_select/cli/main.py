@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from lora_select import __version__, environment
-from lora_select.cli import analyze, data, doctor, export, finetune, node, options, recommend, runs, ui, variants
+from lora_select.cli import analyze, data, doctor, export, finetune, node, options, recommend, retain, runs, ui, variants
 from lora_select.errors import InputError, WorldError
 
-COMMANDS = (finetune, recommend, analyze, variants, runs, export, data, doctor, node, ui)
+COMMANDS = (finetune, recommend, analyze, variants, runs, retain, export, data, doctor, node, ui)
 """Each adds its own command."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -50,19 +51,18 @@ def write_lora(
         raise InputError("the adapter adds nothing to any weight; there is nothing to export")
     if rank is None:
         rank = _least_rank(parts, total, max_error)
-    tensors, left = {}, 0.0
+    factors, left = {}, 0.0
     for name, (u, s, v, update) in parts.items():
         a, b = _factors(u, s, v, rank)
         left += float((update - b.double() @ a.double()).square().sum())
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b
+        factors[name] = a, b
     error = math.sqrt(left / total)
     if error > max_error:
         raise InputError(
             f"at rank {rank} plain LoRA misses the adapter by {error:.3g} of ||dW||, over the limit of {max_error:g}; raise "
             "--rank or --max-error, or export with --to merged"
         )
-    _write(out, tensors, rank, sorted(parts), base_source, task_type)
+    write_plain(out, factors, rank, base_source, task_type)
     return Converted(rank, error, "exact" if error <= EXACT else "truncated", len(parts))
 
 
@@ -89,9 +89,22 @@ def _factors(u: "Tensor", s: "Tensor", v: "Tensor", rank: int) -> "tuple[Tensor,
     return a, b
 
 
-def _write(
-    out: Path, tensors: "dict[str, Tensor]", rank: int, layers: list[str], base_source: str, task_type: str | None
+def write_plain(
+    out: Path,
+    factors: "Mapping[str, tuple[Tensor, Tensor]]",
+    rank: int,
+    base_source: str,
+    task_type: str | None = "CAUSAL_LM",
 ) -> None:
+    """Write A (rank, n) and B (m, rank) of every layer as a plain PEFT folder with alpha / r = 1.
+
+    Args:
+        out: folder for `adapter_config.json` and `adapter_model.safetensors`.
+        factors: by layer name in the base model.
+        rank: of every layer.
+        base_source: what the config names as its base.
+        task_type: PEFT's, None for a model that is no language model.
+    """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -102,7 +115,7 @@ def _write(
         lora_alpha=rank,
         lora_dropout=0.0,
         bias="none",
-        target_modules=layers,
+        target_modules=sorted(factors),
         task_type=task_type,
         inference_mode=True,
     )
@@ -111,4 +124,8 @@ def _write(
     values = json.loads(file.read_text(encoding="utf-8"))
     values["target_modules"] = sorted(values["target_modules"])
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = {}
+    for name, (a, b) in factors.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})

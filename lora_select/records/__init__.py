@@ -42,6 +42,16 @@ from lora_select.records.data import (
 from lora_select.records.files import FileRef
 from lora_select.records.judgement import Evaluation, MetricComparison, Promotion, Report, Sample
 from lora_select.records.race import Probe, Race
+from lora_select.records.retention import (
+    LayerRetention,
+    PathPoint,
+    ReferenceJudgement,
+    Retention,
+    RetentionDecision,
+    RetentionEvidence,
+    Tolerance,
+    UnitLosses,
+)
 from lora_select.records.training import Adapter, Proof, Range, Remedy, StepMetrics, TrainingPlan, Validation
 
 __all__ = [
@@ -58,8 +68,10 @@ __all__ = [
     "Evaluation",
     "Evidence",
     "FileRef",
+    "LayerRetention",
     "LayerSpectra",
     "MetricComparison",
+    "PathPoint",
     "Probe",
     "Promotion",
     "Proof",
@@ -67,15 +79,21 @@ __all__ = [
     "QuantisationError",
     "Race",
     "Range",
+    "ReferenceJudgement",
     "RejectedRows",
     "Remedy",
     "Report",
+    "Retention",
+    "RetentionDecision",
+    "RetentionEvidence",
     "Sample",
     "SourceFile",
     "Spectra",
     "SplitProfile",
     "StepMetrics",
+    "Tolerance",
     "TrainingPlan",
+    "UnitLosses",
     "Validation",
     "append_line",
     "digest",

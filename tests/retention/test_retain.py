@@ -1,0 +1,178 @@
+"""The one door on a tiny model that was trained for real: what is served, what is recorded, and the command around it."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_forms import MODULES, by_peft, edit, saved
+from training_jobs import plan, spec
+
+from lora_select import models, records
+from lora_select.cli.main import main
+from lora_select.data.tokens import TokenRow
+from lora_select.errors import InputError
+from lora_select.records import Retention
+from lora_select.retention import forms
+from lora_select.retention.decide import decide
+from lora_select.retention.retain import RetentionSettings, TaskRows, retain_adapter, split_selection
+from lora_select.training import single_trial
+
+SETTINGS = RetentionSettings(
+    references=("prose",), judges=("code",), task_tokens=1500, reference_tokens=1500, judging_units=6, tolerance="5%"
+)
+
+
+def rows(count, seed=0):
+    """A task of few tokens: a run of one letter, then always the same two."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for index in range(count):
+        letter = int(torch.randint(100, 120, (1,), generator=generator))
+        ids = (*[letter] * (6 + index % 5), 200, 201)
+        made.append(TokenRow(f"t{seed}-{index}", ids, (*[False] * (len(ids) - 2), True, True)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model_folder):
+    """An adapter that learnt the task in thirty steps and lost some of the little that a random model knows."""
+    folder = tmp_path_factory.mktemp("trained")
+    given, steps = spec(), plan(num_processes=1, total_steps=30, learning_rate=3e-3, epochs=60.0)
+    with single_trial.adapted(models.load_model(str(tiny_model_folder)), given, steps) as network:
+        losses = single_trial.train(network, given, steps, rows(64), 3)
+        network.save_pretrained(str(folder))
+    assert losses[-1] < losses[0] - 0.7  # the tiny model cannot fall further: its embeddings are small
+    return folder
+
+
+def run(base, adapter, folder, **changes):
+    folder.mkdir(exist_ok=True)
+    split = TaskRows(rows(160), rows(16, seed=1), rows(16, seed=2))
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return retain_adapter(models.resolve(str(base)), adapter, split, settings, folder, cache=folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def made(trained, tiny_model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("retained")
+    return run(tiny_model_folder, trained, folder), folder
+
+
+def test_what_is_served_keeps_the_task_and_forgets_less(made, trained, tiny_model_folder):
+    record, folder = made
+    assert record.decision.choice == "filter"
+    assert record.evidence.kappa > 1.2
+    point = next(point for point in record.evidence.filter_path if point.strength == record.decision.strength)
+    assert point.within
+    assert point.rise <= 0.05 * record.evidence.raw_loss
+    for one in record.references:
+        assert one.rise["filter"].difference < 0.6 * one.rise["raw"].difference
+        assert one.kl["filter"] < one.kl["raw"]
+    before, after = (load_file(place / forms.WEIGHTS) for place in (trained, folder / "adapter"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) == ("lora_B" in key) for key in before)
+    assert not torch.equal(by_peft(tiny_model_folder, folder / "adapter"), by_peft(tiny_model_folder, trained))
+    assert torch.equal(by_peft(tiny_model_folder, folder / "adapter-raw"), by_peft(tiny_model_folder, trained))
+
+
+def test_the_record_is_json_and_its_decision_is_replayed_byte_for_byte(made):
+    record, folder = made
+    records.write(folder / "retention.json", record)
+    again = records.read(Retention, folder / "retention.json")
+    assert again == record
+    assert records.to_json(decide(again.evidence)) == records.to_json(record.decision)
+    assert [file.path for file in again.files] == [
+        "adapter/README.md",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    ]
+    assert {one.name: one.gave for one in again.references} == {"prose": True, "code": False}
+    assert {layer.name.rpartition(".")[2] for layer in again.layers} == set(MODULES)
+
+
+def test_arms_were_measured_on_rows_that_chose_nothing(made):
+    record, _ = made
+    assert set(record.task) == {"base", "raw", "scale", "filter"}
+    assert record.task["raw"].difference == 0
+    assert record.task["filter"].rows == 16
+    assert record.task["base"].difference > 0.5
+
+
+def test_an_adapter_that_costs_nothing_is_served_as_it_is(tiny_model_folder, tmp_path):
+    weak = saved(tiny_model_folder, tmp_path / "weak")
+    file = weak / forms.WEIGHTS
+    tensors = load_file(file)
+    from safetensors.torch import save_file
+
+    save_file({key: value * 1e-3 for key, value in tensors.items()}, file)
+    record = run(tiny_model_folder, weak, tmp_path / "out")
+    assert (record.decision.choice, record.method) == ("none", "as trained")
+    assert (tmp_path / "out/adapter" / forms.WEIGHTS).read_bytes() == file.read_bytes()
+
+
+def test_the_next_training_does_not_undo_this_one_through_moments_alone(made, trained, tiny_model_folder, tmp_path):
+    kept = run(tiny_model_folder, trained, tmp_path / "first", keep_moments=True)
+    assert kept.moments_file is not None
+    again = run(tiny_model_folder, trained, tmp_path / "second", earlier=(tmp_path / "first" / kept.moments_file.path,))
+    first = {layer.name: layer.reference_kept for layer in kept.layers}
+    assert any(abs(layer.reference_kept - first[layer.name]) > 1e-3 for layer in again.layers)
+
+
+def test_selection_rows_are_kept_from_training_and_the_same_in_any_order():
+    every = rows(60)
+    train, selection = split_selection(every, 0)
+    assert len(selection) == 12
+    assert {row.row_id for row in train} | {row.row_id for row in selection} == {row.row_id for row in every}
+    assert split_selection(every[::-1], 0)[1] == selection
+    with pytest.raises(InputError, match="39 rows are too few"):
+        split_selection(every[:39], 0)
+
+
+def write_task(file):
+    lines = [{"prompt": f"{chr(97 + n % 20)}{n}" * 4, "completion": chr(98 + n % 20) * 5} for n in range(120)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(file)
+
+
+def test_the_command_takes_any_peft_folder_and_says_what_it_did(tiny_model_folder, tmp_path, capsys):
+    adapter = saved(tiny_model_folder, tmp_path / "elsewhere")
+    arguments = [
+        "retain",
+        str(adapter),
+        "--base",
+        str(tiny_model_folder),
+        "--data",
+        write_task(tmp_path / "task.jsonl"),
+    ]
+    arguments += ["--out", str(tmp_path / "out"), "--reference", "prose", "--tolerance", "20%", "--tokens", "2000"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    record = records.read(Retention, tmp_path / "out/retention.json")
+    assert record.decision.choice in text
+    assert "prose" in text
+    assert "code" in text
+    assert (tmp_path / "out/frontier.png").stat().st_size > 5000
+    assert by_peft(tiny_model_folder, tmp_path / "out/adapter").isfinite().all()
+    assert main([*arguments, "--json"]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main([*arguments[:-8], "--out", str(tmp_path / "again"), *arguments[-6:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["decision"]["choice"] == record.decision.choice
+
+
+def test_bad_input_is_refused_with_its_name(tiny_model_folder, tmp_path, capsys):
+    adapter = saved(tiny_model_folder, tmp_path / "elsewhere")
+    data = write_task(tmp_path / "task.jsonl")
+    base = ["--base", str(tiny_model_folder), "--data", data, "--out", str(tmp_path / "out")]
+    assert main(["retain", str(adapter), *base, "--reference", data, "--tokens", "2000"]) == 2
+    assert "holds" in (error := capsys.readouterr().err)
+    assert "task.jsonl" in error
+    assert main(["retain", str(adapter), *base, "--tolerance", "none"]) == 2
+    assert "tolerance" in capsys.readouterr().err
+    edit(adapter, base_model_name_or_path=None)
+    assert main(["retain", str(adapter), *base[2:]]) == 2
+    assert "--base" in capsys.readouterr().err
+    assert main(["retain", str(tmp_path), *base]) == 2
+    assert "adapter_config.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -4,12 +4,16 @@ PYTHONPATH=DATA python -m benchmarks.retention --minutes 7
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
 from benchmarks.retention.settings import SETTINGS, load
-from benchmarks.retention.study import Study
+from benchmarks.retention.study import RESULTS, Study
 from benchmarks.retention.train import train
+
+PASSES = (("base", "raw", "filter-mixture", "scale"), ("filter-documentation", "filter-self"))
+"""The first pass over all settings comes before the second."""
 
 
 def main() -> None:
@@ -27,12 +31,22 @@ def main() -> None:
     def late() -> bool:
         return time.monotonic() > end
 
-    for name in options.settings:
-        if late():
-            return
-        train(SETTINGS[name], load(SETTINGS[name]), options.work / name)
+    for arms in PASSES:
+        for name in options.settings:
+            file = RESULTS / f"{name}.json"
+            known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}
+            if late() or set(arms) <= set(known):
+                continue
+            train(SETTINGS[name], load(SETTINGS[name]), options.work / name)
+            if not late():
+                Study(SETTINGS[name], options.work).run(arms, late)
+    for name in options.answers:
         if not late():
-            Study(SETTINGS[name], options.work).run(late, answers=name in options.answers)
+            study = Study(SETTINGS[name], options.work)
+            for arm in ("raw", "filter-mixture"):
+                study.answers(arm)
+            for arm in ("filter-mixture", "scale"):
+                study.frontier(arm)
 
 
 if __name__ == "__main__":

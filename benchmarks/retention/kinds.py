@@ -17,7 +17,7 @@ from lora_select.retention.references import standard_library
 
 KINDS = ("documentation", "licences", "news", "code", "chat")
 CHUNK = 96
-JUDGE = 12
+JUDGE = 10
 
 
 @final

@@ -47,8 +47,8 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16, selection=32, evaluation=40),
-        Setting("spelling", "spelling", 2e-3),
         Setting("section", "section-later", 2e-3),
+        Setting("spelling", "spelling", 2e-3),
         Setting("section-three-times", "section-later", 6e-3),
         Setting("docs-text", "docs-text", 1e-3, rows=128, steps=16),
         Setting("section-shira", "section-later", 3e-3, variant="shira"),

@@ -21,10 +21,11 @@ from lora_select.evaluation.metrics import exact_match, generate
 from lora_select.records import write_text
 from lora_select.retention import filter as filtering
 from lora_select.retention import forms, measure, moments, path
+from lora_select.retention.bench import filter_updates, scaled
 from lora_select.retention.filter import Pair
 from lora_select.retention.forms import Update
-from lora_select.retention.retain import filter_updates, scaled
 from lora_select.retention.self_text import sampled
+from lora_select.spectral.linear_layers import linear_layers
 
 RESULTS = Path(__file__).parent / "results"
 GIVE, SELF_ROWS, TASK_TOKENS = 32, 32, 4096
@@ -70,19 +71,26 @@ class Study:
     def _fresh(self) -> Any:
         return models.load_model(self.subject.source.path)
 
-    def run(self, late: Callable[[], bool], *, answers: bool) -> None:
-        """What is missing, until `late` says so."""
-        for name, updates in (("base", {}), ("raw", self.form.updates)):
-            if name not in self.held["arms"] and not late():
-                self.held["arms"][name] = self._judged(updates)
-                self._write()
-        for arm, sources in ARMS.items():
-            if arm not in self.held["arms"] and not late():
-                self.held["arms"][arm] = self._arm(sources)
-                self._write()
-        for arm in ("raw", "filter-mixture"):
-            if answers and not late():
-                self.answers(arm)
+    def run(self, arms: Sequence[str], late: Callable[[], bool]) -> None:
+        """Those of `arms` that are missing, until `late` says so."""
+        for arm in arms:
+            if arm in self.held["arms"] or late():
+                continue
+            if arm == "base":
+                self.held["arms"][arm] = self._base()
+            elif arm == "raw":
+                self.held["arms"][arm] = self._judged(self.form.updates)
+            else:
+                self.held["arms"][arm] = self._arm(ARMS[arm])
+            self._write()
+
+    def _base(self) -> dict[str, Any]:
+        """The base model's losses, measured once for all settings of the same rows."""
+        rows = [self.subject.evaluation, *(self.kinds[name].judge for name in KINDS)]
+        file = self.work / f"base-{self.setting.model}-{digest([row for part in rows for row in part])}.json"
+        if not file.is_file():
+            write_text(file, json.dumps(self._judged({})))
+        return json.loads(file.read_text(encoding="utf-8"))
 
     def _arm(self, sources: Sequence[str]) -> dict[str, Any]:
         began = time.process_time()
@@ -114,10 +122,22 @@ class Study:
             except Exception as error:
                 return made | {"refused": str(error)}
             made |= {"rank": written.rank, "error": written.error, "method": written.method} | self._judged(updates)
-            if self.setting.name == "quickstart" and sources in ((), ARMS["filter-mixture"]):
-                made["frontier"] = [self._point(at(strength), strength) for strength in GRID]
         print(f"{self.setting.name} {sources}: {made['strength']}, {time.process_time() - began:.0f} s", flush=True)
         return made
+
+    def frontier(self, arm: str) -> None:
+        """Task and reference losses of an arm at fixed strengths."""
+        held = self.held["arms"][arm]
+        if "frontier" in held:
+            return
+        pairs, layers, _, _ = self._pairs(ARMS[arm])
+        held["frontier"] = [
+            self._point(
+                filter_updates(self.form.updates, pairs, layers, s) if pairs else scaled(self.form.updates, s), s
+            )
+            for s in GRID
+        ]
+        self._write()
 
     def _point(self, updates: Mapping[str, Update], strength: float) -> dict[str, Any]:
         rows = {"task": self.subject.evaluation} | {name: self.kinds[name].judge for name in ("documentation", "chat")}
@@ -144,13 +164,17 @@ class Study:
         if not sources:
             return {}, {}, None, {}
         costs: dict[str, float] = {}
-        modules = forms.linear_modules(self.model)
-        wanted = {name: modules[name] for name in self.form.updates}
+        modules = linear_layers(self.model)
 
         def sums(name: str, rows: Sequence[TokenRow]) -> moments.Moments:
+            """Of all linear layers through the base model: the same for all adapters, so kept."""
+            file = self.work / f"moments-{self.setting.model}-{digest(rows)}.safetensors"
+            if file.is_file():
+                return moments.load(file)
             began = time.process_time()
-            made = moments.stream(self.model, wanted, rows, self.pad_id)
+            made = moments.stream(self.model, modules, rows, self.pad_id)
             costs[name] = round(time.process_time() - began, 1)
+            moments.save(made, file)
             return made
 
         task = sums("task", _until(self.subject.train, TASK_TOKENS))
@@ -159,7 +183,8 @@ class Study:
         pairs, _ = filtering.pairs(task, given)
         layers: dict[str, list[str]] = {}
         for name, owner in task.owner.items():
-            layers.setdefault(owner, []).append(name)
+            if name in self.form.updates:
+                layers.setdefault(owner, []).append(name)
         del task, given
         spreads = {
             name: filtering.spread(self.form.updates[name].a, self.form.updates[name].b, pairs[owner])

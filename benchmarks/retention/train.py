@@ -6,9 +6,9 @@ from pathlib import Path
 
 from benchmarks.retention.settings import ATTENTION, FEED_FORWARD, Setting, Subject
 from lora_select import models
+from lora_select.initialization import write_initialization
 from lora_select.initialization.portable import make_portable
 from lora_select.records import AdapterSpec, Range, TrainingPlan
-from lora_select.initialization import write_initialization
 from lora_select.training import single_trial
 from lora_select.variants import named
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lora_select.data import render
 from lora_select.data.tokenize import tokenize
 from lora_select.data.tokens import TokenRow
-from lora_select.records.digests import key_of
 from lora_select.records import BaseModel, write_text
+from lora_select.records.digests import key_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,7 @@ def _generate(
     """Sampled continuations at temperature 1 from the whole distribution, each up to an end token where `stop`."""
     import torch
 
-    from lora_select.evaluation.metrics import _left_padded, end_ids
+    from lora_select.evaluation.metrics import end_ids
     from lora_select.models import pad_id
 
     ends, fill = end_ids(model, tokenizer), pad_id(tokenizer)
@@ -108,7 +108,7 @@ def _generate(
         torch.manual_seed(seed)
         for begin in range(0, len(order), BATCH):
             chosen = order[begin : begin + BATCH]
-            inputs: dict[str, Tensor] = _left_padded([prompts[index] for index in chosen], fill, model.device)
+            inputs = _left_padded([prompts[index] for index in chosen], fill, model.device)
             output = model.generate(
                 **inputs,
                 max_new_tokens=length,
@@ -124,3 +124,13 @@ def _generate(
                 end = next((place for place, token in enumerate(row) if token in ends), len(row)) if stop else len(row)
                 made[index] = row[:end]
     return made
+
+
+def _left_padded(prompts: list[list[int]], fill: int, device: Any) -> "dict[str, Tensor]":
+    """Prompts that end at the same place, with their mask."""
+    import torch
+
+    width = max(len(ids) for ids in prompts)
+    padded = [[fill] * (width - len(ids)) + ids for ids in prompts]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    return {"input_ids": torch.tensor(padded, device=device), "attention_mask": torch.tensor(mask, device=device)}

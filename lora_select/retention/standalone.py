@@ -11,8 +11,10 @@ from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, Retention
 from lora_select.retention import forms, plot
+from lora_select.retention.bench import Progress
 from lora_select.retention.references import CODE, EMBEDDED, PROSE, SELF
-from lora_select.retention.retain import Progress, RetentionSettings, TaskRows, retain_adapter, split_selection
+from lora_select.retention.retain import retain_adapter, split_selection
+from lora_select.retention.settings import RetentionSettings, TaskRows
 
 RECORD, FRONTIER = "retention.json", "frontier.png"
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from lora_select import models
 from lora_select.errors import InputError
 from lora_select.retention import forms
+from lora_select.retention.bench import scaled
 from lora_select.retention.forms import Update
-from lora_select.retention.retain import scaled
 from lora_select.variants import named
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

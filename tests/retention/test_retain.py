@@ -11,12 +11,14 @@ from training_jobs import plan, spec
 
 from lora_select import models, records
 from lora_select.cli.main import main
-from lora_select.data.tokens import TokenRow
+from lora_select.data.tokens import TokenRow, read_rows, write_rows
 from lora_select.errors import InputError
 from lora_select.records import Retention
 from lora_select.retention import forms
+from lora_select.retention.candidates import served
 from lora_select.retention.decide import decide
-from lora_select.retention.retain import RetentionSettings, TaskRows, retain_adapter, split_selection
+from lora_select.retention.retain import keep_selection, retain_adapter, split_selection
+from lora_select.retention.settings import RetentionSettings, TaskRows
 from lora_select.training import single_trial
 
 SETTINGS = RetentionSettings(
@@ -128,6 +130,24 @@ def test_selection_rows_are_kept_from_training_and_the_same_in_any_order():
     assert split_selection(every[::-1], 0)[1] == selection
     with pytest.raises(InputError, match="39 rows are too few"):
         split_selection(every[:39], 0)
+
+
+def test_training_sees_all_but_the_selection_rows_in_their_order(tmp_path):
+    every = rows(60)
+    write_rows(tmp_path / "tokens.parquet", every)
+    train, selection = map(read_rows, keep_selection(tmp_path / "tokens.parquet", tmp_path, 0))
+    assert {row.row_id for row in selection} == {row.row_id for row in split_selection(every, 0)[1]}
+    assert train == [row for row in every if row not in selection]
+
+
+def test_candidates_are_compared_as_they_would_be_served(made):
+    record, _ = made
+    point = next(point for point in record.evidence.filter_path if point.strength == record.decision.strength)
+    place = served(record)
+    assert place.task == point.loss
+    assert place.forgetting == pytest.approx(sum(one.rise["filter"].difference for one in record.references) / 2)
+    raw = dataclasses.replace(record, decision=dataclasses.replace(record.decision, choice="none"))
+    assert served(raw).forgetting > place.forgetting
 
 
 def write_task(file):

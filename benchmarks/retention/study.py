@@ -28,7 +28,7 @@ from lora_select.retention.self_text import sampled
 from lora_select.spectral.linear_layers import linear_layers
 
 RESULTS = Path(__file__).parent / "results"
-GIVE, SELF_ROWS, TASK_TOKENS = 32, 32, 4096
+GIVE, SELF_ROWS, TASK_TOKENS = 20, 32, 3000
 ARMS: Mapping[str, tuple[str, ...]] = {
     "filter-mixture": ("documentation", "news", "chat"),
     "scale": (),

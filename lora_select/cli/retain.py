@@ -43,7 +43,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         action="store_true",
         help="also write the task's second moments, for the next training's filter",
     )
-    for name, default in (("max-length", 1024), ("tokens", 8192), ("seed", 0)):
+    for name, default in (("max-length", 1024), ("tokens", 4096), ("seed", 0)):
         command.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default: {default}")
     command.add_argument(
         "--prior",
@@ -57,24 +57,29 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _retain(parsed: argparse.Namespace) -> int:
-    from lora_select import records
+    import contextlib
+
+    from lora_select import progress, records
     from lora_select.retention.standalone import retain
 
-    made = retain(
-        parsed.adapter,
-        parsed.data,
-        parsed.out,
-        base=parsed.base,
-        references=tuple(parsed.reference or ("prose", "self")),
-        judges=tuple(parsed.judge or ()),
-        tolerance=parsed.tolerance,
-        quantize=parsed.quantize,
-        max_length=parsed.max_length,
-        tokens=parsed.tokens,
-        prior=parsed.prior,
-        keep_moments=parsed.keep_moments,
-        seed=parsed.seed,
-    )
+    quiet = contextlib.nullcontext((lambda *_: None, None))
+    with quiet if parsed.json else progress.shown() as (report, _):
+        made = retain(
+            parsed.adapter,
+            parsed.data,
+            parsed.out,
+            base=parsed.base,
+            references=tuple(parsed.reference or ("prose", "self")),
+            judges=tuple(parsed.judge or ()),
+            tolerance=parsed.tolerance,
+            quantize=parsed.quantize,
+            max_length=parsed.max_length,
+            tokens=parsed.tokens,
+            prior=parsed.prior,
+            keep_moments=parsed.keep_moments,
+            seed=parsed.seed,
+            progress=report,
+        )
     if parsed.json:
         print(records.to_json(made), end="")
     else:

@@ -5,13 +5,13 @@ import hashlib
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_select import models
 from lora_select.data.tokens import TokenRow, read_rows, write_rows
-from lora_select.errors import InputError
+from lora_select.errors import InputError, WorldError
 from lora_select.records import (
     BaseModel,
     ReferenceJudgement,
@@ -23,7 +23,7 @@ from lora_select.records import (
 )
 from lora_select.retention import forms, measure, path
 from lora_select.retention.bench import Bench, Progress
-from lora_select.retention.decide import FILTER, RAW, decide
+from lora_select.retention.decide import FILTER, RAW, SCALE, decide
 from lora_select.retention.forms import Form, Update
 from lora_select.retention.measure import Judged
 from lora_select.retention.moments import Moments, save
@@ -32,11 +32,13 @@ from lora_select.retention.settings import RetentionSettings, TaskRows
 
 ADAPTER, RAW_ADAPTER, MOMENTS = "adapter", "adapter-raw", "moments.safetensors"
 TRAIN_TOKENS, SELECTION_TOKENS = "train_tokens.parquet", "selection_tokens.parquet"
-SELECTION_SHARE, MOST_SELECTION, LEAST_SELECTION = 0.2, 48, 8
+ROUNDING = 2e-2
+"""Of an update that is written in bfloat16, relative."""
+SELECTION_SHARE, MOST_SELECTION, LEAST_SELECTION = 0.2, 32, 8
 
 
 def split_selection(rows: Sequence[TokenRow], seed: int) -> tuple[list[TokenRow], list[TokenRow]]:
-    """Rows to train on, and selection rows that are kept from training: a fifth, at most 48; the same for the same rows and seed.
+    """Rows to train on, and selection rows that are kept from training: a fifth, at most 32; the same for the same rows and seed.
 
     Raises:
         InputError: fewer than 8 would be kept.
@@ -77,6 +79,7 @@ def retain_adapter(
     settings: RetentionSettings,
     folder: Path,
     *,
+    others: Mapping[str, Path] | None = None,
     cache: Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> Retention:
@@ -88,6 +91,7 @@ def retain_adapter(
         rows: the task's rows.
         settings: see :class:`RetentionSettings`.
         folder: existing; gets the two adapters.
+        others: PEFT folders by name (`champion`, `plain_lora`) that are judged on the same rows and text; they decide nothing.
         cache: where text that the base model sampled is kept (default: the product's cache).
         progress: called with (done, total, what).
 
@@ -110,7 +114,7 @@ def retain_adapter(
         sizes=Sizes(settings.reference_tokens, settings.judging_units), seed=settings.seed, model=lambda: model,
         cache=cache or models.cache_folder(),
     )  # fmt: skip
-    refuse_leaks(sets, [*rows.moments, *rows.selection])
+    refuse_leaks(sets, [*rows.moments, *rows.selection, *rows.evaluation])
     bench = Bench(model, form, pad_id, settings, progress)
     pairs, layers, notes, sums = bench.moments(rows.moments, sets)
     raw = bench.losses(form.updates, rows.selection)
@@ -124,11 +128,12 @@ def retain_adapter(
         },
     )
     decision = decide(evidence)
-    served = _write(form, arms, decision, folder, base.source, written)
+    served = _write(form, arms, decision, folder, base.source, written, model)
     kept = None
     if settings.keep_moments:
         save(sums, folder / MOMENTS)
         kept = file_ref(folder / MOMENTS, folder)
+    arms |= _rivals(others or {}, model, fresh)
     judged = {one.name: bench.judge(arms, one.judging, f"text that judges: {one.name}") for one in sets}
     task = _task(bench, arms, rows.evaluation, settings.seed)
     files = tuple(file_ref(file, folder) for file in sorted((folder / ADAPTER).iterdir()))
@@ -155,8 +160,15 @@ def retain_adapter(
         moments_file=kept,
         seconds=round(time.monotonic() - began, 1),
         processor_seconds=round(time.process_time() - spent, 1),
-        notes=(*notes, *(f"{one.name}: {note}" for one in sets for note in one.notes), *_notes(form, sums, rows)),
+        notes=(*notes, *(f"{one.name}: {note}" for one in sets for note in one.notes), *_notes(form, sums, rows, base)),
     )
+
+
+def _rivals(others: Mapping[str, Path], model: Any, fresh: Callable[[], Any]) -> dict[str, Mapping[str, Update]]:
+    taken = sorted({"base", RAW, SCALE, FILTER} & set(others))
+    if taken:
+        raise InputError(f"{taken[0]!r} names an arm of the adapter itself; give the other adapter another name")
+    return {name: forms.read(folder, model, load_base=fresh).updates for name, folder in others.items()}
 
 
 def adapter_digest(folder: Path) -> str:
@@ -172,6 +184,7 @@ def _write(
     folder: Path,
     source: str,
     written: Mapping[str, forms.Written],
+    model: Any,
 ) -> forms.Written:
     for name in (ADAPTER, RAW_ADAPTER):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -181,7 +194,32 @@ def _write(
         return forms.Written(None, 0.0, "as trained")
     made = written[decision.choice]
     forms.write(form, arms[decision.choice], folder / ADAPTER, source, made)
+    _check_written(folder / ADAPTER, arms[decision.choice], model)
     return made
+
+
+def _check_written(folder: Path, wanted: Mapping[str, Update], model: Any) -> None:
+    """What the folder holds is what was measured, seen through a random input of each layer.
+
+    Raises:
+        WorldError: a layer differs by more than the rounding of its file.
+    """
+    import torch
+
+    held = forms.read(folder, model, load_base=lambda: model).updates
+    generator = torch.Generator().manual_seed(0)
+    for name, update in wanted.items():
+        x = torch.randn(update.a.shape[1], generator=generator)
+        expected, found = (_times(one, x) for one in (update, held[name]))
+        if float((expected - found).norm()) > ROUNDING * float(expected.norm()):
+            raise WorldError(
+                f"{folder} does not hold what was measured: {name} differs; the disk may be full or the file damaged"
+            )
+
+
+def _times(update: Update, x: Any) -> Any:
+    seen = update.a.float().cpu() @ x
+    return seen if update.b is None else update.b.float().cpu() @ seen
 
 
 def _task(bench: Bench, arms: measure.Arms, rows: Sequence[TokenRow], seed: int) -> dict[str, Any]:
@@ -209,8 +247,13 @@ def _judgement(one: ReferenceSet, judged: Judged, seed: int) -> ReferenceJudgeme
     )
 
 
-def _notes(form: Form, sums: Moments, rows: TaskRows) -> list[str]:
+def _notes(form: Form, sums: Moments, rows: TaskRows, base: BaseModel) -> list[str]:
     found = []
+    named = str(form.config.get("base_model_name_or_path") or "")
+    if named and Path(named).name.lower() not in {Path(base.source).name.lower(), Path(base.path).name.lower()}:
+        found.append(
+            f"the adapter names {named} as its base model, {base.source} was used: their layers have the same shapes"
+        )
     if form.kind != forms.AS_TRAINED:
         found.append(f"the adapter is no plain LoRA; its update was read as {form.kind}")
     if sums.unseen:

@@ -27,9 +27,9 @@ class RetentionSettings:
     tolerance: str | None = None
     prior: float = 0.0
     ridge: float = filtering.RIDGE
-    task_tokens: int = 8192
-    reference_tokens: int = 8192
-    judging_units: int = 24
+    task_tokens: int = 4096
+    reference_tokens: int = 4096
+    judging_units: int = 16
     max_error: float = forms.MAX_ERROR
     exact_width: int = EXACT_WIDTH
     sketch_columns: int = SKETCH_COLUMNS

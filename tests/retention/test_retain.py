@@ -11,12 +11,14 @@ from training_jobs import plan, spec
 
 from lora_select import models, records
 from lora_select.cli.main import main
+from lora_select.config import RetentionConfig
 from lora_select.data.tokens import TokenRow, read_rows, write_rows
-from lora_select.errors import InputError
+from lora_select.errors import InputError, WorldError
 from lora_select.records import Retention
 from lora_select.retention import forms
 from lora_select.retention.candidates import served
 from lora_select.retention.decide import decide
+from lora_select.retention.limits import over_limit
 from lora_select.retention.retain import keep_selection, retain_adapter, split_selection
 from lora_select.retention.settings import RetentionSettings, TaskRows
 from lora_select.training import single_trial
@@ -49,11 +51,13 @@ def trained(tmp_path_factory, tiny_model_folder):
     return folder
 
 
-def run(base, adapter, folder, **changes):
+def run(base, adapter, folder, others=None, **changes):
     folder.mkdir(exist_ok=True)
     split = TaskRows(rows(160), rows(16, seed=1), rows(16, seed=2))
     settings = dataclasses.replace(SETTINGS, **changes)
-    return retain_adapter(models.resolve(str(base)), adapter, split, settings, folder, cache=folder / "cache")
+    return retain_adapter(
+        models.resolve(str(base)), adapter, split, settings, folder, others=others, cache=folder / "cache"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,17 @@ def test_the_next_training_does_not_undo_this_one_through_moments_alone(made, tr
     assert any(abs(layer.reference_kept - first[layer.name]) > 1e-3 for layer in again.layers)
 
 
+def test_a_folder_that_does_not_hold_what_was_measured_is_found(trained, tiny_model_folder, tmp_path, monkeypatch):
+    write = forms.write
+
+    def torn(form, new, out, *more):
+        write(form, {name: forms.Update(2 * one.a, one.b) for name, one in new.items()}, out, *more)
+
+    monkeypatch.setattr(forms, "write", torn)
+    with pytest.raises(WorldError, match="does not hold what was measured"):
+        run(tiny_model_folder, trained, tmp_path / "out")
+
+
 def test_selection_rows_are_kept_from_training_and_the_same_in_any_order():
     every = rows(60)
     train, selection = split_selection(every, 0)
@@ -148,6 +163,26 @@ def test_candidates_are_compared_as_they_would_be_served(made):
     assert place.forgetting == pytest.approx(sum(one.rise["filter"].difference for one in record.references) / 2)
     raw = dataclasses.replace(record, decision=dataclasses.replace(record.decision, choice="none"))
     assert served(raw).forgetting > place.forgetting
+
+
+def test_others_are_judged_on_the_same_text_and_limits_go_by_set(made, trained, tiny_model_folder, tmp_path):
+    first, folder = made
+    record = run(tiny_model_folder, trained, tmp_path / "out", others={"champion": folder / "adapter-raw"})
+    for one, before in zip(record.references, first.references, strict=True):
+        assert one.rise["champion"].difference == pytest.approx(before.rise["raw"].difference, abs=1e-4)
+    assert record.decision == first.decision
+    raw = {one.name: one.rise["raw"].difference for one in record.references}
+    assert over_limit(record.references, "raw", max(raw.values())) == ()
+    assert len(over_limit(record.references, "raw", {"prose": raw["prose"] / 2})) == 1
+    with pytest.raises(InputError, match="law"):
+        over_limit(record.references, "raw", {"law": 0.1})
+    with pytest.raises(InputError, match="'raw' names an arm"):
+        run(tiny_model_folder, trained, tmp_path / "again", others={"raw": trained})
+
+
+def test_the_config_says_what_the_library_takes():
+    given = RetentionConfig().model_dump(exclude={"mode"})
+    assert RetentionSettings(**given) == RetentionSettings()
 
 
 def write_task(file):

@@ -196,7 +196,7 @@ def _merged(folder: Path, config: Mapping[str, Any], base: Any, load_base: Any) 
         _check_layer(folder, name, pristine, (update.shape[0], update.shape[1]))
         # an initialisation may have taken its start off the base's weight when PEFT loaded it
         taken = plain_weight(moved[name]).double() - plain_weight(pristine[name]).double()
-        whole = update
+        whole = update + taken.to(update)
         if not bool(whole.isfinite().all()):
             raise InputError(f"{folder}: the update of {name} holds NaN or infinity; the training diverged")
         form, exact = _smallest(whole)

@@ -73,26 +73,35 @@ def pairs(
     Raises:
         InputError: far too few tokens for a layer's width, or moments of another model.
     """
-    for other in references:
-        if other.owner != task.owner:
-            raise InputError(
-                "the reference's second moments are of other layers than the task's; take both from one model"
-            )
-    found, raised = {}, []
+    found, raised, missing = {}, [], []
     for name, sums in task.sums.items():
-        given = [other.sums[name] for other in references]
+        given = [other.of(name) for other in references if name in other.owner]
+        if any(one.products.shape != sums.products.shape for one in given):
+            raise InputError(
+                f"the reference's second moment of {name} is {given[-1].width} wide, the task's {sums.width}; take both from one model"
+            )
+        if len(given) < len(references):
+            missing.append(name)
+        if not given:
+            continue
         _check_tokens(name, [sums, *given])
         scarcity = max(1.0, sums.width / min(one.tokens for one in (sums, *given)))
         if scarcity > 1:
             raised.append(name)
         found[name] = _pair(sums, given, ridge * scarcity, max(prior, ridge * scarcity if scarcity > 1 else 0.0))
-    notes = ()
-    if raised:
-        notes = (
-            f"{len(raised)} inputs are wider than their tokens are many (first {raised[0]}): the ridge is raised from {ridge:g} by "
-            "width over tokens there, on both sides",
+    if not found:
+        raise InputError(
+            "no reference has second moments of the adapted layers; take them from the model that the adapter is for"
         )
-    return found, notes
+    notes: list[str] = []
+    if missing:
+        notes.append(f"{len(missing)} inputs are not in every reference's second moments, first {missing[0]}")
+    if raised:
+        notes.append(
+            f"{len(raised)} inputs are wider than their tokens are many (first {raised[0]}): the ridge is raised from {ridge:g} by "
+            "width over tokens there, on both sides"
+        )
+    return found, tuple(notes)
 
 
 def _check_tokens(name: str, sums: Sequence[InputSums]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow, read_rows, write_rows
+from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
 from lora_select.records import (
     BaseModel,
@@ -31,45 +30,8 @@ from lora_select.retention.references import ReferenceSet, Sizes, gather, refuse
 from lora_select.retention.settings import RetentionSettings, TaskRows
 
 ADAPTER, RAW_ADAPTER, MOMENTS = "adapter", "adapter-raw", "moments.safetensors"
-TRAIN_TOKENS, SELECTION_TOKENS = "train_tokens.parquet", "selection_tokens.parquet"
 ROUNDING = 2e-2
 """Of an update that is written in bfloat16, relative."""
-SELECTION_SHARE, MOST_SELECTION, LEAST_SELECTION = 0.2, 32, 8
-
-
-def split_selection(rows: Sequence[TokenRow], seed: int) -> tuple[list[TokenRow], list[TokenRow]]:
-    """Rows to train on, and selection rows that are kept from training: a fifth, at most 32; the same for the same rows and seed.
-
-    Raises:
-        InputError: fewer than 8 would be kept.
-    """
-    shuffled = sorted(rows, key=lambda row: row.row_id)
-    random.Random(f"retention:{seed}").shuffle(shuffled)
-    count = min(MOST_SELECTION, int(SELECTION_SHARE * len(shuffled)))
-    if count < LEAST_SELECTION:
-        raise InputError(
-            f"the filter's strength is chosen on a fifth of the rows and needs {LEAST_SELECTION} of them; {len(rows)} rows are too few: bring "
-            "more, or set `retention.mode` to off"
-        )
-    return shuffled[count:], shuffled[:count]
-
-
-def keep_selection(tokens: Path, folder: Path, seed: int) -> tuple[Path, Path]:
-    """Write `train_tokens.parquet` and `selection_tokens.parquet` into `folder`: what training may see, and what it may not.
-
-    Args:
-        tokens: token rows of the training split.
-        folder: existing.
-        seed: of the split.
-
-    Raises:
-        InputError: too few rows.
-    """
-    train, selection = split_selection(read_rows(tokens), seed)
-    kept = {row.row_id for row in train}
-    write_rows(folder / TRAIN_TOKENS, [row for row in read_rows(tokens) if row.row_id in kept])
-    write_rows(folder / SELECTION_TOKENS, selection)
-    return folder / TRAIN_TOKENS, folder / SELECTION_TOKENS
 
 
 def retain_adapter(
@@ -261,6 +223,3 @@ def _notes(form: Form, sums: Moments, rows: TaskRows, base: BaseModel) -> list[s
     if not rows.evaluation:
         found.append("no rows were left to judge the task: its loss is known on the rows that chose the strength alone")
     return found
-
-
-__all__ = ["RetentionSettings", "TaskRows", "retain_adapter", "split_selection"]

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import final
 
 from lora_select.data.tokens import TokenRow
+from lora_select.errors import InputError
 from lora_select.retention import filter as filtering
 from lora_select.retention import forms
 from lora_select.retention.moments import EXACT_WIDTH, SKETCH_COLUMNS
 from lora_select.retention.references import CODE, PROSE, SELF
+from lora_select.training import validation
+
+LEAST_SELECTION, MOST_SELECTION = 8, 32
 
 
 @final
@@ -49,3 +53,35 @@ class TaskRows:
     moments: Sequence[TokenRow]
     selection: Sequence[TokenRow]
     evaluation: Sequence[TokenRow] = ()
+
+
+def split_rows(rows: Sequence[TokenRow], kept: int, seed: int, evaluation: Sequence[TokenRow] = ()) -> TaskRows:
+    """The task's training rows in parts: `kept` rows choose the strength, the others give second moments.
+
+    With the plan's `validation_rows` and seed these are the rows that the training kept from itself.
+
+    Args:
+        rows: token rows of the training split, in file order.
+        kept: rows that choose; see :func:`selection_rows` where no plan says.
+        seed: of the split.
+        evaluation: rows that judge.
+
+    Raises:
+        InputError: fewer than 8 would choose.
+    """
+    if kept < LEAST_SELECTION:
+        raise InputError(
+            f"the filter's strength is chosen on rows that were kept from training and needs {LEAST_SELECTION} of them, got {kept} of "
+            f"{len(rows)}: bring more rows, raise `training.validation`, or set `retention.mode` to off"
+        )
+    given, chosen = validation.split(rows, kept, seed)
+    return TaskRows(given, chosen, evaluation)
+
+
+def selection_rows(count: int) -> int:
+    """How many of `count` rows choose where no training kept any: a fifth, at most 32.
+
+    >>> selection_rows(60), selection_rows(5000), selection_rows(39)
+    (12, 32, 7)
+    """
+    return min(MOST_SELECTION, count // 5)

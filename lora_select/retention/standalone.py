@@ -13,8 +13,8 @@ from lora_select.records import BaseModel, Retention
 from lora_select.retention import forms, plot
 from lora_select.retention.bench import Progress
 from lora_select.retention.references import CODE, EMBEDDED, PROSE, SELF
-from lora_select.retention.retain import retain_adapter, split_selection
-from lora_select.retention.settings import RetentionSettings, TaskRows
+from lora_select.retention.retain import retain_adapter
+from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
 
 RECORD, FRONTIER = "retention.json", "frontier.png"
 
@@ -132,5 +132,5 @@ def read_rows(source: str, base: BaseModel, *, max_length: int, max_rows: int | 
             for file in (dataset.train_file, dataset.eval_file)
         ]
     train: list[TokenRow] = [row for row in parts[0] if row is not None]
-    rest, selection = split_selection(train, seed)
-    return TaskRows(rest, selection, [row for row in parts[1] if row is not None])
+    judging = [row for row in parts[1] if row is not None]
+    return split_rows(train, selection_rows(len(train)), seed, judging)

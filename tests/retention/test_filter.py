@@ -150,3 +150,18 @@ def test_too_few_tokens_raise_the_ridge_or_are_refused():
     assert float(raised) == pytest.approx(2e-4 * some.sums["layer"].energy / 32 / 64, rel=1e-2)
     with pytest.raises(InputError, match="7 tokens are too few .* layer, which is 64 wide"):
         pairs(moments(sums(rows(7, 64, 2, rank=8))), [plenty])
+
+
+def test_a_reference_that_lacks_a_layer_is_said_and_one_of_another_model_is_refused():
+    one, other = rows(200, 16, 1, rank=8), rows(200, 16, 2, rank=8)
+    task = Moments({"a": sums(one), "b": sums(other)}, {"a": "a", "b": "b"})
+    some = Moments({"a": sums(other)}, {"a": "a"})
+    found, notes = pairs(task, [task, some])
+    assert set(found) == {"a", "b"}
+    assert "first b" in notes[0]
+    torch.testing.assert_close(found["b"].reference, other.T.double() @ other.double() / 200, rtol=1e-5, atol=1e-5)
+    assert set(pairs(task, [some])[0]) == {"a"}
+    with pytest.raises(InputError, match="one model"):
+        pairs(task, [Moments({"a": sums(one[:, :8])}, {"a": "a"})])
+    with pytest.raises(InputError, match="no reference has"):
+        pairs(task, [Moments({"z": sums(one)}, {"z": "z"})])

@@ -12,16 +12,16 @@ from training_jobs import plan, spec
 from lora_select import models, records
 from lora_select.cli.main import main
 from lora_select.config import RetentionConfig
-from lora_select.data.tokens import TokenRow, read_rows, write_rows
+from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
 from lora_select.records import Retention
 from lora_select.retention import forms
 from lora_select.retention.candidates import served
 from lora_select.retention.decide import decide
 from lora_select.retention.limits import over_limit
-from lora_select.retention.retain import keep_selection, retain_adapter, split_selection
-from lora_select.retention.settings import RetentionSettings, TaskRows
-from lora_select.training import single_trial
+from lora_select.retention.retain import retain_adapter
+from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
+from lora_select.training import single_trial, validation
 
 SETTINGS = RetentionSettings(
     references=("prose",), judges=("code",), task_tokens=1500, reference_tokens=1500, judging_units=6, tolerance="5%"
@@ -137,22 +137,14 @@ def test_a_folder_that_does_not_hold_what_was_measured_is_found(trained, tiny_mo
         run(tiny_model_folder, trained, tmp_path / "out")
 
 
-def test_selection_rows_are_kept_from_training_and_the_same_in_any_order():
+def test_the_rows_that_choose_are_those_that_training_kept_and_too_few_are_refused(tmp_path):
     every = rows(60)
-    train, selection = split_selection(every, 0)
-    assert len(selection) == 12
-    assert {row.row_id for row in train} | {row.row_id for row in selection} == {row.row_id for row in every}
-    assert split_selection(every[::-1], 0)[1] == selection
-    with pytest.raises(InputError, match="39 rows are too few"):
-        split_selection(every[:39], 0)
-
-
-def test_training_sees_all_but_the_selection_rows_in_their_order(tmp_path):
-    every = rows(60)
-    write_rows(tmp_path / "tokens.parquet", every)
-    train, selection = map(read_rows, keep_selection(tmp_path / "tokens.parquet", tmp_path, 0))
-    assert {row.row_id for row in selection} == {row.row_id for row in split_selection(every, 0)[1]}
-    assert train == [row for row in every if row not in selection]
+    parts = split_rows(every, selection_rows(60), 0, every[:2])
+    given, kept = validation.split(every, 12, 0)
+    assert (parts.moments, parts.selection, parts.evaluation) == (given, kept, every[:2])
+    assert not {row.row_id for row in given} & {row.row_id for row in kept}
+    with pytest.raises(InputError, match="got 7 of 39"):
+        split_rows(every[:39], selection_rows(39), 0)
 
 
 def test_candidates_are_compared_as_they_would_be_served(made):

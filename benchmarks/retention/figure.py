@@ -27,6 +27,8 @@ LABELS = {
 
 def main() -> None:
     every = cases()
+    if not every:
+        raise SystemExit("no results yet: python -m benchmarks.retention makes them")
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.5])
     quick = next((case for case in every if case.name == "quickstart"), every[0])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from lora_select.records import PathPoint, RetentionDecision, RetentionEvidence, UnitLosses
+from lora_select.records import PathPoint, Retention, RetentionDecision, RetentionEvidence, UnitLosses
 from lora_select.retention.path import chosen, paired
 
 RAW, SCALE, FILTER = "raw", "scale", "filter"
@@ -65,3 +65,19 @@ def _gain(references: Mapping[str, UnitLosses], before: str, after: str) -> tupl
     parts = [paired(units.arms[after], units.arms[before], units.labels) for units in references.values()]
     count = len(parts)
     return math.fsum(rise for rise, _ in parts) / count, math.sqrt(math.fsum(error**2 for _, error in parts)) / count
+
+
+def summary(made: Retention) -> str:
+    """One line for people: the choice, what it cost on the task, and each reference set before and after.
+
+    The task's loss is that of rows that chose nothing where there are any, else of the rows that chose the strength.
+    """
+    choice = made.decision.choice
+    arm = RAW if choice == "none" else choice
+    words = [f"{choice}, strength {made.decision.strength:.3g}" if made.decision.strength else choice]
+    if arm in made.task:
+        words.append(f"task {made.task[arm].base:.4f} -> {made.task[arm].adapted:.4f}")
+    words += [
+        f"{one.name} {one.rise[RAW].difference:+.3f} -> {one.rise[arm].difference:+.3f}" for one in made.references
+    ]
+    return "; ".join(words)

@@ -29,6 +29,7 @@ EMBEDDED = (PROSE, CODE, SELF)
 DECIDING = 8
 """Units of each set that the decision reads; they neither give moments nor judge."""
 LEAST_ROWS = 24
+MOST_ROWS = {"max_train_rows": 4000, "max_eval_rows": 400}
 MOST_TOKENS = 512
 """Of one row of a user's own reference; what is longer is cut and counted."""
 GRID = 64
@@ -185,7 +186,9 @@ def _from_user(source: str, tokens: int, tokenizer: Any, units: int, seed: int) 
     """Rows of a file, a folder or the hub in any dataset format; rows of one prompt stay in one part."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            dataset = intake(source=source, name="reference", folder=Path(folder), eval_fraction=0.5, seed=seed)
+            dataset = intake(
+                source=source, name="reference", folder=Path(folder), eval_fraction=0.5, seed=seed, **MOST_ROWS
+            )
         except InputError as error:
             reason = str(error).replace("`dataset.source`", "`retention.references`").partition(": bring")[0]
             raise InputError(

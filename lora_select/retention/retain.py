@@ -122,7 +122,12 @@ def retain_adapter(
         moments_file=kept,
         seconds=round(time.monotonic() - began, 1),
         processor_seconds=round(time.process_time() - spent, 1),
-        notes=(*notes, *(f"{one.name}: {note}" for one in sets for note in one.notes), *_notes(form, sums, rows, base)),
+        notes=(
+            *rows.notes,
+            *notes,
+            *(f"{one.name}: {note}" for one in sets for note in one.notes),
+            *_notes(form, sums, rows, base),
+        ),
     )
 
 

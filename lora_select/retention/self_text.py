@@ -104,7 +104,7 @@ def _generate(
     ends, fill = end_ids(model, tokenizer), pad_id(tokenizer)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     made: list[list[int]] = [[] for _ in prompts]
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode():
         torch.manual_seed(seed)
         for begin in range(0, len(order), BATCH):
             chosen = order[begin : begin + BATCH]

@@ -53,6 +53,8 @@ class TaskRows:
     moments: Sequence[TokenRow]
     selection: Sequence[TokenRow]
     evaluation: Sequence[TokenRow] = ()
+    notes: tuple[str, ...] = ()
+    """What of the source is not among the rows, in sentences."""
 
 
 def split_rows(rows: Sequence[TokenRow], kept: int, seed: int, evaluation: Sequence[TokenRow] = ()) -> TaskRows:

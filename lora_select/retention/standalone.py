@@ -1,5 +1,6 @@
 """`retain` on anybody's adapter: read its rows, filter, judge, and leave plain files in a new folder."""
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 from lora_select import models, records
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.tokenize import tokenize
-from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, Retention
 from lora_select.retention import forms, plot
@@ -123,14 +123,16 @@ def read_rows(source: str, base: BaseModel, *, max_length: int, max_rows: int | 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         dataset = intake(source=source, name="task", folder=place, max_train_rows=max_rows, max_eval_rows=64, seed=seed)
-        parts = [
-            [
-                made.row
-                for row_id, row in read_canonical(place / file.path)
-                if (made := tokenize(row_id, row, tokenizer, max_length)).row
-            ]
+        found = [
+            [tokenize(row_id, row, tokenizer, max_length) for row_id, row in read_canonical(place / file.path)]
             for file in (dataset.train_file, dataset.eval_file)
         ]
-    train: list[TokenRow] = [row for row in parts[0] if row is not None]
-    judging = [row for row in parts[1] if row is not None]
-    return split_rows(train, selection_rows(len(train)), seed, judging)
+    parts = [[made.row for made in part if made.row is not None] for part in found]
+    every = [made for part in found for made in part]
+    notes = [f"{item.count} task rows left out: {item.reason}" for item in dataset.rejected]
+    if cut := sum(made.length > max_length for made in every):
+        notes.append(f"{cut} task rows are longer than {max_length} tokens and are cut; raise --max-length")
+    if empty := sum(made.row is None for made in every):
+        notes.append(f"{empty} task rows have no label token and are not used")
+    given = split_rows(parts[0], selection_rows(len(parts[0])), seed, parts[1])
+    return dataclasses.replace(given, notes=tuple(notes))

@@ -17,10 +17,11 @@ from lora_select.errors import InputError, WorldError
 from lora_select.records import Retention
 from lora_select.retention import forms
 from lora_select.retention.candidates import served
-from lora_select.retention.decide import decide
+from lora_select.retention.decide import decide, summary
 from lora_select.retention.limits import over_limit
 from lora_select.retention.retain import retain_adapter
 from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
+from lora_select.retention.standalone import read_rows
 from lora_select.training import single_trial, validation
 
 SETTINGS = RetentionSettings(
@@ -96,6 +97,23 @@ def test_the_record_is_json_and_its_decision_is_replayed_byte_for_byte(made):
     ]
     assert {one.name: one.gave for one in again.references} == {"prose": True, "code": False}
     assert {layer.name.rpartition(".")[2] for layer in again.layers} == set(MODULES)
+
+
+def test_the_summary_names_the_choice_and_every_set(made):
+    record, _ = made
+    line = summary(record)
+    assert line.startswith(record.decision.choice)
+    for one in record.references:
+        assert f"{one.name} {one.rise['raw'].difference:+.3f} -> {one.rise['filter'].difference:+.3f}" in line
+
+
+def test_what_is_left_out_of_the_tasks_rows_is_said(tiny_model_folder, tmp_path):
+    file = tmp_path / "task.jsonl"
+    write_task(file)
+    file.write_text(file.read_text() + "no json\n" + json.dumps({"prompt": "q" * 9, "completion": "x" * 900}) + "\n")
+    found = read_rows(str(file), models.resolve(str(tiny_model_folder)), max_length=60, max_rows=None, seed=0)
+    assert any("1 task rows left out: broken JSON" in note for note in found.notes)
+    assert any("1 task rows are longer than 60 tokens" in note for note in found.notes)
 
 
 def test_arms_were_measured_on_rows_that_chose_nothing(made):

@@ -5,7 +5,20 @@ import sys
 from collections.abc import Sequence
 
 from lora_select import __version__, environment
-from lora_select.cli import analyze, data, doctor, export, finetune, node, options, recommend, retain, runs, ui, variants
+from lora_select.cli import (
+    analyze,
+    data,
+    doctor,
+    export,
+    finetune,
+    node,
+    options,
+    recommend,
+    retain,
+    runs,
+    ui,
+    variants,
+)
 from lora_select.errors import InputError, WorldError
 
 COMMANDS = (finetune, recommend, analyze, variants, runs, retain, export, data, doctor, node, ui)

@@ -57,13 +57,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _retain(parsed: argparse.Namespace) -> int:
-    import contextlib
-
     from lora_select import progress, records
     from lora_select.retention.standalone import retain
 
-    quiet = contextlib.nullcontext((lambda *_: None, None))
-    with quiet if parsed.json else progress.shown() as (report, _):
+    shown = progress.silence if parsed.json else progress.display()
+    with shown("retain") as report:
         made = retain(
             parsed.adapter,
             parsed.data,

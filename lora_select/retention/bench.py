@@ -5,6 +5,7 @@ from typing import Any, final
 
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
+from lora_select.progress import Report as Progress
 from lora_select.records import LayerRetention, RetentionEvidence, Tolerance
 from lora_select.retention import filter as filtering
 from lora_select.retention import forms, measure, path
@@ -15,8 +16,6 @@ from lora_select.retention.measure import Judged
 from lora_select.retention.moments import Moments, load, stream
 from lora_select.retention.references import ReferenceSet
 from lora_select.retention.settings import RetentionSettings
-
-Progress = Callable[[int, int, str], None]
 
 
 @final

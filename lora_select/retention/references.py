@@ -29,7 +29,8 @@ EMBEDDED = (PROSE, CODE, SELF)
 DECIDING = 8
 """Units of each set that the decision reads; they neither give moments nor judge."""
 LEAST_ROWS = 24
-MOST_ROWS = {"max_train_rows": 4000, "max_eval_rows": 400}
+MOST_GIVING, MOST_JUDGING = 4000, 400
+"""Rows of a user's reference that are read into either half; the others are counted."""
 MOST_TOKENS = 512
 """Of one row of a user's own reference; what is longer is cut and counted."""
 GRID = 64
@@ -187,7 +188,13 @@ def _from_user(source: str, tokens: int, tokenizer: Any, units: int, seed: int) 
     with tempfile.TemporaryDirectory() as folder:
         try:
             dataset = intake(
-                source=source, name="reference", folder=Path(folder), eval_fraction=0.5, seed=seed, **MOST_ROWS
+                source=source,
+                name="reference",
+                folder=Path(folder),
+                eval_fraction=0.5,
+                max_train_rows=MOST_GIVING,
+                max_eval_rows=MOST_JUDGING,
+                seed=seed,
             )
         except InputError as error:
             reason = str(error).replace("`dataset.source`", "`retention.references`").partition(": bring")[0]

@@ -10,18 +10,31 @@ NAMES = {
     "analyze": "lora_select.api",
     "finetune": "lora_select.api",
     "load": "lora_select.api",
+    "retain": "lora_select.retention.standalone",
     "InputError": "lora_select.errors",
     "WorldError": "lora_select.errors",
 }
 """Public name -> the module that holds it, imported when the name is first asked for."""
 MODULES = ("callbacks", "serving", "variants")
 """Public modules."""
-__all__ = ["WorldError", "InputError", "analyze", "callbacks", "finetune", "load", "recommend", "serving", "variants"]
+__all__ = [
+    "WorldError",
+    "InputError",
+    "analyze",
+    "callbacks",
+    "finetune",
+    "load",
+    "recommend",
+    "retain",
+    "serving",
+    "variants",
+]
 
 if TYPE_CHECKING:
     from lora_select import callbacks, serving, variants
     from lora_select.api import analyze, finetune, load, recommend
     from lora_select.errors import InputError, WorldError
+    from lora_select.retention.standalone import retain
 
 
 def __getattr__(name: str) -> Any:

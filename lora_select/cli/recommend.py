@@ -70,7 +70,7 @@ def _serving(choice: "Choice") -> list[str]:
     engine, spec = choice.decision.inputs.serve, choice.decision.choice
     if engine is None:
         return []
-    commands = serving.steps(engine, served(named(spec.variant, spec.r or 1)), choice.base.source)
+    commands = serving.steps(engine, served(named(spec.variant, spec.r or 1)), choice.run.base.source)
     return [f"Serving by {serving.ENGINES[engine].title}, once trained:", *(f"  {line}" for line in commands)]
 
 

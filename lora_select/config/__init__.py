@@ -200,6 +200,27 @@ class EvaluationConfig(Section):
     task_limit: int | None = Field(default=None, ge=1)
 
 
+class RetentionConfig(Section):
+    """What the adapter should give back of the base model's knowledge, after training; see docs/retention.md.
+
+    `auto` filters or scales the adapter where that lowers the loss on reference text and the task's loss rises by no more than
+    `tolerance`: a share of it (`1%`), nats per token (`0.02`), or null for one paired standard error and at most 1 %. Text of `references` gives
+    second moments and judges on other rows; `judges` only judge. Sets are `prose`, `code`, `self` (sampled from the base model), files or hub ids.
+    `keep_moments` keeps the dataset's second moments (no rows) with the adapter, for the filter of the next training.
+    """
+
+    mode: Literal["auto", "off"] = "auto"
+    tolerance: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(e-?\d+)?%?$")
+    references: tuple[str, ...] = Field(default=("prose", "self"), min_length=1)
+    judges: tuple[str, ...] = Field(default=("code",), min_length=1)
+    prior: float = Field(default=0.0, ge=0)
+    task_tokens: int = Field(default=4096, ge=256)
+    reference_tokens: int = Field(default=4096, ge=256)
+    judging_units: int = Field(default=16, ge=2)
+    max_error: float = Field(default=0.05, gt=0, lt=1)
+    keep_moments: bool = False
+
+
 class PromotionConfig(Section):
     """The registry entry and what a champion must show (docs/promotion.md).
 
@@ -276,6 +297,7 @@ class RunConfig(Section):
     analysis: AnalysisConfig = AnalysisConfig()
     selection: SelectionConfig = SelectionConfig()
     training: TrainingConfig = TrainingConfig()
+    retention: RetentionConfig = RetentionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
     cost: CostConfig = CostConfig()

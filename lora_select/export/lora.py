@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -60,19 +61,18 @@ def write_lora(
         raise InputError("the adapter adds nothing to any weight; there is nothing to export")
     if rank is None:
         rank = _least_rank(parts, total, max_error)
-    tensors, left = {}, 0.0
+    factors, left = {}, 0.0
     for name, (u, s, v, update) in parts.items():
         a, b = _factors(u, s, v, rank)
         left += float((update - b.double() @ a.double()).square().sum())
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b
+        factors[name] = a, b
     error = math.sqrt(left / total)
     if error > max_error:
         raise InputError(
             f"at rank {rank} plain LoRA misses the adapter by {error:.3g} of ||dW||, over the limit of {max_error:g}; raise "
             "--rank or --max-error, or export with --to merged"
         )
-    _write(out, tensors, rank, target_names(model, sorted(parts)), base_source, task_type)
+    write_plain(out, factors, rank, base_source, task_type, target_names(model, sorted(parts)))
     return Converted(rank, error, "exact" if error <= EXACT else "truncated", len(parts))
 
 
@@ -96,7 +96,8 @@ def rewrite_lora(
 
     layers = folder.layers()
     rank = max(folder.rank(layer) for layer in layers)
-    tensors, moved = {}, False
+    sides: dict[str, dict[str, Tensor]] = {}
+    moved = False
     for name, tensor in sorted(load_file(folder.path / WEIGHTS).items()):
         match = FACTOR.fullmatch(name)
         assert match is not None
@@ -111,10 +112,11 @@ def rewrite_lora(
         else:
             whole = torch.nn.functional.pad(factor * folder.scale(layer), (0, missing))
             moved = moved or bool(tensor.any())
-        tensors[f"{PREFIX}{layer}.lora_{match['side']}.weight"] = whole.float().contiguous()
+        sides.setdefault(layer, {})[match["side"]] = whole.float()
     if not moved:
         raise InputError("the adapter adds nothing to any weight; there is nothing to export")
-    _write(out, tensors, rank, target_names(model, list(layers)), base_source, task_type)
+    factors = {layer: (pair["A"], pair["B"]) for layer, pair in sides.items()}
+    write_plain(out, factors, rank, base_source, task_type, target_names(model, list(layers)))
     return Converted(rank, 0.0, "exact", len(layers))
 
 
@@ -154,9 +156,24 @@ def _factors(u: "Tensor", s: "Tensor", v: "Tensor", rank: int) -> "tuple[Tensor,
     return a, b
 
 
-def _write(
-    out: Path, tensors: "dict[str, Tensor]", rank: int, layers: list[str], base_source: str, task_type: str | None
+def write_plain(
+    out: Path,
+    factors: "Mapping[str, tuple[Tensor, Tensor]]",
+    rank: int,
+    base_source: str,
+    task_type: str | None = "CAUSAL_LM",
+    targets: list[str] | None = None,
 ) -> None:
+    """Write A (rank, n) and B (m, rank) of every layer as a plain PEFT folder with alpha / r = 1.
+
+    Args:
+        out: folder for `adapter_config.json` and `adapter_model.safetensors`.
+        factors: by layer name in the base model.
+        rank: of every layer.
+        base_source: what the config names as its base.
+        task_type: PEFT's, None for a model that is no language model.
+        targets: `target_modules`; None for the layers' whole names.
+    """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -167,7 +184,7 @@ def _write(
         lora_alpha=rank,
         lora_dropout=0.0,
         bias="none",
-        target_modules=layers,
+        target_modules=targets or sorted(factors),
         task_type=task_type,
         inference_mode=True,
     )
@@ -176,4 +193,8 @@ def _write(
     values = json.loads(file.read_text(encoding="utf-8"))
     values["target_modules"] = sorted(values["target_modules"])
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = {}
+    for name, (a, b) in factors.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})

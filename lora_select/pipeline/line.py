@@ -39,7 +39,17 @@ from lora_select.records.digests import source_digest
 from lora_select.training.validation import kept_rows
 from lora_select.training.worker.batches import total_steps
 
-INTAKE = ("source", "format", "revision", "split", "eval_source", "eval_fraction", "split_seed", "max_train_rows", "max_eval_rows")
+INTAKE = (
+    "source",
+    "format",
+    "revision",
+    "split",
+    "eval_source",
+    "eval_fraction",
+    "split_seed",
+    "max_train_rows",
+    "max_eval_rows",
+)
 """What of `dataset` says which rows are read; the rest says how they are learnt, or is the profile's."""
 
 

@@ -55,6 +55,16 @@ from lora_select.records.judgement import (
 )
 from lora_select.records.ledger import Entry
 from lora_select.records.race import Race, Trial
+from lora_select.records.retention import (
+    LayerRetention,
+    PathPoint,
+    ReferenceJudgement,
+    Retention,
+    RetentionDecision,
+    RetentionEvidence,
+    Tolerance,
+    UnitLosses,
+)
 from lora_select.records.training import Adapter, Range, ReloadCheck, Remedy, StepMetrics, TrainingPlan, Validation
 
 __all__ = [
@@ -79,26 +89,34 @@ __all__ = [
     "FileRef",
     "Finding",
     "Gate",
+    "LayerRetention",
     "LayerSpectra",
     "LeftOutFile",
     "MetricComparison",
     "Trial",
+    "PathPoint",
     "Promotion",
     "ReloadCheck",
     "Quantiles",
     "QuantisationError",
     "Race",
     "Range",
+    "ReferenceJudgement",
     "RejectedRows",
     "Remedy",
     "Report",
+    "Retention",
+    "RetentionDecision",
+    "RetentionEvidence",
     "Sample",
     "SourceFile",
     "Spectra",
     "SplitProfile",
     "StepMetrics",
+    "Tolerance",
     "TrainingPlan",
     "VersionChange",
+    "UnitLosses",
     "Validation",
     "Verdict",
     "append_line",

@@ -1,0 +1,53 @@
+"""Train what is not trained and measure what is not measured, setting after setting, until the time is up; start it again to go on.
+
+PYTHONPATH=DATA python -m benchmarks.retention --minutes 7
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from benchmarks.retention.settings import SETTINGS, load
+from benchmarks.retention.study import RESULTS, Study
+from benchmarks.retention.train import train
+
+PASSES = (("base", "raw", "filter-mixture", "scale"), ("filter-documentation", "filter-self"))
+"""The first pass over all settings comes before the second."""
+
+
+def main() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--work", type=Path, default=Path("runs/retention"))
+    parser.add_argument("--minutes", type=float, default=1e9, help="nothing new is begun after this long")
+    parser.add_argument("--answers", nargs="*", default=["quickstart"], help="settings whose answers are generated too")
+    options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
+
+    def late() -> bool:
+        return time.monotonic() > end
+
+    for arms in PASSES:
+        for name in options.settings:
+            file = RESULTS / f"{name}.json"
+            known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}
+            if late() or set(arms) <= set(known):
+                continue
+            train(SETTINGS[name], load(SETTINGS[name]), options.work / name)
+            if not late():
+                Study(SETTINGS[name], options.work).run(arms, late)
+    for name in options.answers:
+        if not late():
+            study = Study(SETTINGS[name], options.work)
+            for arm in ("raw", "filter-mixture"):
+                study.answers(arm)
+            for arm in ("filter-mixture", "scale"):
+                study.frontier(arm)
+
+
+if __name__ == "__main__":
+    main()

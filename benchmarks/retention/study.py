@@ -1,0 +1,234 @@
+"""Every arm on every trained adapter, by the same stopping rule, judged on rows and text that chose nothing; resumable.
+
+Results are JSON in `benchmarks/retention/results`, written after every arm; adapters and second moments stay in the work folder.
+"""
+
+import dataclasses
+import gc
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, final
+
+from benchmarks.retention.kinds import KINDS, Kind, digest, kinds
+from benchmarks.retention.settings import Setting, Subject, load
+from lora_select import models
+from lora_select.data.tokens import TokenRow
+from lora_select.evaluation.metrics import exact_match, generate
+from lora_select.records import write_text
+from lora_select.retention import filter as filtering
+from lora_select.retention import forms, measure, moments, path
+from lora_select.retention.bench import filter_updates, scaled
+from lora_select.retention.filter import Pair
+from lora_select.retention.forms import Update
+from lora_select.retention.self_text import sampled
+from lora_select.spectral.linear_layers import linear_layers
+
+RESULTS = Path(__file__).parent / "results"
+GIVE, SELF_ROWS, TASK_TOKENS = 20, 32, 3000
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "filter-mixture": ("documentation", "news", "chat"),
+    "scale": (),
+    "filter-documentation": ("documentation",),
+    "filter-self": ("self",),
+}
+"""What gave the reference's second moments."""
+QUESTIONS = 24
+GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+@final
+class Study:
+    """One adapter on its base, and the file of its results."""
+
+    def __init__(self, setting: Setting, work: Path) -> None:
+        self.setting, self.work = setting, work
+        self.file = RESULTS / f"{setting.name}.json"
+        self.held: dict[str, Any] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.subject: Subject = load(setting)
+        self.pad_id = models.pad_id(self.subject.tokenizer)
+        self.model = self._fresh()
+        began = time.process_time()
+        self.form = forms.read(work / setting.name, self.model, load_base=self._fresh)
+        gc.collect()
+        self.kinds: dict[str, Kind] = kinds(self.subject.tokenizer, GIVE)
+        if not self.held:
+            training = json.loads((work / setting.name / "training.json").read_text())
+            self.held = {
+                "setting": dataclasses.asdict(setting),
+                "form": self.form.kind,
+                "training_processor_seconds": training["processor_seconds"],
+                "read_processor_seconds": round(time.process_time() - began, 1),
+                "digests": {name: digest(kind.judge) for name, kind in self.kinds.items()},
+                "machine": platform.processor() or platform.machine(),
+                "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+                "arms": {},
+            }
+
+    def _fresh(self) -> Any:
+        return models.load_model(self.subject.source.path)
+
+    def run(self, arms: Sequence[str], late: Callable[[], bool]) -> None:
+        """Those of `arms` that are missing, until `late` says so."""
+        for arm in arms:
+            if arm in self.held["arms"] or late():
+                continue
+            if arm == "base":
+                self.held["arms"][arm] = self._base()
+            elif arm == "raw":
+                self.held["arms"][arm] = self._judged(self.form.updates)
+            else:
+                self.held["arms"][arm] = self._arm(ARMS[arm])
+            self._write()
+
+    def _base(self) -> dict[str, Any]:
+        """The base model's losses, measured once for all settings of the same rows."""
+        rows = [self.subject.evaluation, *(self.kinds[name].judge for name in KINDS)]
+        file = self.work / f"base-{self.setting.model}-{digest([row for part in rows for row in part])}.json"
+        if not file.is_file():
+            write_text(file, json.dumps(self._judged({})))
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def _arm(self, sources: Sequence[str]) -> dict[str, Any]:
+        began = time.process_time()
+        if "selection" not in self.held:
+            self.held["selection"] = measure.losses(self.model, self.form.updates, self.subject.selection, self.pad_id)
+        start = path.Losses(tuple(self.held["selection"]), measure.labels_of(self.subject.selection))
+        pairs, layers, kappa, costs = self._pairs(sources)
+        made: dict[str, Any] = {"kappa": kappa, "moments_processor_seconds": costs}
+
+        def at(strength: float) -> Mapping[str, Update]:
+            if not sources:
+                return scaled(self.form.updates, strength)
+            return filter_updates(self.form.updates, pairs, layers, strength)
+
+        searched = time.process_time()
+        points = path.morozov(
+            start,
+            lambda strength: measure.losses(self.model, at(strength), self.subject.selection, self.pad_id),
+            path.parse_tolerance(None),
+        )
+        made["search_processor_seconds"] = round(time.process_time() - searched, 1)
+        made["path"] = [dataclasses.asdict(point) for point in points]
+        best = path.chosen(points)
+        made["strength"] = None if best is None else best.strength
+        if best is not None:
+            made["searched"] = dataclasses.asdict(best)
+            try:
+                updates, written = forms.loadable(self.form, at(best.strength))
+            except Exception as error:
+                return made | {"refused": str(error)}
+            made |= {"rank": written.rank, "error": written.error, "method": written.method} | self._judged(updates)
+        print(f"{self.setting.name} {sources}: {made['strength']}, {time.process_time() - began:.0f} s", flush=True)
+        return made
+
+    def frontier(self, arm: str) -> None:
+        """Task and reference losses of an arm at fixed strengths."""
+        held = self.held["arms"][arm]
+        if "frontier" in held:
+            return
+        pairs, layers, _, _ = self._pairs(ARMS[arm])
+        held["frontier"] = [
+            self._point(
+                filter_updates(self.form.updates, pairs, layers, s) if pairs else scaled(self.form.updates, s), s
+            )
+            for s in GRID
+        ]
+        self._write()
+
+    def _point(self, updates: Mapping[str, Update], strength: float) -> dict[str, Any]:
+        rows = {"task": self.subject.evaluation} | {name: self.kinds[name].judge for name in ("documentation", "chat")}
+        losses = {name: measure.losses(self.model, updates, part, self.pad_id) for name, part in rows.items()}
+        return {"strength": strength} | {
+            name: path.Losses(found, measure.labels_of(rows[name])).mean for name, found in losses.items()
+        }
+
+    def _judged(self, updates: Mapping[str, Update]) -> dict[str, Any]:
+        """Summed losses of every row that judges."""
+        rows = {"task": self.subject.evaluation} | {name: self.kinds[name].judge for name in KINDS}
+        losses = {
+            name: [round(loss, 4) for loss in measure.losses(self.model, updates, part, self.pad_id)]
+            for name, part in rows.items()
+        }
+        labels = {name: measure.labels_of(part) for name, part in rows.items()}
+        self.held.setdefault("labels", labels)
+        means = {name: round(path.Losses(tuple(losses[name]), labels[name]).mean, 5) for name in rows}
+        return {"means": means, "losses": losses}
+
+    def _pairs(
+        self, sources: Sequence[str]
+    ) -> tuple[dict[str, Pair], dict[str, list[str]], float | None, dict[str, float]]:
+        if not sources:
+            return {}, {}, None, {}
+        costs: dict[str, float] = {}
+        modules = linear_layers(self.model)
+
+        def sums(name: str, rows: Sequence[TokenRow]) -> moments.Moments:
+            """Of all linear layers through the base model: the same for all adapters, so kept."""
+            file = self.work / f"moments-{self.setting.model}-{digest(rows)}.safetensors"
+            if file.is_file():
+                return moments.load(file)
+            began = time.process_time()
+            made = moments.stream(self.model, modules, rows, self.pad_id)
+            costs[name] = round(time.process_time() - began, 1)
+            moments.save(made, file)
+            return made
+
+        task = sums("task", _until(self.subject.train, TASK_TOKENS))
+        given = [sums(name, self._giving(name)) for name in sources]
+        began = time.process_time()
+        pairs, _ = filtering.pairs(task, given)
+        layers: dict[str, list[str]] = {}
+        for name, owner in task.owner.items():
+            if name in self.form.updates:
+                layers.setdefault(owner, []).append(name)
+        del task, given
+        spreads = {
+            name: filtering.spread(self.form.updates[name].a, self.form.updates[name].b, pairs[owner])
+            for owner, names in layers.items()
+            for name in names
+        }
+        costs["kappa"] = round(time.process_time() - began, 1)
+        return pairs, layers, round(filtering.joined(spreads).kappa, 4), costs
+
+    def _giving(self, name: str) -> Sequence[TokenRow]:
+        if name != "self":
+            return self.kinds[name].give
+        return sampled(
+            self.subject.source, self.subject.tokenizer, SELF_ROWS, seed=0, model=lambda: self.model, cache=self.work
+        )
+
+    def answers(self, arm: str) -> None:
+        """Generated answers of the raw adapter and of an arm: exact matches on rows that chose nothing."""
+        if arm in self.held.get("answers", {}):
+            return
+        updates = self.form.updates
+        if arm == "scale":
+            updates = scaled(updates, self.held["arms"][arm]["strength"])
+        elif arm != "raw":
+            pairs, layers, _, _ = self._pairs(ARMS[arm])
+            updates = filter_updates(updates, pairs, layers, self.held["arms"][arm]["strength"])
+        asked = self.subject.questions[:QUESTIONS]
+        with forms.applied(self.model, updates):
+            given = generate(
+                self.model, self.subject.tokenizer, [prompt for prompt, _ in asked], max_new_tokens=48, batch_size=8
+            )
+        matches = [exact_match(expected, answer) for (_, expected), answer in zip(asked, given, strict=True)]
+        self.held.setdefault("answers", {})[arm] = {"exact": matches, "answers": given}
+        self._write()
+
+    def _write(self) -> None:
+        RESULTS.mkdir(exist_ok=True)
+        write_text(self.file, json.dumps(self.held, indent=None, sort_keys=True) + "\n")
+
+
+def _until(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
+    found: list[TokenRow] = []
+    for row in rows:
+        if sum(len(one.input_ids) for one in found) >= tokens:
+            break
+        found.append(row)
+    return found

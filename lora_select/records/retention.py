@@ -1,0 +1,128 @@
+"""Records of retention: what was taken out of an adapter so that the base model's knowledge stays, and the evidence for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lora_select.records.files import FileRef
+from lora_select.records.judgement import MetricComparison
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest rise of the task's loss: the least of so many paired standard errors, a share of the loss, nats per token."""
+
+    standard_errors: float | None
+    share: float | None
+    nats: float | None
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """One strength (lambda) on the selection rows: loss and its paired rise in nats per label token, the rise that was allowed."""
+
+    strength: float
+    loss: float
+    rise: float
+    standard_error: float
+    limit: float
+    within: bool
+
+
+@dataclass(frozen=True)
+class UnitLosses:
+    """Summed losses in nats of the units of one reference set that the decision reads: label tokens of each, then one number for each arm."""
+
+    labels: tuple[int, ...]
+    base: tuple[float, ...]
+    arms: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class RetentionEvidence:
+    """All that the decision reads. Arms are `raw`, `scale` and `filter`; a path is empty where nothing was searched.
+
+    `kappa` = sqrt(<mu> <1/mu>) over the generalised eigenvalues of task against reference inputs: at 1 filtering is scaling.
+    """
+
+    tolerance: Tolerance
+    base_loss: float
+    raw_loss: float
+    selection_rows: int
+    kappa: float
+    scale_path: tuple[PathPoint, ...]
+    filter_path: tuple[PathPoint, ...]
+    written_rise: Mapping[str, float]
+    """By arm, rise on the selection rows of what can be written, where that is not exactly what was searched (a truncated update)."""
+    refused: Mapping[str, str]
+    """By arm, why it cannot be written."""
+    references: Mapping[str, UnitLosses]
+
+
+@dataclass(frozen=True)
+class RetentionDecision:
+    """`none`, `scale` or `filter`, the strength (0 for none), and why; recomputable from the evidence alone."""
+
+    choice: str
+    strength: float
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReferenceJudgement:
+    """One set of reference text that judged. `rise` is adapted minus base in nats per label token, by arm.
+
+    `kl` is the mean divergence KL(base || adapted) in nats per label token. `gave` says whether other text of the set gave second moments.
+    """
+
+    name: str
+    kind: str
+    gave: bool
+    digest: str
+    base_loss: float
+    rise: Mapping[str, MetricComparison]
+    kl: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class LayerRetention:
+    """One layer: its kappa, and the share of the update's energy that was kept on task inputs and on reference inputs."""
+
+    name: str
+    tokens: int
+    kappa: float
+    task_kept: float
+    reference_kept: float
+
+
+@dataclass(frozen=True)
+class Retention:
+    """An adapter before and after. `directory` is a standard PEFT folder: what should be served.
+
+    `task` holds the loss on evaluation rows (rows that chose nothing) by arm, against the adapter as it was trained; empty where there were none.
+    `form` says how the adapter was read (`lora`, `low rank`, `dense`), `method` how it was written (`as trained`, `lora`, `exact`,
+    `truncated`), `error` what a truncation lost of the update's norm.
+    """
+
+    adapter_digest: str
+    base_digest: str
+    directory: str
+    files: tuple[FileRef, ...]
+    digest: str
+    evidence: RetentionEvidence
+    decision: RetentionDecision
+    task: Mapping[str, MetricComparison]
+    references: tuple[ReferenceJudgement, ...]
+    layers: tuple[LayerRetention, ...]
+    left_alone: Mapping[str, str]
+    form: str
+    method: str
+    rank: int | None
+    error: float
+    ridge: float
+    prior: float
+    task_tokens: int
+    reference_tokens: int
+    moments_file: FileRef | None
+    seconds: float
+    processor_seconds: float
+    notes: tuple[str, ...]

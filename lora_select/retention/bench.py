@@ -1,0 +1,180 @@
+"""One loaded base and an adapter's updates: second moments, the search for the strength, losses of every arm."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+from lora_select.data.tokens import TokenRow
+from lora_select.errors import InputError
+from lora_select.progress import Report as Progress
+from lora_select.records import LayerRetention, RetentionEvidence, Tolerance
+from lora_select.retention import filter as filtering
+from lora_select.retention import forms, measure, path
+from lora_select.retention.decide import FILTER, RAW, SCALE
+from lora_select.retention.filter import Pair, Spread
+from lora_select.retention.forms import Form, Update
+from lora_select.retention.measure import Judged
+from lora_select.retention.moments import Moments, load, stream
+from lora_select.retention.references import ReferenceSet
+from lora_select.retention.settings import RetentionSettings
+
+
+@final
+class Bench:
+    """One loaded base and the adapter's updates: what is measured on them."""
+
+    def __init__(self, model: Any, form: Form, pad_id: int, settings: RetentionSettings, progress: Progress) -> None:
+        self.model, self.form, self.pad_id, self.settings, self.progress = model, form, pad_id, settings, progress
+        modules = forms.linear_modules(model)
+        self.modules = {name: modules[name] for name in form.updates}
+
+    def moments(
+        self, rows: Sequence[TokenRow], sets: Sequence[ReferenceSet]
+    ) -> tuple[dict[str, Pair], dict[str, list[str]], tuple[str, ...], Moments]:
+        """Pairs by owner, layers of each owner, notes, and the task's sums."""
+        task = self._stream(_until(rows, self.settings.task_tokens), "task rows")
+        given = [self._stream(one.give, f"reference text: {one.name}") for one in sets if one.give]
+        given += [load(file) for file in self.settings.earlier]
+        pairs, notes = filtering.pairs(task, given, ridge=self.settings.ridge, prior=self.settings.prior)
+        layers: dict[str, list[str]] = {}
+        for name, owner in task.owner.items():
+            if owner in pairs:
+                layers.setdefault(owner, []).append(name)
+        return pairs, layers, notes, task
+
+    def _stream(self, rows: Sequence[TokenRow], what: str) -> Moments:
+        return stream(
+            self.model, self.modules, rows, self.pad_id,
+            exact_width=self.settings.exact_width, columns=self.settings.sketch_columns, seed=self.settings.seed,
+            progress=lambda done, total: self.progress(done, total, f"second moments of {what}"),
+        )  # fmt: skip
+
+    def losses(self, updates: Mapping[str, Update], rows: Sequence[TokenRow]) -> tuple[float, ...]:
+        """Summed loss of each row in nats with the updates on the base."""
+        return measure.losses(self.model, updates, rows, self.pad_id)
+
+    def judge(self, arms: measure.Arms, rows: Sequence[TokenRow], what: str) -> Judged:
+        """Base and arms on the same rows."""
+        return measure.judge(self.model, arms, rows, self.pad_id, lambda done, total: self.progress(done, total, what))
+
+    def search(
+        self,
+        pairs: Mapping[str, Pair],
+        layers: Mapping[str, list[str]],
+        raw: tuple[float, ...],
+        rows: Sequence[TokenRow],
+        tolerance: Tolerance,
+    ) -> tuple[RetentionEvidence, dict[str, Mapping[str, Update]], dict[str, forms.Written]]:
+        """Both paths, and the arms that stay within the tolerance."""
+        start = path.Losses(raw, measure.labels_of(rows))
+        updates = self.form.updates
+        spreads = self.spreads(pairs, layers, updates)
+
+        def evaluate(make: Callable[[float], Mapping[str, Update]], what: str) -> Callable[[float], tuple[float, ...]]:
+            def at(strength: float) -> tuple[float, ...]:
+                self.progress(0, 1, f"{what} at {strength:.3g}")
+                return self.losses(make(strength), rows)
+
+            return at
+
+        def scale(strength: float) -> Mapping[str, Update]:
+            return scaled(updates, strength)
+
+        def filtered(strength: float) -> Mapping[str, Update]:
+            return filter_updates(updates, pairs, layers, strength)
+
+        scales = path.morozov(start, evaluate(scale, SCALE), tolerance)
+        filters = path.morozov(start, evaluate(filtered, FILTER), tolerance)
+        arms: dict[str, Mapping[str, Update]] = {RAW: updates}
+        forms_of: dict[str, forms.Written] = {}
+        rises: dict[str, float] = {}
+        refused: dict[str, str] = {}
+        for arm, points, make in ((SCALE, scales, scale), (FILTER, filters, filtered)):
+            if (point := path.chosen(points)) is None:
+                continue
+            try:
+                arms[arm], forms_of[arm] = forms.loadable(self.form, make(point.strength), self.settings.max_error)
+            except InputError as error:
+                refused[arm] = str(error)
+                continue
+            if forms_of[arm].method == "truncated":
+                rises[arm], _ = path.paired(raw, self.losses(arms[arm], rows), start.labels)
+        base = path.Losses(self.losses({}, rows), start.labels)
+        evidence = RetentionEvidence(
+            tolerance=tolerance,
+            base_loss=base.mean,
+            raw_loss=start.mean,
+            selection_rows=len(rows),
+            kappa=filtering.joined(spreads).kappa,
+            scale_path=scales,
+            filter_path=filters,
+            written_rise=rises,
+            refused=refused,
+            references={},
+        )
+        return evidence, arms, forms_of
+
+    def spreads(
+        self, pairs: Mapping[str, Pair], layers: Mapping[str, list[str]], updates: Mapping[str, Update]
+    ) -> dict[str, Spread]:
+        """The traces that kappa is made of, by layer."""
+        return {
+            name: filtering.spread(updates[name].a, updates[name].b, pairs[owner])
+            for owner, names in layers.items()
+            for name in names
+        }
+
+    def layers(
+        self,
+        pairs: Mapping[str, Pair],
+        layers: Mapping[str, list[str]],
+        after: Mapping[str, Update],
+        sums: Moments,
+    ) -> tuple[LayerRetention, ...]:
+        """What was kept of each layer's update."""
+        first = self.spreads(pairs, layers, self.form.updates)
+        second = self.spreads(pairs, layers, after)
+        return tuple(
+            LayerRetention(
+                name=name,
+                tokens=sums.of(name).tokens,
+                kappa=first[name].kappa,
+                task_kept=_share(second[name].task, first[name].task),
+                reference_kept=_share(second[name].reference, first[name].reference),
+            )
+            for name in sorted(first)
+        )
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 1.0
+
+
+def scaled(updates: Mapping[str, Update], strength: float) -> dict[str, Update]:
+    """D / (1 + lambda) in every layer: the filter with Zt = Zr."""
+    return {name: Update(update.a / (1 + strength), update.b) for name, update in updates.items()}
+
+
+def filter_updates(
+    updates: Mapping[str, Update], pairs: Mapping[str, Pair], layers: Mapping[str, list[str]], strength: float
+) -> dict[str, Update]:
+    """Every layer's update filtered; one factorisation serves all layers of an input. Layers without moments are left alone."""
+    import torch
+
+    made = dict(updates)
+    for owner, names in layers.items():
+        stacked = torch.cat([updates[name].a for name in names])
+        kept = filtering.filtered(stacked, pairs[owner], strength).to(stacked).split([len(updates[n].a) for n in names])
+        made |= {name: Update(part, updates[name].b) for name, part in zip(names, kept, strict=True)}
+    return made
+
+
+def _until(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
+    """The first rows that together hold `tokens` tokens, or all."""
+    found: list[TokenRow] = []
+    held = 0
+    for row in rows:
+        if held >= tokens:
+            break
+        found.append(row)
+        held += len(row.input_ids)
+    return found

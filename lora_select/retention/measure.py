@@ -1,0 +1,114 @@
+"""Losses of several forms of one adapter on one loaded base: the same rows, units resampled, divergence from the base."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from lora_select.data.tokens import IGNORED, TokenRow, collate
+from lora_select.evaluation.evaluate import LOSS_UNIT
+from lora_select.evaluation.interval import paired_bootstrap
+from lora_select.evaluation.measure import row_losses
+from lora_select.records import MetricComparison, finite
+from lora_select.retention.forms import Update, applied
+
+BATCH_ROWS = 4
+LOSS_BATCH = 16
+Arms = Mapping[str, Mapping[str, Update]]
+
+
+def labels_of(rows: Sequence[TokenRow]) -> tuple[int, ...]:
+    """Label tokens of each row."""
+    return tuple(sum(row.label_mask) for row in rows)
+
+
+def losses(model: Any, updates: Mapping[str, Update], rows: Sequence[TokenRow], pad_id: int) -> tuple[float, ...]:
+    """Summed loss of each row in nats with the updates on the base model."""
+    with applied(model, updates):
+        return tuple(row_losses(model, rows, pad_id, LOSS_BATCH, str(next(iter(model.parameters())).device)))
+
+
+@final
+@dataclass(frozen=True)
+class Judged:
+    """Summed loss of each row in nats of the base and of each arm, and the summed KL(base || arm) of each row over its label tokens."""
+
+    labels: tuple[int, ...]
+    base: tuple[float, ...]
+    arms: Mapping[str, tuple[float, ...]]
+    kl: Mapping[str, tuple[float, ...]]
+
+
+def judge(
+    model: Any, arms: Arms, rows: Sequence[TokenRow], pad_id: int, progress: Callable[[int, int], None] | None = None
+) -> Judged:
+    """Base and arms on the same rows; the base's distribution is made once a batch.
+
+    Raises:
+        RuntimeError: a loss is not finite.
+    """
+    import torch
+
+    device = next(iter(model.parameters())).device
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    base = [0.0] * len(rows)
+    found = {name: [0.0] * len(rows) for name in arms}
+    kl = {name: [0.0] * len(rows) for name in arms}
+    with torch.inference_mode():
+        for begin in range(0, len(order), BATCH_ROWS):
+            chosen = order[begin : begin + BATCH_ROWS]
+            batch = {name: t.to(device) for name, t in collate([rows[index] for index in chosen], pad_id).items()}
+            targets = batch.pop("labels")[:, 1:]
+            wanted = targets.ne(IGNORED)
+            before = _log_probabilities(model, batch, wanted)
+            _note(base, chosen, wanted, -_picked(before, targets, wanted))
+            for name, updates in arms.items():
+                with applied(model, updates):
+                    after = _log_probabilities(model, batch, wanted)
+                _note(found[name], chosen, wanted, -_picked(after, targets, wanted))
+                _note(kl[name], chosen, wanted, (before.exp() * (before - after)).sum(-1))
+            if progress:
+                progress(min(begin + BATCH_ROWS, len(order)), len(order))
+    for name, values in {"the base model": base, **found}.items():
+        finite(math.fsum(values), f"the loss of {name} on reference text")
+    return Judged(
+        labels_of(rows),
+        tuple(base),
+        {name: tuple(values) for name, values in found.items()},
+        {name: tuple(values) for name, values in kl.items()},
+    )
+
+
+def _log_probabilities(model: Any, batch: Any, wanted: Any) -> Any:
+    """(label tokens, vocabulary) in float32."""
+    logits = model(**batch, use_cache=False).logits[:, :-1]
+    return logits[wanted].float().log_softmax(-1)
+
+
+def _picked(logs: Any, targets: Any, wanted: Any) -> Any:
+    return logs.gather(-1, targets[wanted][:, None]).squeeze(-1)
+
+
+def _note(totals: list[float], chosen: Sequence[int], wanted: Any, values: Any) -> None:
+    """Add each row's sum of `values`, which follow one another as the true entries of `wanted` do."""
+    whole = wanted.new_zeros(wanted.shape, dtype=values.dtype)
+    whole[wanted] = values
+    for index, value in zip(chosen, whole.sum(1).tolist(), strict=True):
+        totals[index] = value
+
+
+def comparison(
+    before: Sequence[float], after: Sequence[float], labels: Sequence[int], *, seed: int, samples: int = 2000
+) -> MetricComparison:
+    """The loss before and after with its paired 95 % interval over rows."""
+    first, second, difference, interval = paired_bootstrap(before, after, labels, samples=samples, seed=seed)
+    return MetricComparison(
+        base=first,
+        adapted=second,
+        difference=difference,
+        interval=interval,
+        rows=len(labels),
+        unit=LOSS_UNIT,
+        better="lower",
+        significant=interval[0] > 0 or interval[1] < 0,
+    )

@@ -1,0 +1,144 @@
+"""How strongly: Morozov's discrepancy principle, by bisection, each strength evaluated once.
+
+The strength lambda is the largest whose paired rise of loss on the selection rows is within the tolerance. Scaling is searched with the same
+function: D / (1 + lambda) is the filter with Zt = Zr.
+
+References:
+    Morozov (1966), *On the solution of functional equations by the method of regularization*.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lora_select.errors import InputError
+from lora_select.records import PathPoint, Tolerance
+
+FIRST = 0.3
+LEAST, MOST = 1e-3, 1e3
+STEP = 10.0
+RESOLUTION = 1.8
+"""The search stops when the largest strength within the tolerance and the least beyond it are within this factor."""
+EVALUATIONS = 9
+DEFAULT_SHARE = 0.01
+
+
+@final
+@dataclass(frozen=True)
+class Losses:
+    """Summed loss of each selection row in nats, and its label tokens."""
+
+    losses: tuple[float, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Nats per label token."""
+        return math.fsum(self.losses) / sum(self.labels)
+
+
+def paired(before: Sequence[float], after: Sequence[float], labels: Sequence[int]) -> tuple[float, float]:
+    """Rise of the loss in nats per label token, and its standard error with the row as the unit.
+
+    References:
+        Cochran (1977), *Sampling techniques*, eq. 6.13: the ratio estimate's variance.
+    """
+    tokens, n = sum(labels), len(labels)
+    change = [b - a for a, b in zip(before, after, strict=True)]
+    rise = math.fsum(change) / tokens
+    if n < 2:
+        return rise, 0.0
+    variance = math.fsum((c - rise * w) ** 2 for c, w in zip(change, labels, strict=True)) / (n - 1)
+    return rise, math.sqrt(variance * n) / tokens
+
+
+def parse_tolerance(text: str | None) -> Tolerance:
+    """`1%` of the loss, `0.02` nats, or None: one paired standard error and at most 1 % of the loss.
+
+    Raises:
+        InputError: neither, or not above 0.
+
+    Example:
+        >>> parse_tolerance("2%").share, parse_tolerance("0.02").nats, parse_tolerance(None).standard_errors
+        (0.02, 0.02, 1.0)
+    """
+    if text is None:
+        return Tolerance(standard_errors=1.0, share=DEFAULT_SHARE, nats=None)
+    number, percent = text.strip().removesuffix("%").strip(), text.strip().endswith("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(
+            f"`retention.tolerance` {text!r} must be a share of the loss, such as 1%, or nats per token, such as 0.02"
+        )
+    if percent:
+        return Tolerance(standard_errors=None, share=value, nats=None)
+    return Tolerance(standard_errors=None, share=None, nats=value)
+
+
+def allowed(tolerance: Tolerance, loss: float, standard_error: float) -> float:
+    """The largest rise in nats per token: the least of what the tolerance names."""
+    bounds = [
+        None if tolerance.standard_errors is None else tolerance.standard_errors * standard_error,
+        None if tolerance.share is None else tolerance.share * loss,
+        tolerance.nats,
+    ]
+    return min(bound for bound in bounds if bound is not None)
+
+
+def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance: Tolerance) -> tuple[PathPoint, ...]:
+    """Every strength that was evaluated, in order of strength; :func:`chosen` picks from them.
+
+    From 0.3 up or down by factors of ten until the tolerance is bracketed, then by bisection of its logarithm.
+
+    Args:
+        raw: of the adapter as it was trained.
+        evaluate: summed losses of the same rows at a strength.
+        tolerance: the largest rise.
+    """
+    points: dict[float, PathPoint] = {}
+
+    def look(strength: float) -> bool:
+        losses = evaluate(strength)
+        rise, error = paired(raw.losses, losses, raw.labels)
+        limit = allowed(tolerance, raw.mean, error)
+        points[strength] = PathPoint(strength, math.fsum(losses) / sum(raw.labels), rise, error, limit, rise <= limit)
+        return points[strength].within
+
+    low, high = _bracket(look)
+    while low is not None and high is not None and high / low > RESOLUTION and len(points) < EVALUATIONS:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if look(middle) else (low, middle)
+    return tuple(points[strength] for strength in sorted(points))
+
+
+def _bracket(look: Callable[[float], bool]) -> tuple[float | None, float | None]:
+    """The largest strength within and the least beyond that are next to one another; None where a limit was reached."""
+    strength = FIRST
+    if look(strength):
+        while strength < MOST:
+            below, strength = strength, strength * STEP
+            if not look(strength):
+                return below, strength
+        return strength, None
+    while strength > LEAST:
+        above, strength = strength, strength / STEP
+        if look(strength):
+            return strength, above
+    return None, strength
+
+
+def chosen(points: Sequence[PathPoint]) -> PathPoint | None:
+    """The largest strength within the tolerance below which none is beyond it; None where there is none.
+
+    Losses need not rise evenly: one that dips back under the tolerance by chance is not trusted.
+    """
+    best = None
+    for point in sorted(points, key=lambda point: point.strength):
+        if not point.within:
+            break
+        best = point
+    return best

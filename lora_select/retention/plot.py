@@ -1,0 +1,44 @@
+"""The frontier of one adapter: its task's loss against what it costs of the base model's loss on reference text."""
+
+from pathlib import Path
+
+from lora_select.records import Retention
+
+COLOURS = {"base": "#777777", "raw": "#b5473c", "scale": "#c9963b", "filter": "#2f6f8f"}
+LABELS = {"base": "base", "raw": "as trained", "scale": "scaled", "filter": "filtered"}
+
+
+def points(made: Retention) -> dict[str, dict[str, tuple[float, float]]]:
+    """Reference set -> arm -> (task loss, rise on the set), nats a token; the task's on rows that chose nothing where there are any."""
+    evidence = made.evidence
+    chosen = {"base": evidence.base_loss, "raw": evidence.raw_loss}
+    for arm, path in (("scale", evidence.scale_path), ("filter", evidence.filter_path)):
+        within = [point for point in path if point.within]
+        chosen |= {arm: within[-1].loss} if within else {}
+    losses = {arm: made.task[arm].adapted for arm in made.task} or chosen
+    return {
+        one.name: {"base": (losses["base"], 0.0)}
+        | {arm: (losses[arm], rise.difference) for arm, rise in one.rise.items()}
+        for one in made.references
+    }
+
+
+def frontier(made: Retention, file: Path) -> None:
+    """Draw the frontier of every reference set, one panel each; the base is named at the edge, far to the right."""
+    from matplotlib.figure import Figure
+
+    data = points(made)
+    figure = Figure(figsize=(3.6 * len(data), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(data), squeeze=False)[0]
+    for axis, (name, arms) in zip(panels, data.items(), strict=True):
+        for arm, (task, rise) in arms.items():
+            if arm != "base":
+                axis.plot(task, rise, "o", color=COLOURS[arm], ms=8)
+                axis.annotate(LABELS[arm], (task, rise), textcoords="offset points", xytext=(7, 5), fontsize=9)
+        axis.axhline(0, color=COLOURS["base"], lw=1, ls=":")
+        axis.margins(0.35)
+        axis.set_title(f"{name}\nbase model: {arms['base'][0]:.2f} on the task", fontsize=9)
+        axis.set_xlabel("loss on the task, nats a token")
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("rise on reference text, nats a token")
+    figure.savefig(file, dpi=130)

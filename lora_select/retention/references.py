@@ -1,0 +1,268 @@
+"""Reference text: what the base model should still know. Each set is split into text that gives second moments and text that judges.
+
+Sets: `prose` (Python's language reference), `code` (Python's standard library), `self` (sampled from the base model itself: needs no data), a file or a
+folder in any dataset format, a hub id.
+"""
+
+import functools
+import hashlib
+import json
+import random
+import sysconfig
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from lora_select.data import samples
+from lora_select.data.intake import intake, read_canonical
+from lora_select.data.tokenize import tokenize
+from lora_select.data.tokens import TokenRow
+from lora_select.errors import InputError
+from lora_select.evaluation.forgetting import CHARACTERS_PER_TOKEN, CHUNK_TOKENS
+from lora_select.records import BaseModel
+
+PROSE, CODE, SELF = "prose", "code", "self"
+EMBEDDED = (PROSE, CODE, SELF)
+DECIDING = 8
+"""Units of each set that the decision reads; they neither give moments nor judge."""
+LEAST_ROWS = 24
+MOST_GIVING, MOST_JUDGING = 4000, 400
+"""Rows of a user's reference that are read into either half; the others are counted."""
+MOST_TOKENS = 512
+"""Of one row of a user's own reference; what is longer is cut and counted."""
+GRID = 64
+"""Places along a text are multiples of this many, so that giving text never meets the chunks of `evaluation.forgetting`."""
+NGRAM = 13
+LEAK_SHARE = 0.5
+COMMON = 0.05
+"""n-grams that more of the task's rows hold are its template, not its content."""
+
+
+@final
+@dataclass(frozen=True)
+class ReferenceSet:
+    """Text that gives second moments, text that the decision reads, text that judges: three parts without a common row.
+
+    A set that only judges has no `give`. `kind` is `prose`, `code`, `self`, or `user`.
+    """
+
+    name: str
+    kind: str
+    give: tuple[TokenRow, ...]
+    deciding: tuple[TokenRow, ...]
+    judging: tuple[TokenRow, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the token ids of all parts."""
+        parts = [[row.input_ids for row in part] for part in (self.give, self.deciding, self.judging)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@final
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens that all giving sets together give, and units of each set that judge."""
+
+    give_tokens: int = 8192
+    judging: int = 24
+
+
+def gather(
+    giving: Sequence[str],
+    judging: Sequence[str],
+    base: BaseModel,
+    tokenizer: Any,
+    *,
+    sizes: Sizes,
+    seed: int,
+    model: Callable[[], Any],
+    cache: Path,
+) -> tuple[ReferenceSet, ...]:
+    """The reference sets, giving ones first.
+
+    Args:
+        giving: sets that give second moments and judge, on other text.
+        judging: sets that only judge; at least one must be of a kind that gives nothing.
+        base: names the base model.
+        tokenizer: the base model's.
+        sizes: how much text.
+        seed: of splits and samples.
+        model: the base model, loaded; asked for only where `self` is not cached.
+        cache: where what the model sampled is kept.
+
+    Raises:
+        InputError: no giving set, a set named twice, no judging set of another kind, or a source that cannot be read.
+    """
+    names = [*giving, *judging]
+    if not giving:
+        raise InputError("`retention.references` is empty; name at least one set, such as prose or self")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise InputError(
+            f"the reference set {twice[0]} is named twice; what gives second moments judges on other rows by itself"
+        )
+    if not set(judging) - set(giving):
+        raise InputError(
+            "no reference set only judges, so nothing would show what happens to text of another kind; name one in `retention.judges`"
+        )
+    each = -(-sizes.give_tokens // len(giving))
+    return tuple(
+        _set(name, each if name in giving else 0, base, tokenizer, sizes.judging, seed, model, cache) for name in names
+    )
+
+
+def _set(
+    name: str,
+    tokens: int,
+    base: BaseModel,
+    tokenizer: Any,
+    units: int,
+    seed: int,
+    model: Callable[[], Any],
+    cache: Path,
+) -> ReferenceSet:
+    chunks = -(-tokens // CHUNK_TOKENS)
+    if name == PROSE:
+        parts = _spaced(samples.reference_text(), tokenizer, chunks, units, PROSE)
+    elif name == CODE:
+        parts = _spaced(standard_library(), tokenizer, chunks, units, CODE)
+    elif name == SELF:
+        from lora_select.retention.self_text import sampled
+
+        rows = sampled(base, tokenizer, chunks + DECIDING + units, seed=seed, model=model, cache=cache)
+        parts = rows[:chunks], rows[chunks : chunks + DECIDING], rows[chunks + DECIDING :]
+    else:
+        return _from_user(name, tokens, tokenizer, units, seed)
+    give, deciding, judging = parts
+    return ReferenceSet(name, name, tuple(give), tuple(deciding), tuple(judging))
+
+
+Parts = tuple[Sequence[TokenRow], Sequence[TokenRow], Sequence[TokenRow]]
+
+
+def _spaced(text: str, tokenizer: Any, give: int, units: int, name: str) -> Parts:
+    """Chunks in turn along a text: judging ones where `evaluation.forgetting` has its own, giving ones half way between, deciding ones after."""
+    count = GRID * -(-max(give, units) // GRID)
+    stride = len(text) // count
+
+    def chunk(index: int, shift: float, most: int, part: str) -> TokenRow:
+        start = int((index + shift) * stride)
+        piece = text[start : start + min(stride // 4, CHARACTERS_PER_TOKEN * CHUNK_TOKENS)]
+        ids = tuple(tokenizer(piece, add_special_tokens=True)["input_ids"][:most])
+        return TokenRow(f"{name}-{part}-{index}", ids, (False, *[True] * (len(ids) - 1)))
+
+    def spread(number: int) -> list[int]:
+        return [index * count // number for index in range(number)]
+
+    return (
+        [chunk(index, 0.5, CHUNK_TOKENS, "give") for index in spread(give)] if give else [],
+        [chunk(index, 0.75, CHUNK_TOKENS, "decide") for index in spread(min(DECIDING, count))],
+        [chunk(index, 0.0, CHUNK_TOKENS, "judge") for index in spread(units)],
+    )
+
+
+@functools.cache
+def standard_library() -> str:
+    """Source text of Python's own standard library, modules in a fixed random order, about a million characters."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    files = sorted(file for file in folder.glob("*.py") if file.stat().st_size < 200_000)
+    random.Random(0).shuffle(files)
+    texts: list[str] = []
+    for file in files:
+        try:
+            texts.append(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            continue
+        if sum(map(len, texts)) > 1_000_000:
+            break
+    return "\n\n".join(texts)
+
+
+def _from_user(source: str, tokens: int, tokenizer: Any, units: int, seed: int) -> ReferenceSet:
+    """Rows of a file, a folder or the hub in any dataset format; rows of one prompt stay in one part."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            dataset = intake(
+                source=source,
+                name="reference",
+                folder=Path(folder),
+                eval_fraction=0.5,
+                max_train_rows=MOST_GIVING,
+                max_eval_rows=MOST_JUDGING,
+                seed=seed,
+            )
+        except InputError as error:
+            reason = str(error).replace("`dataset.source`", "`retention.references`").partition(": bring")[0]
+            raise InputError(
+                f"reference {source}: {reason}; a reference needs about {LEAST_ROWS} usable rows"
+            ) from error
+        first = list(read_canonical(Path(folder) / dataset.train_file.path))
+        second = list(read_canonical(Path(folder) / dataset.eval_file.path))
+    notes = [f"{item.count} rows left out: {item.reason}" for item in dataset.rejected]
+    rows = {row_id: _row(row_id, row, tokenizer, notes) for row_id, row in (*first, *second)}
+    give_from = [rows[row_id] for row_id, _ in first if rows[row_id] is not None]
+    rest = [rows[row_id] for row_id, _ in second if rows[row_id] is not None]
+    deciding = rest[: min(DECIDING, len(rest) // 3)]
+    judging = rest[len(deciding) : len(deciding) + units]
+    if len(deciding) < 2 or len(judging) < 2:
+        raise InputError(
+            f"reference {source} has {len(give_from) + len(rest)} usable rows; about {LEAST_ROWS} are needed to give, decide and judge apart"
+        )
+    give: list[TokenRow] = []
+    for row in give_from:
+        if sum(len(one.input_ids) for one in give) >= tokens:
+            break
+        give.append(row)  # pyright: ignore[reportArgumentType]
+    cut = sum(note == "cut" for note in notes)
+    said = [note for note in notes if note != "cut"] + (
+        [f"{cut} rows are longer than {MOST_TOKENS} tokens and are cut"] if cut else []
+    )
+    return ReferenceSet(source, "user", tuple(give), tuple(deciding), tuple(judging), tuple(said))  # pyright: ignore[reportArgumentType]
+
+
+def _row(row_id: str, row: Any, tokenizer: Any, notes: list[str]) -> TokenRow | None:
+    made = tokenize(row_id, row, tokenizer, MOST_TOKENS)
+    if made.length > MOST_TOKENS:
+        notes.append("cut")
+    return made.row
+
+
+def refuse_leaks(sets: Sequence[ReferenceSet], task: Sequence[TokenRow]) -> None:
+    """Reference text that holds the task's rows would keep the adapter from what it was trained for.
+
+    A reference row leaks when it is a task row, or when at least half of its 13-grams of tokens are in the task's rows; n-grams that
+    more than 5 % of the task's rows hold are its template and do not count.
+
+    Raises:
+        InputError: names the set and the rows.
+    """
+    known = {row.row_id for row in task} | {row.input_ids for row in task}
+    seen = Counter(gram for row in task for gram in set(_grams(row)))
+    template = {gram for gram, count in seen.items() if count > max(2, COMMON * len(task))}
+    for one in sets:
+        leaking = [
+            row.row_id
+            for row in (*one.give, *one.deciding, *one.judging)
+            if row.row_id in known or row.input_ids in known or _overlap(row, seen, template) >= LEAK_SHARE
+        ]
+        if leaking:
+            listed = ", ".join(leaking[:5])
+            raise InputError(
+                f"reference {one.name} holds {len(leaking)} rows of the task's training data ({listed}); what is in both cannot be kept and "
+                "learnt at once: take them out of the reference"
+            )
+
+
+def _grams(row: TokenRow) -> Iterator[tuple[int, ...]]:
+    ids = row.input_ids
+    return (ids[start : start + NGRAM] for start in range(len(ids) - NGRAM + 1))
+
+
+def _overlap(row: TokenRow, seen: Counter[tuple[int, ...]], template: set[tuple[int, ...]]) -> float:
+    own = [gram for gram in _grams(row) if gram not in template]
+    return sum(gram in seen for gram in own) / len(own) if own else 0.0

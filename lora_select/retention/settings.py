@@ -1,0 +1,89 @@
+"""What a retention run is told: its settings, and the task's rows in three parts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from lora_select.data.tokens import TokenRow
+from lora_select.errors import InputError
+from lora_select.retention import filter as filtering
+from lora_select.retention import forms
+from lora_select.retention.moments import EXACT_WIDTH, SKETCH_COLUMNS
+from lora_select.retention.references import CODE, PROSE, SELF
+from lora_select.training import validation
+
+LEAST_SELECTION, MOST_SELECTION = 8, 32
+
+
+@final
+@dataclass(frozen=True)
+class RetentionSettings:
+    """How an adapter is filtered and judged.
+
+    `references` give second moments and judge on other text; `judges` only judge. `tolerance`: `1%` of the loss, nats, or None for one
+    paired standard error and at most 1 %. `prior` is the isotropic share of Zr. `task_tokens` and `reference_tokens` bound the rows that moments
+    are taken from. `keep_moments` writes the task's second moments beside the adapter, for the next training's filter; `earlier` are such files.
+    """
+
+    references: tuple[str, ...] = (PROSE, SELF)
+    judges: tuple[str, ...] = (CODE,)
+    tolerance: str | None = None
+    prior: float = 0.0
+    ridge: float = filtering.RIDGE
+    task_tokens: int = 4096
+    reference_tokens: int = 4096
+    judging_units: int = 16
+    max_error: float = forms.MAX_ERROR
+    exact_width: int = EXACT_WIDTH
+    sketch_columns: int = SKETCH_COLUMNS
+    keep_moments: bool = False
+    earlier: tuple[Path, ...] = ()
+    dtype: str = "float32"
+    device: str = "cpu"
+    quantize: str | None = None
+    seed: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class TaskRows:
+    """The task's rows in three parts: those that give second moments, those that choose the strength, those that judge (may be none)."""
+
+    moments: Sequence[TokenRow]
+    selection: Sequence[TokenRow]
+    evaluation: Sequence[TokenRow] = ()
+    notes: tuple[str, ...] = ()
+    """What of the source is not among the rows, in sentences."""
+
+
+def split_rows(rows: Sequence[TokenRow], kept: int, seed: int, evaluation: Sequence[TokenRow] = ()) -> TaskRows:
+    """The task's training rows in parts: `kept` rows choose the strength, the others give second moments.
+
+    With the plan's `validation_rows` and seed these are the rows that the training kept from itself.
+
+    Args:
+        rows: token rows of the training split, in file order.
+        kept: rows that choose; see :func:`selection_rows` where no plan says.
+        seed: of the split.
+        evaluation: rows that judge.
+
+    Raises:
+        InputError: fewer than 8 would choose.
+    """
+    if kept < LEAST_SELECTION:
+        raise InputError(
+            f"the filter's strength is chosen on rows that were kept from training and needs {LEAST_SELECTION} of them, got {kept} of "
+            f"{len(rows)}: bring more rows, raise `training.validation`, or set `retention.mode` to off"
+        )
+    given, chosen = validation.split(rows, kept, seed)
+    return TaskRows(given, chosen, evaluation)
+
+
+def selection_rows(count: int) -> int:
+    """How many of `count` rows choose where no training kept any: a fifth, at most 32.
+
+    >>> selection_rows(60), selection_rows(5000), selection_rows(39)
+    (12, 32, 7)
+    """
+    return min(MOST_SELECTION, count // 5)

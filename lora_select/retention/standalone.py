@@ -1,0 +1,138 @@
+"""`retain` on anybody's adapter: read its rows, filter, judge, and leave plain files in a new folder."""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_select import models, records
+from lora_select.data.intake import intake, read_canonical
+from lora_select.data.tokenize import tokenize
+from lora_select.errors import InputError
+from lora_select.records import BaseModel, Retention
+from lora_select.retention import forms, plot
+from lora_select.retention.bench import Progress
+from lora_select.retention.references import CODE, EMBEDDED, PROSE, SELF
+from lora_select.retention.retain import retain_adapter
+from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
+
+RECORD, FRONTIER = "retention.json", "frontier.png"
+
+
+def retain(
+    adapter: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    references: Sequence[str] = (PROSE, SELF),
+    judges: Sequence[str] = (),
+    tolerance: str | None = None,
+    quantize: str | None = None,
+    max_length: int = 1024,
+    max_rows: int | None = 2000,
+    tokens: int = 4096,
+    prior: float = 0.0,
+    keep_moments: bool = False,
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
+) -> Retention:
+    """Filter an adapter that was trained anywhere, so that it keeps its task and gives back what the base model knew.
+
+    Args:
+        adapter: a PEFT folder, or a run's folder.
+        data: the rows that it was trained on, or others of the task: a file, a folder, a hub id or `sample:NAME`.
+        out: a new folder; gets `adapter` (what to serve), `adapter-raw`, `retention.json` and `frontier.png`.
+        base: the base model; by default what the adapter's config names.
+        references: sets that give second moments: `prose`, `code`, `self`, files or hub ids.
+        judges: sets that only judge; by default one of the embedded ones that gives nothing.
+        tolerance: largest rise of the task's loss: `1%`, nats, or None for one standard error and at most 1 %.
+        quantize: `nf4` or `int8`, how the base model is held.
+        max_length: tokens of a row.
+        max_rows: rows of the task that are read at most.
+        tokens: of the task and of reference text, for the second moments.
+        prior: isotropic share of the reference's second moments; shrinks what no reference text used.
+        keep_moments: also write the task's second moments, for the next training's filter.
+        seed: of splits and samples.
+        progress: called with (done, total, what).
+
+    Returns:
+        The record, as written to `out/retention.json`.
+
+    Raises:
+        InputError: anything that cannot be used, named with the way out; nothing is written then.
+    """
+    folder, target = _adapter_folder(Path(adapter)), Path(out)
+    config = forms.config_of(folder)
+    source = base or config.get("base_model_name_or_path")
+    if not source:
+        raise InputError(f"{folder} does not name its base model; name it with --base")
+    if target.exists() and any(target.iterdir()):
+        raise InputError(f"{target} exists and is not empty; name a new folder with --out")
+    settings = RetentionSettings(
+        references=tuple(references),
+        judges=tuple(judges) or default_judges(references),
+        tolerance=tolerance,
+        prior=prior,
+        task_tokens=tokens,
+        reference_tokens=tokens,
+        keep_moments=keep_moments,
+        quantize=quantize,
+        seed=seed,
+    )
+    model = models.resolve(source)
+    rows = read_rows(data, model, max_length=max_length, max_rows=max_rows, seed=seed)
+    with tempfile.TemporaryDirectory(dir=_parent(target)) as working:
+        made = retain_adapter(model, folder, rows, settings, Path(working), progress=progress)
+        records.write(Path(working) / RECORD, made)
+        plot.frontier(made, Path(working) / FRONTIER)
+        target.mkdir(parents=True, exist_ok=True)
+        for item in Path(working).iterdir():
+            item.rename(target / item.name)
+    return made
+
+
+def _adapter_folder(folder: Path) -> Path:
+    return folder / "adapter" if (folder / "adapter" / forms.CONFIG).is_file() else folder
+
+
+def _parent(target: Path) -> Path:
+    """The nearest folder above `target` that exists: results are moved there, so it must be on the same disk."""
+    return next(place for place in target.resolve().parents if place.is_dir())
+
+
+def default_judges(references: Sequence[str]) -> tuple[str, ...]:
+    """An embedded set that gives nothing: code, else prose, else the model's own text.
+
+    Raises:
+        InputError: all three give.
+    """
+    free = [name for name in (CODE, PROSE, SELF) if name not in references]
+    if not free:
+        raise InputError(f"{', '.join(EMBEDDED)} all give second moments; name a set that only judges with --judge")
+    return (free[0],)
+
+
+def read_rows(source: str, base: BaseModel, *, max_length: int, max_rows: int | None, seed: int) -> TaskRows:
+    """The task's rows in three parts by prompt: a tenth judges, a fifth of the others chooses, the rest gives second moments.
+
+    Raises:
+        InputError: too few usable rows.
+    """
+    tokenizer = models.load_tokenizer(base.path)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        dataset = intake(source=source, name="task", folder=place, max_train_rows=max_rows, max_eval_rows=64, seed=seed)
+        found = [
+            [tokenize(row_id, row, tokenizer, max_length) for row_id, row in read_canonical(place / file.path)]
+            for file in (dataset.train_file, dataset.eval_file)
+        ]
+    parts = [[made.row for made in part if made.row is not None] for part in found]
+    every = [made for part in found for made in part]
+    notes = [f"{item.count} task rows left out: {item.reason}" for item in dataset.rejected]
+    if cut := sum(made.length > max_length for made in every):
+        notes.append(f"{cut} task rows are longer than {max_length} tokens and are cut; raise --max-length")
+    if empty := sum(made.row is None for made in every):
+        notes.append(f"{empty} task rows have no label token and are not used")
+    given = split_rows(parts[0], selection_rows(len(parts[0])), seed, parts[1])
+    return dataclasses.replace(given, notes=tuple(notes))

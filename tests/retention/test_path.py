@@ -1,0 +1,128 @@
+"""Morozov's rule on losses that are known, and the decision as a pure function of its evidence."""
+
+import dataclasses
+import math
+
+import pytest
+
+from lora_select.errors import InputError
+from lora_select.records import PathPoint, RetentionEvidence, Tolerance, UnitLosses, from_json, to_json
+from lora_select.retention.decide import decide
+from lora_select.retention.path import (
+    EVALUATIONS,
+    RESOLUTION,
+    Losses,
+    allowed,
+    chosen,
+    morozov,
+    paired,
+    parse_tolerance,
+)
+
+LABELS = (4, 2, 6, 3)
+RAW = Losses((4.0, 2.0, 6.0, 3.0), LABELS)
+
+
+def rising(scale, calls=None):
+    """Every row's loss per token rises by scale * lambda."""
+
+    def evaluate(strength):
+        if calls is not None:
+            calls.append(strength)
+        return tuple(loss + scale * strength * count for loss, count in zip(RAW.losses, LABELS, strict=True))
+
+    return evaluate
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.01, 0.05, 3.0])
+def test_the_largest_strength_within_the_tolerance_is_found_and_each_is_evaluated_once(scale):
+    calls = []
+    points = morozov(RAW, rising(scale, calls), Tolerance(None, 0.01, None))
+    assert len(calls) == len(set(calls)) == len(points) <= EVALUATIONS
+    best, truth = chosen(points), 0.01 / scale
+    assert best is not None
+    assert truth / RESOLUTION <= best.strength <= truth
+    assert best.rise == pytest.approx(scale * best.strength)
+
+
+def test_what_never_or_always_stays_within_ends_at_the_limits():
+    assert chosen(morozov(RAW, rising(1e6), Tolerance(None, 0.01, None))) is None
+    best = chosen(morozov(RAW, rising(0.0), Tolerance(None, 0.01, None)))
+    assert best is not None
+    assert best.strength > 100
+
+
+def test_a_loss_that_dips_back_under_the_tolerance_is_not_trusted():
+    points = [PathPoint(s, 0, 0, 0, 0, within) for s, within in ((0.1, True), (0.3, False), (1.0, True))]
+    best = chosen(points)
+    assert best is not None
+    assert best.strength == 0.1
+
+
+def test_the_standard_error_is_that_of_paired_rows():
+    rise, error = paired((4.0, 2.0, 6.0, 3.0), (5.0, 2.0, 6.5, 3.0), LABELS)
+    mean = 1.5 / 15
+    expected = math.sqrt(4 / 3 * sum((c - mean * w) ** 2 for c, w in zip((1, 0, 0.5, 0), LABELS, strict=True))) / 15
+    assert (rise, error) == (pytest.approx(mean), pytest.approx(expected))
+
+
+def test_the_default_tolerance_is_one_standard_error_and_at_most_one_per_cent():
+    default = parse_tolerance(None)
+    assert allowed(default, 2.0, 0.005) == 0.005
+    assert allowed(default, 2.0, 0.5) == 0.02
+    assert allowed(parse_tolerance("3%"), 2.0, 0.001) == pytest.approx(0.06)
+    assert allowed(parse_tolerance("0.1"), 2.0, 0.001) == 0.1
+    for text in ("0", "-1%", "x", "nan", ""):
+        with pytest.raises(InputError, match="tolerance"):
+            parse_tolerance(text)
+
+
+def evidence(*, raw, scale, filtered, within=True, written=None, refused=None):
+    """Eight chunks of two sets whose losses per token rise by these numbers, with a little spread."""
+
+    def losses(rise):
+        return tuple(100 * (3 + rise + 0.002 * (-1) ** index) for index in range(8))
+
+    units = UnitLosses(
+        (100,) * 8,
+        tuple(300.0 for _ in range(8)),
+        {"raw": losses(raw), "scale": losses(scale), "filter": losses(filtered)},
+    )
+    point = PathPoint(0.5, 1.01, 0.005, 0.004, 0.01, within)
+    return RetentionEvidence(
+        Tolerance(1.0, 0.01, None),
+        3.0,
+        1.0,
+        48,
+        2.0,
+        (point,),
+        (dataclasses.replace(point, strength=0.7),),
+        written or {},
+        refused or {},
+        {"a": units, "b": units},
+    )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "choice", "strength"),
+    [
+        ({"raw": 0.3, "scale": 0.2, "filtered": 0.02}, "filter", 0.7),
+        ({"raw": 0.3, "scale": 0.2, "filtered": 0.2}, "scale", 0.5),
+        ({"raw": 0.3, "scale": 0.3, "filtered": 0.31}, "none", 0.0),
+        ({"raw": 0.005, "scale": 0.001, "filtered": -0.1}, "none", 0.0),
+        ({"raw": 0.3, "scale": 0.2, "filtered": 0.02, "within": False}, "none", 0.0),
+        ({"raw": 0.3, "scale": 0.2, "filtered": 0.02, "written": {"filter": 0.02}}, "scale", 0.5),
+        ({"raw": 0.3, "scale": 0.2, "filtered": 0.02, "refused": {"filter": "no rank"}}, "scale", 0.5),
+    ],
+)
+def test_what_is_not_worth_it_is_not_done(numbers, choice, strength):
+    decision = decide(evidence(**numbers))
+    assert (decision.choice, decision.strength) == (choice, strength)
+    assert decision.reasons
+
+
+def test_the_decision_is_replayed_byte_for_byte_from_the_written_evidence():
+    given = evidence(raw=0.3, scale=0.2, filtered=0.02)
+    again = from_json(RetentionEvidence, to_json(given))
+    assert again == given
+    assert to_json(decide(again)) == to_json(decide(given))

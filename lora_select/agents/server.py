@@ -146,8 +146,8 @@ def _reading_tools(roots: Sequence[Path]) -> list[Callable[..., Any]]:
         must_merge: bool = False,
     ) -> list[VariantLine]:
         """Every variant for a model and setting, and what is refused there and why; without a model for one 4096 x 4096 layer."""
-        from lora_select.cli.listing import listing
         from lora_select.records import Constraints
+        from lora_select.variants.listing import listing
 
         where = source(model, roots) if model else None
         lines, _ = listing(where, r, Constraints(serve=serve, quantized_base=quantize, must_merge=must_merge))

@@ -194,7 +194,7 @@ def _from_user(source: str, tokens: int, tokenizer: Any, units: int, seed: int) 
                 eval_fraction=0.5,
                 max_train_rows=MOST_GIVING,
                 max_eval_rows=MOST_JUDGING,
-                seed=seed,
+                split_seed=seed,
             )
         except InputError as error:
             reason = str(error).replace("`dataset.source`", "`retention.references`").partition(": bring")[0]

@@ -122,17 +122,17 @@ def read_rows(source: str, base: BaseModel, *, max_length: int, max_rows: int | 
     tokenizer = models.load_tokenizer(base.path)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        dataset = intake(source=source, name="task", folder=place, max_train_rows=max_rows, max_eval_rows=64, seed=seed)
+        dataset = intake(source=source, name="task", folder=place, max_train_rows=max_rows, max_eval_rows=64, split_seed=seed)
         found = [
             [tokenize(row_id, row, tokenizer, max_length) for row_id, row in read_canonical(place / file.path)]
             for file in (dataset.train_file, dataset.eval_file)
         ]
-    parts = [[made.row for made in part if made.row is not None] for part in found]
+    parts = [[row for made in part for row in made.rows] for part in found]
     every = [made for part in found for made in part]
     notes = [f"{item.count} task rows left out: {item.reason}" for item in dataset.rejected]
     if cut := sum(made.length > max_length for made in every):
         notes.append(f"{cut} task rows are longer than {max_length} tokens and are cut; raise --max-length")
-    if empty := sum(made.row is None for made in every):
+    if empty := sum(not made.rows for made in every):
         notes.append(f"{empty} task rows have no label token and are not used")
     given = split_rows(parts[0], selection_rows(len(parts[0])), seed, parts[1])
     return dataclasses.replace(given, notes=tuple(notes))

@@ -148,10 +148,6 @@ class Tracker:
         """Set the run's description: the answer in plain words, Markdown."""
         self._do("entries", None, entries=dataclasses.asdict(Entries(tags={names.DESCRIPTION: text})))
 
-    def rename(self, name: str) -> None:
-        """Give the run a name that says what it is of."""
-        self._do("name", None, name=name)
-
     @property
     def link(self) -> str:
         """The parent run's page."""
@@ -251,8 +247,6 @@ class Tracker:
             runs.apply(self.store, run_id, from_plain(operation["entries"]))
         elif kind == "ship" and self._ship(run_id, Path(operation["path"])):
             raise ConnectionError("training steps could not be shipped")
-        elif kind == "name":
-            self.store.client.update_run(run_id, name=operation["name"])
         elif kind == "end":
             if operation["stage"] is None and self.degraded:
                 self.store.client.set_tag(run_id, names.TRACKING_DEGRADED, "true")

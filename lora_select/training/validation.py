@@ -46,7 +46,10 @@ def split(rows: Sequence[TokenRow], kept: int, seed: int) -> tuple[list[TokenRow
     """
     if not kept:
         return list(rows), []
-    keys = [_prompt(row) for row in rows]
+    first: dict[str, str] = {}
+    for row in rows:  # a row that is learnt in several texts stays whole
+        first.setdefault(row.row_id, _prompt(row))
+    keys = [first[row.row_id] for row in rows]
     if len(set(keys)) < 2 * kept:
         keys = [row.row_id for row in rows]
     order = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())

@@ -121,6 +121,17 @@ def test_rows_of_one_prompt_stay_on_one_side():
     assert not {row.input_ids[:20] for row in train} & {row.input_ids[:20] for row in kept}
 
 
+def test_the_texts_of_one_row_stay_on_one_side():
+    every = [
+        TokenRow(str(n), (*range(4 + n, 24 + n), *range(turn), 99), (False,) * (20 + turn) + (True,))
+        for n in range(40)
+        for turn in (0, 3)
+    ]
+    train, kept = split(every, 8, 0)
+    assert len(kept) == 8
+    assert not {row.row_id for row in train} & {row.row_id for row in kept}
+
+
 def test_one_prompt_for_all_is_split_by_row():
     every = [TokenRow(str(n), (*range(4, 24), n), (False,) * 20 + (True,)) for n in range(40)]
     train, kept = split(every, 8, 0)

@@ -34,7 +34,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command.add_argument(
         "--tolerance",
         metavar="1%",
-        help="largest rise of the task's loss: a share of it, or nats (default: one standard error, at most 1%%)",
+        help="largest rise of the task's loss: a share of it, or nats (default: 1%%)",
     )
     command.add_argument("--out", required=True, help="a new folder")
     command.add_argument("--quantize", choices=("nf4", "int8"), help="how the base model is held")

@@ -21,8 +21,8 @@ LEAST_SELECTION, MOST_SELECTION = 8, 32
 class RetentionSettings:
     """How an adapter is filtered and judged.
 
-    `references` give second moments and judge on other text; `judges` only judge. `tolerance`: `1%` of the loss, nats, or None for one
-    paired standard error and at most 1 %. `prior` is the isotropic share of Zr. `task_tokens` and `reference_tokens` bound the rows that moments
+    `references` give second moments and judge on other text; `judges` only judge. `tolerance`: `1%` of the loss, nats, or None for 1 %.
+    `prior` is the isotropic share of Zr. `task_tokens` and `reference_tokens` bound the rows that moments
     are taken from. `keep_moments` writes the task's second moments beside the adapter, for the next training's filter; `earlier` are such files.
     """
 

@@ -46,7 +46,7 @@ def retain(
         base: the base model; by default what the adapter's config names.
         references: sets that give second moments: `prose`, `code`, `self`, files or hub ids.
         judges: sets that only judge; by default one of the embedded ones that gives nothing.
-        tolerance: largest rise of the task's loss: `1%`, nats, or None for one standard error and at most 1 %.
+        tolerance: largest rise of the task's loss: `1%`, nats, or None for 1 %.
         quantize: `nf4` or `int8`, how the base model is held.
         max_length: tokens of a row.
         max_rows: rows of the task that are read at most.

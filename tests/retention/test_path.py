@@ -66,10 +66,10 @@ def test_the_standard_error_is_that_of_paired_rows():
     assert (rise, error) == (pytest.approx(mean), pytest.approx(expected))
 
 
-def test_the_default_tolerance_is_one_standard_error_and_at_most_one_per_cent():
+def test_the_default_tolerance_is_one_per_cent_and_a_record_may_name_standard_errors():
     default = parse_tolerance(None)
-    assert allowed(default, 2.0, 0.005) == 0.005
-    assert allowed(default, 2.0, 0.5) == 0.02
+    assert allowed(default, 2.0, 1e-9) == 0.02
+    assert allowed(dataclasses.replace(default, standard_errors=1.0), 2.0, 0.005) == 0.005
     assert allowed(parse_tolerance("3%"), 2.0, 0.001) == pytest.approx(0.06)
     assert allowed(parse_tolerance("0.1"), 2.0, 0.001) == 0.1
     for text in ("0", "-1%", "x", "nan", ""):

@@ -153,11 +153,11 @@ def _tokens(name: str, rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_le
             found = tokenize(f"{name}-{index}", formats.convert(formats.detect(row), dict(row)), tokenizer, max_length)
         except ValueError as error:
             raise InputError(f"`{name}` row {index}: {error}") from error
-        if found.row is None:
+        if not found.rows:
             raise InputError(
                 f"`{name}` row {index} has no answer within {max_length} of its {found.length} tokens; leave it out or raise max_length"
             )
-        made.append(found.row)
+        made += found.rows
     return made
 
 

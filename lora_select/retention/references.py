@@ -229,7 +229,7 @@ def _row(row_id: str, row: Any, tokenizer: Any, notes: list[str]) -> TokenRow | 
     made = tokenize(row_id, row, tokenizer, MOST_TOKENS)
     if made.length > MOST_TOKENS:
         notes.append("cut")
-    return made.row
+    return made.rows[-1] if made.rows else None  # of several texts of a row the last one holds all its turns
 
 
 def refuse_leaks(sets: Sequence[ReferenceSet], task: Sequence[TokenRow]) -> None:

@@ -87,8 +87,7 @@ def _talks(model: Any, tokenizer: Any, count: int, seed: int) -> list[TokenRow]:
             "tools": None,
         }
         made = tokenize(f"self-chat-{index}", talk, tokenizer, 2 * LENGTH)
-        if made.row is not None:
-            rows.append(made.row)
+        rows += made.rows
     return rows
 
 

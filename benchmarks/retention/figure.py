@@ -83,6 +83,7 @@ def _settings(axis, every: list[Case]) -> None:
                 )
     axis.axhline(0, color="#777777", lw=1, ls=":")
     axis.set_xticks(range(len(every)), [case.name.replace("-", "\n", 1) for case in every], fontsize=8)
+    axis.set_xlim(-0.5, len(every) - 0.5)
     axis.set(ylabel="rise, nats a token", title="five kinds of text (dots) and their mean (bars)")
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)

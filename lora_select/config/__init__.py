@@ -204,7 +204,7 @@ class RetentionConfig(Section):
     """What the adapter should give back of the base model's knowledge, after training; see docs/retention.md.
 
     `auto` filters or scales the adapter where that lowers the loss on reference text and the task's loss rises by no more than
-    `tolerance`: a share of it (`1%`), nats per token (`0.02`), or null for 1 %. Text of `references` gives
+    `tolerance`: a share of it (`1%`), nats per token (`0.02`), or null for 1 %. The rise's standard error must be within it too. Text of `references` gives
     second moments and judges on other rows; `judges` only judge. Sets are `prose`, `code`, `self` (sampled from the base model), files or hub ids.
     `keep_moments` keeps the dataset's second moments (no rows) with the adapter, for the filter of the next training.
     """

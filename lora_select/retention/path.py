@@ -1,6 +1,7 @@
 """How strongly: Morozov's discrepancy principle, at most five strengths, each evaluated once.
 
-The strength lambda is the largest whose paired rise of loss on the selection rows is within the tolerance. Scaling is searched with the same
+The strength lambda is the largest whose paired rise of loss on the selection rows is within the tolerance, and whose standard error is too: rows that
+cannot tell a rise of that size choose nothing. Scaling is searched with the same
 function: D / (1 + lambda) is the filter with Zt = Zr.
 
 References:
@@ -109,7 +110,9 @@ def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance
         losses = evaluate(strength)
         rise, error = paired(raw.losses, losses, raw.labels)
         limit = allowed(tolerance, raw.mean, error)
-        points[strength] = PathPoint(strength, math.fsum(losses) / sum(raw.labels), rise, error, limit, rise <= limit)
+        points[strength] = PathPoint(
+            strength, math.fsum(losses) / sum(raw.labels), rise, error, limit, max(rise, error) <= limit
+        )
         return points[strength].within
 
     low, high = _bracket(look)

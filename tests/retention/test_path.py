@@ -56,6 +56,14 @@ def test_what_never_or_always_stays_within_ends_at_the_limits():
     assert best.strength == MOST
 
 
+def test_rows_that_cannot_tell_a_rise_of_that_size_choose_nothing():
+    def noisy(spread):
+        return lambda _strength: tuple(a + spread * sign for a, sign in zip(RAW.losses, (1, -1, 1, -1), strict=True))
+
+    assert chosen(morozov(RAW, noisy(1.0), Tolerance(None, 0.01, None))) is None
+    assert chosen(morozov(RAW, noisy(0.01), Tolerance(None, 0.01, None))) is not None
+
+
 def test_a_loss_that_dips_back_under_the_tolerance_is_not_trusted():
     points = [PathPoint(s, 0, 0, 0, 0, within) for s, within in ((0.1, True), (0.3, False), (1.0, True))]
     best = chosen(points)

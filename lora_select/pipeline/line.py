@@ -40,8 +40,7 @@ from lora_select.records import (
 )
 from lora_select.records.digests import key_of, source_digest
 from lora_select.report import answer
-from lora_select.retention.settings import LEAST_SELECTION
-from lora_select.training.validation import kept_rows
+from lora_select.training.validation import FEWEST, kept_rows
 from lora_select.training.worker.batches import total_steps
 
 INTAKE = (
@@ -271,9 +270,9 @@ def _retained(
     """What of the update is taken back so that general text keeps its loss; None where that is off or no rows are kept to choose by."""
     if run.config.retention.mode == "off":
         return None
-    if planned.record.validation_rows < LEAST_SELECTION:
+    if planned.record.validation_rows < FEWEST:
         run.place.say(
-            f"retention was left out: it chooses on rows kept from training and needs {LEAST_SELECTION} of them; bring more rows or raise "
+            f"retention was left out: it chooses on rows kept from training and needs {FEWEST} of them; bring more rows or raise "
             "`training.validation`"
         )
         return None

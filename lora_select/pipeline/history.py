@@ -96,10 +96,14 @@ def is_earlier(decision: Decision) -> bool:
 
 
 def _without_words(text: str) -> Decision:
-    """The decision without its sentences and its version: what was chosen, and every number."""
+    """The decision without its sentences and its version: what was chosen, and every number.
+
+    Digests of the evidence were held against the files before. This version's records may have more fields, and so other digests.
+    """
     made = records.from_json(Decision, text)
     candidates = tuple(dataclasses.replace(one, rejected=()) for one in made.candidates)
-    return dataclasses.replace(made, reasons=(), candidates=candidates, rule_version="")
+    digests = {"profile_digest": "", "spectra_digest": "", "race_digest": made.race_digest and ""}
+    return dataclasses.replace(made, reasons=(), candidates=candidates, rule_version="", **digests)
 
 
 def comparison(folders: list[str]) -> str:

@@ -4,11 +4,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from byte_tokenizer import byte_tokenizer
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background jobs ignore it, and so would all that the tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+collect_ignore_glob = ["*conftest.py", "peers/in_*.py"]
+"""No doctests there: conftests share one module name, and the scripts import what only other environments hold."""
 LONG = ("tests/flows/", "tests/training/", "tests/server/", "tests/faults/")
 """What takes longest begins first, so that two workers end together."""
 RANKS = {"reference", "runs"}
@@ -22,34 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = "ranks" if shared else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(name.replace("/", ".")))
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
-
-
-CHAT_TEMPLATE = (
-    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m.get('content') %}{{ m['content'] }}{% endif %}"
-    "{% if m.get('tool_calls') %}{{ m['tool_calls'] | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def byte_tokenizer():
-    """A byte-level tokenizer without merges: 256 bytes and four special tokens, nothing downloaded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
-    vocab = {token: index for index, token in enumerate(special + alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<pad>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 @pytest.fixture(scope="session")

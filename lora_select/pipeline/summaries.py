@@ -3,21 +3,25 @@
 import functools
 from typing import Any
 
+from lora_select.data.gate.text import one_line
 from lora_select.records import (
     Adapter,
     Dataset,
     DatasetProfile,
     Decision,
     Evaluation,
+    Gate,
     MetricComparison,
     Promotion,
     Race,
     ReloadCheck,
     Report,
+    Retention,
     Spectra,
     TrainingPlan,
 )
 from lora_select.report.report import RIVALS
+from lora_select.retention.decide import summary as retained
 from lora_select.selection.prediction import PREDICTED_GAIN, outcome
 
 
@@ -33,6 +37,13 @@ def _(record: Dataset) -> str:
     why = ", ".join(f"{item.count} {item.reason}" for item in record.rejected)
     counts = f"{record.train_rows} train and {record.eval_rows} eval rows; {dropped} left out"
     return "\n".join([counts + (f" ({why})" if why else ""), *record.notes])
+
+
+@summary.register
+def _(record: Gate) -> str:
+    lines = [one_line(record)]
+    lines += [f"{item.sentence}: {item.command}" for item in record.findings if item.action != "fix"][:5]
+    return "\n".join(lines)
 
 
 @summary.register
@@ -110,6 +121,11 @@ def _(record: ReloadCheck) -> str:
 
 
 @summary.register
+def _(record: Retention) -> str:
+    return "\n".join([retained(record), *record.decision.reasons])
+
+
+@summary.register
 def _(record: Evaluation) -> str:
     ordered = sorted(record.metrics.items(), key=lambda entry: (entry[0] != "loss", entry[0]))
     lines = [_comparison(name.replace("_", " "), item) for name, item in ordered]
@@ -123,7 +139,8 @@ def _(record: Evaluation) -> str:
 
 @summary.register
 def _(record: Promotion) -> str:
-    return "\n".join([f"{record.model_name} version {record.version} is {record.alias}", *record.reasons])
+    name = f"{record.model_name} version {record.version}" if record.version else record.model_name
+    return "\n".join([f"{name} is {record.alias}", *record.reasons])
 
 
 @summary.register

@@ -122,7 +122,9 @@ def read_rows(source: str, base: BaseModel, *, max_length: int, max_rows: int | 
     tokenizer = models.load_tokenizer(base.path)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        dataset = intake(source=source, name="task", folder=place, max_train_rows=max_rows, max_eval_rows=64, split_seed=seed)
+        dataset = intake(
+            source=source, name="task", folder=place, max_train_rows=max_rows, max_eval_rows=64, split_seed=seed
+        )
         found = [
             [tokenize(row_id, row, tokenizer, max_length) for row_id, row in read_canonical(place / file.path)]
             for file in (dataset.train_file, dataset.eval_file)

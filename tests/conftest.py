@@ -14,16 +14,25 @@ collect_ignore_glob = ["*conftest.py", "peers/in_*.py"]
 """No doctests there: conftests share one module name, and the scripts import what only other environments hold."""
 LONG = ("tests/flows/", "tests/training/", "tests/server/", "tests/faults/")
 """What takes longest begins first, so that two workers end together."""
-RANKS = {"reference", "runs"}
-"""Runs of real ranks that several files look at: one worker makes them."""
+RANKS = ("tests/training/test_nodes.py", "tests/training/test_ranks_and_stages.py", "tests/training/test_training_runs.py")
+"""Files that look at the same runs of real ranks: one worker makes them."""
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Give each worker of `pytest -n` whole files, so that what a file shares is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WholeFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ranks" if file in RANKS else file
+
+    return WholeFiles(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each worker of `pytest -n` whole files, so that what a file shares is made once; order nothing else."""
-    for item in items:
-        shared = RANKS & set(getattr(item, "fixturenames", ()))
-        name = "ranks" if shared else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(name.replace("/", ".")))
+    """Order nothing but what takes longest."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 

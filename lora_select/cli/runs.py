@@ -42,7 +42,7 @@ def _explain(parsed: argparse.Namespace) -> int:
         found = dataclasses.asdict(made) | {"inside": made.inside} if made else None
         options.print_json({"decision": options.plain(run.decision), "outcome": found, "answer": answer(run.decision)})
         return 0
-    print("\n".join([*answer(run.decision), "", explain(run.decision)]))
+    print(explain(run.decision))
     if made:
         print(f"\nWhat came out: {made}.")
     return 0

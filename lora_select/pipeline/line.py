@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from lora_select import recipes
+from lora_select import recipes, serving
 from lora_select.address import masked
 from lora_select.audit.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.pipeline import choose, judge, prepare, train, workspace
+from lora_select.pipeline.document import document
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
 from lora_select.pipeline.workspace import StageRef
@@ -37,9 +38,9 @@ from lora_select.records import (
     Spectra,
     TrainingPlan,
 )
-from lora_select.records.digests import source_digest
-from lora_select.retention.settings import LEAST_SELECTION
-from lora_select.training.validation import kept_rows
+from lora_select.records.digests import key_of, source_digest
+from lora_select.report import answer
+from lora_select.training.validation import FEWEST, kept_rows
 from lora_select.training.worker.batches import total_steps
 
 INTAKE = (
@@ -238,8 +239,24 @@ def finetune(run: Run) -> Finetuned:
         "promotion": promotion,
     }
     known = {name: outcome.ref for name, outcome in stages.items() if outcome is not None}
+    evidence = run.do(
+        document,
+        "evidence",
+        stages=known | {"served": served.ref},
+        base=run.base,
+        name=run.config.name,
+        run=run.key,
+        config_sha256=key_of(run.config.digested()),
+        prices=run.config.cost,
+    )
     report = run.do(judge.report, "report", stages=known, base=run.base)
     _show(run, adapter, served, report.folder / report.record.file.path)
+    workspace.link(run.place.root, run.key, evidence.folder / "evidence", "evidence")
+    _describe(run, chosen, evaluation.record, promotion.record if promotion else None)
+    for line in serving.warnings(
+        serving.read_folder(served.folder / served.record.directory), run.config.selection.serve
+    ):
+        run.place.say(f"serving: {line}")
     return Finetuned(chosen, planned, adapter, proof, retention, served, evaluation, promotion, report)
 
 
@@ -253,9 +270,9 @@ def _retained(
     """What of the update is taken back so that general text keeps its loss; None where that is off or no rows are kept to choose by."""
     if run.config.retention.mode == "off":
         return None
-    if planned.record.validation_rows < LEAST_SELECTION:
+    if planned.record.validation_rows < FEWEST:
         run.place.say(
-            f"retention was left out: it chooses on rows kept from training and needs {LEAST_SELECTION} of them; bring more rows or raise "
+            f"retention was left out: it chooses on rows kept from training and needs {FEWEST} of them; bring more rows or raise "
             "`training.validation`"
         )
         return None
@@ -410,6 +427,13 @@ def _holder(run: Run, adapter: Adapter) -> str:
 def _model_name(run: Run) -> str | None:
     """The registered model: the config's own name unless it names one; None where there is no registry."""
     return (run.config.promotion.model_name or run.config.name) if run.place.tracker else None
+
+
+def _describe(run: Run, chosen: Chosen, evaluation: Evaluation, promotion: Promotion | None) -> None:
+    """The run's description in MLflow: the answer in plain words."""
+    if run.place.tracker is not None:
+        dataset, decision = chosen.measured.dataset.record, chosen.decision.record
+        run.place.tracker.describe(answer.description(dataset, decision, evaluation, promotion))
 
 
 def _show(run: Run, trained: Outcome[Adapter], served: Outcome[Adapter], report: Path) -> None:

@@ -10,6 +10,7 @@ from lora_select.records import (
     DatasetProfile,
     Decision,
     Evaluation,
+    EvidenceFiles,
     Gate,
     MetricComparison,
     Promotion,
@@ -22,7 +23,11 @@ from lora_select.records import (
 )
 from lora_select.report.report import RIVALS
 from lora_select.retention.decide import summary as retained
+from lora_select.selection.explanation import EXPERTS
 from lora_select.selection.prediction import PREDICTED_GAIN, outcome
+
+NAMES = {"lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "vera": "VeRA", "eva": "EVA", "pissa": "PiSSA"}
+"""Variants as their papers spell them."""
 
 
 @functools.singledispatch
@@ -82,11 +87,8 @@ def _(record: Race) -> str:
 @summary.register
 def _(record: Decision) -> str:
     choice = record.choice
-    head = (
-        f"{record.choice_key}: r {choice.r}, alpha {choice.lora_alpha}, rate {choice.learning_rate:.2g}, "
-        f"{choice.num_parameters:,} parameters"
-    )
-    return "\n".join([head, *record.reasons])
+    size = f"{choice.num_parameters:,} parameters, alpha {choice.lora_alpha}; `lora-select explain` has the evidence."
+    return "\n".join([*answer(record), f"{record.choice_key}: {size}"])
 
 
 @summary.register
@@ -144,6 +146,13 @@ def _(record: Promotion) -> str:
 
 
 @summary.register
+def _(record: EvidenceFiles) -> str:
+    forms = ("card", "statement", "bom", "croissant", "adapter_signature", "evidence_signature")
+    written = [getattr(record, name).path for name in forms if getattr(record, name) is not None]
+    return "\n".join([f"{', '.join(written)}; {'signed' if record.signed_by else 'not signed'}", *record.missing])
+
+
+@summary.register
 def _(record: Report) -> str:
     return f"{record.file.path}, {record.file.size / 1e6:.1f} MB"
 
@@ -168,7 +177,8 @@ def answer(decision: Decision) -> list[str]:
     )
     size = f", r = {choice.r}" if choice.r else ""
     return [
-        f"{choice.variant} on {where}{size}, learning rate {choice.learning_rate:.2g}.",
+        f"{NAMES.get(choice.variant, choice.variant)} on {where}{size}, learning rate {choice.learning_rate:.2g}.",
+        *(reason for reason in decision.reasons if reason.startswith(EXPERTS)),
         _why(decision),
         _expected(decision),
     ]

@@ -94,9 +94,14 @@ def _list(title: str, lines: Sequence[str], more: int = 0) -> str:
     return "\n".join([f"{title}:", *(f"  - {line}" for line in lines), *tail])
 
 
+EXPERTS = "The experts are not adapted"
+"""How the sentence begins that must not be overlooked."""
+
+
 def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
     """Why this choice: the variant, how the race went, the learning rate, the expected gain; then what was measured."""
     return (
+        *_about_experts(spectra),
         _about_variant(verdict, inputs),
         *_about_race(verdict),
         _about_learning_rate(verdict, inputs),
@@ -104,7 +109,6 @@ def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs:
         _about_rank(verdict.choice.candidate, profile, inputs),
         _about_signal(spectra),
         _about_shares(verdict),
-        *_about_experts(spectra),
         _about_candidates(verdict),
     )
 
@@ -261,7 +265,7 @@ def _about_experts(spectra: Spectra) -> tuple[str, ...]:
     share = f", {count / spectra.model_parameters:.0%} of the model" if spectra.model_parameters else ""
     names = sorted({name.rpartition(".")[2] for name in spectra.fused_experts})
     return (
-        f"The experts are not adapted: {count:,} parameters{share}. Each layer holds them in one tensor ({', '.join(names)}), whose "
+        f"{EXPERTS}: {count:,} parameters{share}. Each layer holds them in one tensor ({', '.join(names)}), whose "
         "gradients the pass does not separate.",
     )
 

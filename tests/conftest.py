@@ -14,7 +14,11 @@ collect_ignore_glob = ["*conftest.py", "peers/in_*.py"]
 """No doctests there: conftests share one module name, and the scripts import what only other environments hold."""
 LONG = ("tests/flows/", "tests/training/", "tests/server/", "tests/faults/")
 """What takes longest begins first, so that two workers end together."""
-RANKS = ("tests/training/test_nodes.py", "tests/training/test_ranks_and_stages.py", "tests/training/test_training_runs.py")
+RANKS = (
+    "tests/training/test_nodes.py",
+    "tests/training/test_ranks_and_stages.py",
+    "tests/training/test_training_runs.py",
+)
 """Files that look at the same runs of real ranks: one worker makes them."""
 
 

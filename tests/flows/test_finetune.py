@@ -21,6 +21,9 @@ from lora_select.cli.main import main
 
 FLOW = type(finetune)
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(
+    900
+)  # seven processes import torch one after another, on a busy machine half a minute each
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def command(folder, *overrides):
 def run(place, *overrides, code=0):
     folder, environment = place
     done = subprocess.run(
-        command(folder, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+        command(folder, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

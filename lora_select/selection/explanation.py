@@ -21,11 +21,15 @@ TIED = "tied: "
 
 
 def explain(decision: Decision) -> str:
-    """Paragraphs of plain text: the answer, the reasons, the runners-up, what was ruled out and by which sentence."""
+    """Paragraphs of plain text: the answer, and below it the evidence."""
+    return "\n".join(answer(decision)) + "\n\n" + evidence(decision)
+
+
+def evidence(decision: Decision) -> str:
+    """Paragraphs of plain text: the reasons, the runners-up, what was ruled out and by which sentence."""
     tied = [c for c in decision.candidates if c.rejected and all(s.startswith(TIED) for s in c.rejected)]
     refused = [c for c in decision.candidates if c.rejected and c not in tied]
     paragraphs = [
-        "\n".join(answer(decision)),
         _list("Why", decision.reasons),
         _list(
             f"As good, as far as is known ({len(tied)})", [_line(c) for c in _best(tied)], more=len(tied) - RUNNERS_UP

@@ -28,7 +28,7 @@ from lora_select.retention.self_text import sampled
 from lora_select.spectral.linear_layers import linear_layers
 
 RESULTS = Path(__file__).parent / "results"
-GIVE, SELF_ROWS, TASK_TOKENS = 20, 32, 3000
+GIVE, SELF_ROWS, TASK_TOKENS, REFERENCE_TOKENS = 90, 72, 7600, 8192
 ARMS: Mapping[str, tuple[str, ...]] = {
     "filter-mixture": ("documentation", "news", "chat"),
     "scale": (),
@@ -85,12 +85,15 @@ class Study:
             self._write()
 
     def _base(self) -> dict[str, Any]:
-        """The base model's losses, measured once for all settings of the same rows."""
-        rows = [self.subject.evaluation, *(self.kinds[name].judge for name in KINDS)]
-        file = self.work / f"base-{self.setting.model}-{digest([row for part in rows for row in part])}.json"
-        if not file.is_file():
-            write_text(file, json.dumps(self._judged({})))
-        return json.loads(file.read_text(encoding="utf-8"))
+        """The base model's losses, each set of rows measured once for all settings of a model."""
+        file = self.work / f"base-{self.setting.model}.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        judging = self._judging()
+        missing = {name: rows for name, rows in judging.items() if digest(rows) not in known}
+        measured = self._losses({}, missing)
+        known |= {digest(rows): measured[name] for name, rows in missing.items()}
+        write_text(file, json.dumps(known))
+        return self._summed({name: known[digest(rows)] for name, rows in judging.items()})
 
     def _arm(self, sources: Sequence[str]) -> dict[str, Any]:
         began = time.process_time()
@@ -146,16 +149,23 @@ class Study:
             name: path.Losses(found, measure.labels_of(rows[name])).mean for name, found in losses.items()
         }
 
-    def _judged(self, updates: Mapping[str, Update]) -> dict[str, Any]:
-        """Summed losses of every row that judges."""
-        rows = {"task": self.subject.evaluation} | {name: self.kinds[name].judge for name in KINDS}
-        losses = {
+    def _judging(self) -> dict[str, Sequence[TokenRow]]:
+        return {"task": self.subject.evaluation} | {name: self.kinds[name].judge for name in KINDS}
+
+    def _losses(self, updates: Mapping[str, Update], rows: Mapping[str, Sequence[TokenRow]]) -> dict[str, list[float]]:
+        return {
             name: [round(loss, 4) for loss in measure.losses(self.model, updates, part, self.pad_id)]
             for name, part in rows.items()
         }
-        labels = {name: measure.labels_of(part) for name, part in rows.items()}
+
+    def _judged(self, updates: Mapping[str, Update]) -> dict[str, Any]:
+        """Summed losses of every row that judges."""
+        return self._summed(self._losses(updates, self._judging()))
+
+    def _summed(self, losses: dict[str, list[float]]) -> dict[str, Any]:
+        labels = {name: measure.labels_of(part) for name, part in self._judging().items()}
         self.held.setdefault("labels", labels)
-        means = {name: round(path.Losses(tuple(losses[name]), labels[name]).mean, 5) for name in rows}
+        means = {name: round(path.Losses(tuple(losses[name]), labels[name]).mean, 5) for name in losses}
         return {"means": means, "losses": losses}
 
     def _pairs(
@@ -178,7 +188,8 @@ class Study:
             return made
 
         task = sums("task", _until(self.subject.train, TASK_TOKENS))
-        given = [sums(name, self._giving(name)) for name in sources]
+        each = REFERENCE_TOKENS // len(sources)
+        given = [sums(name, _until(self._giving(name), each)) for name in sources]
         began = time.process_time()
         pairs, _ = filtering.pairs(task, given)
         layers: dict[str, list[str]] = {}

@@ -43,7 +43,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         action="store_true",
         help="also write the task's second moments, for the next training's filter",
     )
-    for name, default in (("max-length", 1024), ("tokens", 4096), ("seed", 0)):
+    for name, default in (("max-length", 1024), ("tokens", 8192), ("seed", 0)):
         command.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default: {default}")
     command.add_argument(
         "--prior",

@@ -214,8 +214,8 @@ class RetentionConfig(Section):
     references: tuple[str, ...] = Field(default=("prose", "self"), min_length=1)
     judges: tuple[str, ...] = Field(default=("code",), min_length=1)
     prior: float = Field(default=0.0, ge=0)
-    task_tokens: int = Field(default=4096, ge=256)
-    reference_tokens: int = Field(default=4096, ge=256)
+    task_tokens: int = Field(default=8192, ge=256)
+    reference_tokens: int = Field(default=8192, ge=256)
     judging_units: int = Field(default=16, ge=2)
     max_error: float = Field(default=0.05, gt=0, lt=1)
     keep_moments: bool = False

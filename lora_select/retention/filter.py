@@ -88,7 +88,7 @@ def pairs(
         scarcity = max(1.0, sums.width / min(one.tokens for one in (sums, *given)))
         if scarcity > 1:
             raised.append(name)
-        found[name] = _pair(sums, given, ridge * scarcity, max(prior, ridge * scarcity if scarcity > 1 else 0.0))
+        found[name] = _pair(name, sums, given, ridge * scarcity, max(prior, ridge * scarcity if scarcity > 1 else 0.0))
     if not found:
         raise InputError(
             "no reference has second moments of the adapted layers; take them from the model that the adapter is for"
@@ -113,12 +113,12 @@ def _check_tokens(name: str, sums: Sequence[InputSums]) -> None:
         )
 
 
-def _pair(task: InputSums, references: Sequence[InputSums], ridge: float, prior: float) -> Pair:
+def _pair(name: str, task: InputSums, references: Sequence[InputSums], ridge: float, prior: float) -> Pair:
     if task.omega is None:
         zt = task.products.double() / task.tokens
         zr = torch.stack([one.products.to(zt) / one.tokens for one in references]).mean(0)
         eye = torch.eye(len(zt), dtype=zt.dtype, device=zt.device)
-        return Pair(zt + ridge * zt.trace() / len(zt) * eye, zr + prior * zr.trace() / len(zr) * eye)
+        return Pair(_definite(name, zt, ridge), zr + prior * zr.trace() / len(zr) * eye)
     forms = [nystrom(one) for one in (task, *references)]
     basis = torch.linalg.qr(torch.cat([vectors for vectors, _, _ in forms], dim=1))[0]
     dense = [
@@ -137,6 +137,21 @@ def _pair(task: InputSums, references: Sequence[InputSums], ridge: float, prior:
         forms[0][2] + ridge * mean_t,
         rest_r + prior * mean_r,
     )
+
+
+def _definite(name: str, task: Tensor, ridge: float) -> Tensor:
+    """Zt with its ridge added.
+
+    Raises:
+        InputError: it has negative eigenvalues all the same, as sums of too low a precision have.
+    """
+    raised = task + ridge * task.trace() / len(task) * torch.eye(len(task), dtype=task.dtype, device=task.device)
+    if bool(torch.linalg.cholesky_ex(raised).info):
+        raise InputError(
+            f"the second moment of {name} has negative eigenvalues beyond its ridge of {ridge:g}: it was summed too coarsely; take it "
+            "again on a device with float64, or raise the ridge"
+        )
+    return raised
 
 
 def nystrom(sums: InputSums) -> tuple[Tensor, Tensor, float]:

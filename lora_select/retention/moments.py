@@ -1,7 +1,7 @@
 """Second moments of layer inputs, streamed: Z = E[x x^T] over every token, not centred, first tokens included, padding left out.
 
 Sums only are kept, so two halves of the rows, or two ranks, add up to the whole. Inputs that several layers read (q, k, v; gate, up) are
-summed once. Up to `exact_width` the whole matrix is summed in float32; beyond it a sketch Y = sum x (x^T Omega), from which
+summed once. Up to `exact_width` the whole matrix is summed in float64; beyond it a sketch Y = sum x (x^T Omega), from which
 
     Z ~ V diag(values) V^T + c I
 
@@ -24,11 +24,15 @@ from lora_select.data.tokens import TokenRow, collate
 from lora_select.errors import InputError
 
 EXACT_WIDTH = 2048
-"""Inputs up to this wide are summed whole: 16 MiB a matrix."""
+"""Inputs up to this wide are summed whole: 32 MiB a matrix."""
 SKETCH_COLUMNS = 512
 RECENT = 3
 """Inputs that are remembered to recognise the next layer's as the same: q, k, v follow one another, and so do gate and up."""
 BATCH_ROWS = 8
+BLOCKS = 4
+"""Of a symmetric sum, by rows: more blocks multiply less and copy more."""
+LOUD = 20.0
+"""Of the median token's energy: tokens above are few, and their products are formed in float64."""
 
 
 @final
@@ -47,10 +51,23 @@ class InputSums:
         return self.products.shape[0]
 
     def add(self, rows: Tensor) -> None:
-        """Add the tokens `rows` (tokens, n), float32."""
-        seen = rows if self.omega is None else rows @ self.omega
-        self.products.addmm_(rows.T, seen)
-        self.energy += float(rows.square().sum(dtype=torch.float64))
+        """Add the tokens `rows` (tokens, n), float32.
+
+        Loud tokens are multiplied in float64: the first token of every row alone can hold nearly all energy, and its rounding in float32 is as
+        large as the small eigenvalues that decide.
+        """
+        energies = rows.square().sum(1)
+        loud = energies > LOUD * energies.median()
+        precise = rows[loud].to(self.products)
+        quiet = rows[~loud]
+        if self.omega is None:
+            self.products.addmm_(precise.T, precise)
+            _add_products(self.products, quiet)
+        else:
+            omega = self.omega.to(precise)
+            self.products.addmm_(precise.T, precise @ omega)
+            self.products += quiet.T @ (quiet @ self.omega)
+        self.energy += float(energies.sum(dtype=torch.float64))
         self.tokens += len(rows)
 
     def merged(self, other: "InputSums") -> "InputSums":
@@ -201,11 +218,22 @@ def _tokens(x: Tensor, mask: Tensor) -> Tensor | None:
 
 def _empty(rows: Tensor, exact_width: int, columns: int, seed: int) -> InputSums:
     width = rows.shape[1]
+    exact = torch.float32 if rows.device.type == "mps" else torch.float64
     if width <= max(exact_width, columns):
-        return InputSums(rows.new_zeros(width, width), 0.0, 0)
+        return InputSums(rows.new_zeros(width, width, dtype=exact), 0.0, 0)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + width)
     omega = torch.linalg.qr(torch.randn(width, columns, generator=generator))[0].to(rows)
-    return InputSums(rows.new_zeros(width, columns), 0.0, 0, omega)
+    return InputSums(rows.new_zeros(width, columns, dtype=exact), 0.0, 0, omega)
+
+
+def _add_products(products: Tensor, rows: Tensor) -> None:
+    """Add x x^T of the tokens `rows` in blocks on and above the diagonal, and copy those below: five eighths of the multiplications."""
+    width = len(products)
+    step = -(-width // BLOCKS)
+    for start in range(0, width, step):
+        end = start + step
+        products[start:end, start:] += rows[:, start:end].T @ rows[:, start:]
+        products[end:, start:end] = products[start:end, end:].T
 
 
 def _device(model: Any) -> Any:

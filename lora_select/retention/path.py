@@ -1,4 +1,4 @@
-"""How strongly: Morozov's discrepancy principle, by bisection, each strength evaluated once.
+"""How strongly: Morozov's discrepancy principle, at most five strengths, each evaluated once.
 
 The strength lambda is the largest whose paired rise of loss on the selection rows is within the tolerance. Scaling is searched with the same
 function: D / (1 + lambda) is the filter with Zt = Zr.
@@ -15,12 +15,14 @@ from typing import final
 from lora_select.errors import InputError
 from lora_select.records import PathPoint, Tolerance
 
-FIRST = 0.3
-LEAST, MOST = 1e-3, 1e3
+FIRST = 0.1
+LEAST, MOST = 1e-3, 100.0
 STEP = 10.0
 RESOLUTION = 1.8
 """The search stops when the largest strength within the tolerance and the least beyond it are within this factor."""
-EVALUATIONS = 9
+NEAR = 0.8
+"""It stops too where a strength within the tolerance uses this share of it."""
+EVALUATIONS = 5
 DEFAULT_SHARE = 0.01
 
 
@@ -94,7 +96,7 @@ def allowed(tolerance: Tolerance, loss: float, standard_error: float) -> float:
 def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance: Tolerance) -> tuple[PathPoint, ...]:
     """Every strength that was evaluated, in order of strength; :func:`chosen` picks from them.
 
-    From 0.3 up or down by factors of ten until the tolerance is bracketed, then by bisection of its logarithm.
+    From 0.1 up or down by factors of ten until the tolerance is bracketed, then by bisection of its logarithm.
 
     Args:
         raw: of the adapter as it was trained.
@@ -111,10 +113,14 @@ def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance
         return points[strength].within
 
     low, high = _bracket(look)
-    while low is not None and high is not None and high / low > RESOLUTION and len(points) < EVALUATIONS:
+    while low is not None and high is not None and len(points) < EVALUATIONS and not _known(points[low], points[high]):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if look(middle) else (low, middle)
     return tuple(points[strength] for strength in sorted(points))
+
+
+def _known(low: PathPoint, high: PathPoint) -> bool:
+    return high.strength / low.strength <= RESOLUTION or low.rise >= NEAR * low.limit
 
 
 def _bracket(look: Callable[[float], bool]) -> tuple[float | None, float | None]:

@@ -31,8 +31,8 @@ class RetentionSettings:
     tolerance: str | None = None
     prior: float = 0.0
     ridge: float = filtering.RIDGE
-    task_tokens: int = 4096
-    reference_tokens: int = 4096
+    task_tokens: int = 8192
+    reference_tokens: int = 8192
     judging_units: int = 16
     max_error: float = forms.MAX_ERROR
     exact_width: int = EXACT_WIDTH

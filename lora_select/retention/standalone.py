@@ -31,7 +31,7 @@ def retain(
     quantize: str | None = None,
     max_length: int = 1024,
     max_rows: int | None = 2000,
-    tokens: int = 4096,
+    tokens: int = 8192,
     prior: float = 0.0,
     keep_moments: bool = False,
     seed: int = 0,

@@ -89,7 +89,7 @@ def rows(count, width, seed, *, rank, noise=0.05):
 
 def sums(x, omega=None):
     width = x.shape[1]
-    made = InputSums(torch.zeros(width, width if omega is None else omega.shape[1]), 0.0, 0, omega)
+    made = InputSums(torch.zeros(width, width if omega is None else omega.shape[1], dtype=torch.float64), 0.0, 0, omega)
     made.add(x)
     return made
 
@@ -165,3 +165,10 @@ def test_a_reference_that_lacks_a_layer_is_said_and_one_of_another_model_is_refu
         pairs(task, [Moments({"a": sums(one[:, :8])}, {"a": "a"})])
     with pytest.raises(InputError, match="no reference has"):
         pairs(task, [Moments({"z": sums(one)}, {"z": "z"})])
+
+
+def test_a_second_moment_that_is_not_positive_even_with_its_ridge_is_refused_by_name():
+    task = sums(rows(100, 8, 3, rank=8))
+    task.products[0, 0] = -1.0
+    with pytest.raises(InputError, match="layer"):
+        pairs(moments(task), [moments(sums(rows(100, 8, 2, rank=8)))])

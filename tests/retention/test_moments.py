@@ -84,12 +84,12 @@ def test_two_ranks_add_up_to_the_whole(model, width):
     assert any(one.omega is not None for one in both.sums.values()) == (width == 32)
 
 
-def test_under_bf16_the_sums_are_float32(model):
+def test_under_bf16_the_sums_are_exact(model):
     layers, rows = adapted(model), token_rows()
     exact = stream(model, layers, rows, 3)
     made = stream(model.bfloat16(), layers, rows, 3)
     for name, sums in made.sums.items():
-        assert sums.products.dtype == torch.float32
+        assert sums.products.dtype == torch.float64
         assert (sums.products - exact.sums[name].products).norm() < 0.03 * exact.sums[name].products.norm()
 
 
@@ -137,3 +137,18 @@ def test_batches_of_any_size_give_the_same(model, monkeypatch):
     alone = stream(model, layers, rows, 3)
     for name, sums in whole.sums.items():
         torch.testing.assert_close(alone.sums[name].products, sums.products, rtol=1e-4, atol=1e-4)
+
+
+def test_a_loud_first_token_leaves_the_small_eigenvalues_right():
+    generator = torch.Generator().manual_seed(5)
+    first = 3e3 * torch.randn(1, 48, generator=generator)
+    made = module.InputSums(torch.zeros(48, 48, dtype=torch.float64), 0.0, 0)
+    batches = []
+    for _ in range(20):
+        quiet = torch.randn(90, 48, generator=generator) * torch.logspace(0, -2, 48)
+        batches.append(torch.cat([first.expand(8, -1), quiet]))
+        made.add(batches[-1])
+    every = torch.cat(batches).double()
+    expected = torch.linalg.eigvalsh(every.T @ every)
+    torch.testing.assert_close(torch.linalg.eigvalsh(made.products)[:40], expected[:40], rtol=1e-3, atol=0)
+    assert made.energy == pytest.approx(float(every.square().sum()), rel=1e-6)

@@ -10,6 +10,8 @@ from lora_select.records import PathPoint, RetentionEvidence, Tolerance, UnitLos
 from lora_select.retention.decide import decide
 from lora_select.retention.path import (
     EVALUATIONS,
+    MOST,
+    NEAR,
     RESOLUTION,
     Losses,
     allowed,
@@ -23,33 +25,35 @@ LABELS = (4, 2, 6, 3)
 RAW = Losses((4.0, 2.0, 6.0, 3.0), LABELS)
 
 
-def rising(scale, calls=None):
-    """Every row's loss per token rises by scale * lambda."""
+def rising(scale, calls=None, power=1.0):
+    """Every row's loss per token rises by scale * lambda ** power."""
 
     def evaluate(strength):
         if calls is not None:
             calls.append(strength)
-        return tuple(loss + scale * strength * count for loss, count in zip(RAW.losses, LABELS, strict=True))
+        return tuple(loss + scale * strength**power * count for loss, count in zip(RAW.losses, LABELS, strict=True))
 
     return evaluate
 
 
-@pytest.mark.parametrize("scale", [1e-4, 0.01, 0.05, 3.0])
-def test_the_largest_strength_within_the_tolerance_is_found_and_each_is_evaluated_once(scale):
+@pytest.mark.parametrize("power", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("truth", [0.0025, 0.02, 0.5, 4.0])
+def test_the_largest_strength_within_the_tolerance_is_found_and_each_is_evaluated_once(truth, power):
     calls = []
-    points = morozov(RAW, rising(scale, calls), Tolerance(None, 0.01, None))
+    points = morozov(RAW, rising(0.01 / truth**power, calls, power), Tolerance(None, 0.01, None))
     assert len(calls) == len(set(calls)) == len(points) <= EVALUATIONS
-    best, truth = chosen(points), 0.01 / scale
+    best = chosen(points)
     assert best is not None
-    assert truth / RESOLUTION <= best.strength <= truth
-    assert best.rise == pytest.approx(scale * best.strength)
+    assert best.rise <= 0.01
+    assert best.strength >= truth / RESOLUTION or best.rise >= NEAR * 0.01
+    assert best.rise == pytest.approx(0.01 * (best.strength / truth) ** power)
 
 
 def test_what_never_or_always_stays_within_ends_at_the_limits():
     assert chosen(morozov(RAW, rising(1e6), Tolerance(None, 0.01, None))) is None
     best = chosen(morozov(RAW, rising(0.0), Tolerance(None, 0.01, None)))
     assert best is not None
-    assert best.strength > 100
+    assert best.strength == MOST
 
 
 def test_a_loss_that_dips_back_under_the_tolerance_is_not_trusted():

@@ -20,7 +20,7 @@ run: $(STAMP)
 # Each worker takes whole files (tests/conftest.py); every process has one thread. WORKERS=0 runs all in one.
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 1800

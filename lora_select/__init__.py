@@ -11,6 +11,7 @@ NAMES = {
     "finetune": "lora_select.api",
     "load": "lora_select.api",
     "retain": "lora_select.retention.standalone",
+    "check_data": "lora_select.data.gate.check",
     "InputError": "lora_select.errors",
     "WorldError": "lora_select.errors",
 }
@@ -22,6 +23,7 @@ __all__ = [
     "InputError",
     "analyze",
     "callbacks",
+    "check_data",
     "finetune",
     "load",
     "recommend",
@@ -33,6 +35,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lora_select import callbacks, serving, variants
     from lora_select.api import analyze, finetune, load, recommend
+    from lora_select.data.gate.check import check_data
     from lora_select.errors import InputError, WorldError
     from lora_select.retention.standalone import retain
 

@@ -4,52 +4,40 @@ import signal
 from pathlib import Path
 
 import pytest
+from byte_tokenizer import byte_tokenizer
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background jobs ignore it, and so would all that the tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+collect_ignore_glob = ["*conftest.py", "peers/in_*.py"]
+"""No doctests there: conftests share one module name, and the scripts import what only other environments hold."""
 LONG = ("tests/flows/", "tests/training/", "tests/server/", "tests/faults/")
 """What takes longest begins first, so that two workers end together."""
-RANKS = {"reference", "runs"}
-"""Runs of real ranks that several files look at: one worker makes them."""
+RANKS = (
+    "tests/training/test_nodes.py",
+    "tests/training/test_ranks_and_stages.py",
+    "tests/training/test_training_runs.py",
+)
+"""Files that look at the same runs of real ranks: one worker makes them."""
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Give each worker of `pytest -n` whole files, so that what a file shares is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WholeFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ranks" if file in RANKS else file
+
+    return WholeFiles(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each worker of `pytest -n` whole files, so that what a file shares is made once; order nothing else."""
-    for item in items:
-        shared = RANKS & set(getattr(item, "fixturenames", ()))
-        name = "ranks" if shared else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(name.replace("/", ".")))
+    """Order nothing but what takes longest."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
-
-
-CHAT_TEMPLATE = (
-    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m.get('content') %}{{ m['content'] }}{% endif %}"
-    "{% if m.get('tool_calls') %}{{ m['tool_calls'] | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def byte_tokenizer():
-    """A byte-level tokenizer without merges: 256 bytes and four special tokens, nothing downloaded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
-    vocab = {token: index for index, token in enumerate(special + alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<pad>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 @pytest.fixture(scope="session")

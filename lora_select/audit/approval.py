@@ -132,7 +132,11 @@ def _version(version: str | None) -> str:
 
 
 def _candidate(office: Office, folder: Path, stands: Standing) -> Candidate:
-    place = runs.stages(folder)["adapter"]
+    name, place = runs.served(folder)
+    if place is None:
+        raise InputError(
+            f"{folder} holds no finished adapter ({name}); run the same command again, which makes it anew"
+        )
     [promise, *_] = [
         e for e in reversed(office.ledger.of(run=folder.name)) if "mlflow_run" in e.details.get("moves", {})
     ]

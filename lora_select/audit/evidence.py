@@ -10,6 +10,7 @@ from lora_select.records.digests import library_digest
 
 RECORDS = (
     "dataset",
+    "gate",
     "profile",
     "spectra",
     "race",
@@ -17,6 +18,8 @@ RECORDS = (
     "plan",
     "adapter",
     "proof",
+    "retention",
+    "served",
     "evaluation",
     "promotion",
     "report",

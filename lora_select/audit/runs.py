@@ -15,6 +15,7 @@ from lora_select.records.ledger import Entry
 STAGES = "stages.json"
 RECORD = "record.json"
 RUN = "run"
+SERVED = "served"
 CHANGED = "changed"
 
 
@@ -103,6 +104,13 @@ def drop_checkpoints(folder: Path) -> int:
     return size
 
 
+def served(run: Path) -> "tuple[str, StagePlace | None]":
+    """The name and place of the stage whose adapter is served: what retention left of the trained one, else the trained one itself."""
+    known = stages(run)
+    name = SERVED if SERVED in known else "adapter"
+    return name, known.get(name)
+
+
 def adapter_folder(run: Path) -> Path:
     """The folder of a run's adapter after every byte of it was compared with the record, the seal and the ledger.
 
@@ -112,7 +120,7 @@ def adapter_folder(run: Path) -> Path:
         InputError: there is no adapter.
         WorldError: a file is gone, was changed, or was put there since; the message names it.
     """
-    place = stages(run).get("adapter")
+    name, place = served(run)
     if place is None:
         if (run / STAGES).is_file() or (run / "adapter.json").is_file():
             raise InputError(f"{run} holds no finished adapter that can be checked ({STAGES} does not name one)")
@@ -121,10 +129,8 @@ def adapter_folder(run: Path) -> Path:
             raise InputError(f"{run} holds no adapter (adapter_config.json); name a run's folder, such as runs/latest")
         return folder
     found = stage_faults(place)
-    entered = [
-        entry for entry in in_folder(run.resolve().parent).of(run=run.resolve().name) if "adapter" in entry.digests
-    ]
-    if not found and entered and entered[-1].digests["adapter"] != place.record:
+    entered = [entry for entry in in_folder(run.resolve().parent).of(run=run.resolve().name) if name in entry.digests]
+    if not found and entered and entered[-1].digests[name] != place.record:
         found = [f"{place.folder / RECORD} is not the record that the ledger's entry {entered[-1].sequence} holds"]
     if found:
         raise WorldError(f"{found[0]}; it is not used. Run the same command again, which trains it anew")

@@ -93,7 +93,8 @@ def _against(folder: Path, digests: dict[str, str], sequence: int) -> list[str]:
 def _together(folder: Path) -> list[str]:
     """Whether the records speak of one another: the adapter that was proven, judged and chosen is the one that is there."""
     files = {
-        name: folder / f"{name}.json" for name in ("profile", "spectra", "decision", "adapter", "proof", "evaluation")
+        name: folder / f"{name}.json"
+        for name in ("profile", "spectra", "decision", "adapter", "proof", "served", "evaluation")
     }
     held = {name: path for name, path in files.items() if path.is_file()}
     found = []
@@ -102,7 +103,8 @@ def _together(folder: Path) -> list[str]:
             adapter = read(Adapter, held["adapter"])
             if read(ReloadCheck, held["proof"]).adapter_digest != adapter.digest:
                 found.append(f"{held['proof']} is the proof of another adapter")
-            if "evaluation" in held and read(Evaluation, held["evaluation"]).adapter_digest != adapter.digest:
+            served = read(Adapter, held["served"]) if "served" in held else adapter
+            if "evaluation" in held and read(Evaluation, held["evaluation"]).adapter_digest != served.digest:
                 found.append(f"{held['evaluation']} judges another adapter")
         if {"decision", "profile", "spectra"} <= held.keys():
             decision = read(Decision, held["decision"])

@@ -42,7 +42,7 @@ def _explain(parsed: argparse.Namespace) -> int:
         found = dataclasses.asdict(made) | {"inside": made.inside} if made else None
         options.print_json({"decision": options.plain(run.decision), "outcome": found, "answer": answer(run.decision)})
         return 0
-    print("\n".join([*answer(run.decision), "", explain(run.decision)]))
+    print(explain(run.decision))
     if made:
         print(f"\nWhat came out: {made}.")
     return 0
@@ -56,9 +56,12 @@ def _calibrate(parsed: argparse.Namespace) -> int:
 
 
 def _replay(parsed: argparse.Namespace) -> int:
-    from lora_select.pipeline.history import replay
+    from lora_select.pipeline.history import is_earlier, read_run, replay
 
     differences = replay(parsed.run_folder)
+    if not differences and is_earlier(read_run(parsed.run_folder).decision):
+        print("the recorded evidence gives the recorded decision in every number; an earlier version worded it")
+        return 0
     if not differences:
         print("the recorded evidence gives the recorded decision, byte for byte")
         return 0

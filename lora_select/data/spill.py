@@ -3,7 +3,7 @@
 Digests are uniform, so buckets are of like size, and a bucket holds each distinct row once while it is sorted.
 """
 
-import marshal
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,13 +107,9 @@ class Buckets:
     def _bucket(self, bucket: int) -> Iterator[tuple]:
         file = self._file(bucket)
         if file.is_file():
-            with file.open("rb") as stream:
-                while True:
-                    try:
-                        block = marshal.load(stream)
-                    except EOFError:
-                        break
-                    yield from block
+            with file.open(encoding="ascii") as stream:
+                for block in stream:
+                    yield from (tuple(row) for row in json.loads(block))
             file.unlink()
         yield from self._held[bucket]
         self._held[bucket] = []
@@ -121,8 +117,8 @@ class Buckets:
     def _flush(self) -> None:
         for bucket, rows in enumerate(self._held):
             if rows:
-                with self._file(bucket).open("ab") as stream:
-                    marshal.dump(rows, stream)
+                with self._file(bucket).open("a", encoding="ascii") as stream:
+                    stream.write(json.dumps(rows) + "\n")
                 self._held[bucket] = []
         self._bytes = 0
 

@@ -53,7 +53,8 @@ def replay(folder: str | Path) -> list[str]:
     """Recompute the decision from `profile.json`, `spectra.json`, `race.json` where there is one, and the recorded constraints.
 
     Returns:
-        What differs from `decision.json`, line by line; empty when the same evidence gives the same bytes.
+        What differs from `decision.json`, line by line; empty when the same evidence gives the same bytes. Of a decision by an earlier
+        version of the rule the sentences are left out: they were worded otherwise.
     """
     from lora_select.selection.rule import select
 
@@ -77,10 +78,32 @@ def replay(folder: str | Path) -> list[str]:
     )
     if recorded == recomputed:
         return []
+    if is_earlier(run.decision):
+        recorded, recomputed = (records.to_json(_without_words(text)) for text in (recorded, recomputed))
+        if recorded == recomputed:
+            return []
     lines = difflib.unified_diff(
         recorded.splitlines(), recomputed.splitlines(), "recorded", "recomputed", "", "", 0, ""
     )
     return [line for line in lines if not line.startswith(("---", "+++", "@@"))][:20] or ["formatting of decision.json"]
+
+
+def is_earlier(decision: Decision) -> bool:
+    """Whether an earlier version of the rule made the decision."""
+    from lora_select.selection.rule import RULE_VERSION
+
+    return int(decision.rule_version) < int(RULE_VERSION)
+
+
+def _without_words(text: str) -> Decision:
+    """The decision without its sentences and its version: what was chosen, and every number.
+
+    Digests of the evidence were held against the files before. This version's records may have more fields, and so other digests.
+    """
+    made = records.from_json(Decision, text)
+    candidates = tuple(dataclasses.replace(one, rejected=()) for one in made.candidates)
+    digests = {"profile_digest": "", "spectra_digest": "", "race_digest": made.race_digest and ""}
+    return dataclasses.replace(made, reasons=(), candidates=candidates, rule_version="", **digests)
 
 
 def comparison(folders: list[str]) -> str:

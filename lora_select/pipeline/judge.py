@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lora_select import records
 from lora_select.audit import evidence
@@ -13,13 +13,25 @@ from lora_select.audit.champion import champion as champion_now
 from lora_select.audit.ledger import in_folder
 from lora_select.audit.promotion import Candidate, Judgement, Office
 from lora_select.audit.promotion import promote as promote_library
-from lora_select.evaluation import gate
+from lora_select.config import PromotionConfig
+from lora_select.evaluation import criteria, gate
 from lora_select.evaluation.evaluate import EvaluationOptions
 from lora_select.evaluation.evaluate import evaluate as evaluate_library
+from lora_select.evaluation.policy import Policy
 from lora_select.pipeline import workspace
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
-from lora_select.records import Adapter, BaseModel, Dataset, DatasetProfile, Evaluation, Promotion, Report
+from lora_select.records import (
+    Adapter,
+    BaseModel,
+    Dataset,
+    DatasetProfile,
+    Evaluation,
+    MetricComparison,
+    Promotion,
+    Report,
+    Retention,
+)
 from lora_select.report.report import ReportInputs, write_report
 from lora_select.tracking import names, registry
 
@@ -89,33 +101,56 @@ def _promote(
     *,
     adapter: StageRef,
     evaluation: StageRef,
+    retention: StageRef | None,
     model_name: str,
-    max_forgetting: float,
+    policy: PromotionConfig,
     tracking_uri: str,
-    approval: Literal["none", "required"],
-    approval_days: float,
     run: str,
     holder: str,
 ) -> Promotion:
+    served = "served" if retention_changed(context, retention) else "adapter"
     del tracking_uri, holder  # in the key only: another registry, champion or answer of a person is another promotion
     judged = context.load(evaluation, Evaluation)
-    alias, reasons = gate.decide(judged, judged.champion_version, max_forgetting=max_forgetting)
-    passed = alias == CHAMPION
-    unmet = {} if passed else {f"criterion-{number}": reason for number, reason in enumerate(reasons, start=1)}
+    asked = Policy(**policy.model_dump(exclude={"model_name", "approval", "approval_days"}))
+    verdict = gate.judge(judged, judged.champion_version, asked, _rises(context, retention))
+    unmet = {
+        f"{item.metric} {item.test} {item.rival or ''}".strip(): item.reason
+        for item in verdict.criteria
+        if item.outcome != criteria.PASSED
+    }
     root, tracker = context.place.root, context.place.tracker
     assert tracker is not None  # the line asks for no promotion without a registry
     candidate = Candidate(
         model=model_name,
         run=run,
         folder=context.folder_of(adapter),
-        mlflow_run=tracker.run_id("adapter") or tracker.parent,
+        mlflow_run=tracker.run_id(served) or tracker.parent,
         digests=evidence.digests(root / run),
         compared_with=judged.champion_version,
     )
     office = Office(in_folder(root), tracker.store)
-    return promote_library(
-        office, candidate, Judgement(passed, unmet, reasons), approval=approval, approval_days=approval_days
+    made = promote_library(
+        office,
+        candidate,
+        Judgement(verdict.answer == gate.PROMOTE, unmet, verdict.reasons),
+        approval=policy.approval,
+        approval_days=policy.approval_days,
     )
+    return dataclasses.replace(made, verdict=verdict)
+
+
+def _rises(context: Context, retention: StageRef | None) -> dict[str, MetricComparison] | None:
+    """What the served adapter does to each reference set; None where nothing but the evaluation's own text was looked at."""
+    if retention is None:
+        return None
+    made = context.load(retention, Retention)
+    arm = "raw" if made.decision.choice == "none" else made.decision.choice
+    return {one.name: one.rise[arm] for one in made.references}
+
+
+def retention_changed(context: Context, retention: StageRef | None) -> bool:
+    """Whether what is served is not what training left."""
+    return retention is not None and context.load(retention, Retention).decision.choice != "none"
 
 
 def _report(context: Context, *, stages: Mapping[str, StageRef], base: BaseModel) -> Report:

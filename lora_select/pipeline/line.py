@@ -6,16 +6,17 @@ rows -> profile -> spectra -> (race) -> decision -> plan -> adapter -> reload ch
 |------------------------------------- finetune -----------------------------------------------------------------------|
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from lora_select import recipes
+from lora_select import recipes, serving
 from lora_select.address import masked
 from lora_select.audit.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.pipeline import choose, judge, prepare, train, workspace
+from lora_select.pipeline.document import document
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
 from lora_select.pipeline.workspace import StageRef
@@ -28,15 +29,18 @@ from lora_select.records import (
     DatasetProfile,
     Decision,
     Evaluation,
+    Gate,
     Promotion,
     Race,
     ReloadCheck,
     Report,
+    Retention,
     Spectra,
     TrainingPlan,
 )
-from lora_select.records.digests import source_digest
-from lora_select.training.validation import kept_rows
+from lora_select.records.digests import key_of, source_digest
+from lora_select.report import answer
+from lora_select.training.validation import FEWEST, kept_rows
 from lora_select.training.worker.batches import total_steps
 
 INTAKE = (
@@ -59,6 +63,7 @@ class Measured:
     """What `analyze` ends with."""
 
     dataset: Outcome[Dataset]
+    gate: Outcome[Gate]
     profile: Outcome[DatasetProfile]
     spectra: Outcome[Spectra]
 
@@ -85,12 +90,17 @@ class Recommended:
 @final
 @dataclass(frozen=True)
 class Finetuned:
-    """What `finetune` ends with. `promotion` is None where there is no registry."""
+    """What `finetune` ends with. `adapter` is as it was trained, `served` what retention left of it (the same where it changed nothing).
+
+    `retention` is None where it is off or no rows were kept to choose by, `promotion` where there is no registry.
+    """
 
     chosen: Chosen
     plan: Outcome[TrainingPlan]
     adapter: Outcome[Adapter]
     proof: Outcome[ReloadCheck]
+    retention: Outcome[Retention] | None
+    served: Outcome[Adapter]
     evaluation: Outcome[Evaluation]
     promotion: Outcome[Promotion] | None
     report: Outcome[Report]
@@ -102,8 +112,7 @@ def analyze(run: Run) -> Measured:
     Raises:
         InputError: rows or model cannot be used.
     """
-    dataset, profile = _profiled(run)
-    return _measured(run, dataset, profile)
+    return _measured(run, *_profiled(run))
 
 
 def recommend(run: Run, trainers: Sequence[str] = ()) -> Recommended:
@@ -120,11 +129,11 @@ def recommend(run: Run, trainers: Sequence[str] = ()) -> Recommended:
     config, machine = run.config, run.trainer
     if config.selection.variant is not None:
         recipes.refuse_named(config.selection.variant, trainers, config.selection.serve)
-    dataset, profile = _profiled(run)
+    dataset, gate, profile = _profiled(run)
     longest = max(profile.record.train.length.maximum, profile.record.eval.length.maximum)
     recipes.refuse_rows(longest, profile.record.max_length, trainers)
     train.refuse_too_large(profile.record, run.base, machine, run.training)
-    chosen = _chosen(run, _measured(run, dataset, profile))
+    chosen = _chosen(run, _measured(run, dataset, gate, profile))
     choice = chosen.decision.record.choice
     recipes.refuse(choice, trainers, config.selection.serve)
     # In bf16 the base less B0 A0 would be rounded, and other trainers make these starts in the base's own type.
@@ -194,25 +203,30 @@ def finetune(run: Run) -> Finetuned:
     chosen, planned = plan(run)
     adapter = _trained(run, chosen, planned, "adapter")
     proof = run.do(train.prove, "proof", adapter=adapter.ref, plan=planned.ref, base=run.base)
-    evaluation = _evaluated(run, chosen, adapter, proof, _rivals(run, chosen))
+    rivals = _rivals(run, chosen)
+    retention = _retained(run, chosen, planned, adapter, rivals)
+    served = adapter
+    if retention is not None and retention.record.decision.choice != "none":
+        served = run.do(train.serve, "served", adapter=adapter.ref, retention=retention.ref)
+    evaluation = _evaluated(run, chosen, served, proof, rivals)
     promotion = None
     if run.place.tracker is not None:
         promotion = run.do(
             judge.promote,
             "promotion",
-            adapter=adapter.ref,
+            adapter=served.ref,
             evaluation=evaluation.ref,
+            retention=retention.ref if retention else None,
             model_name=_model_name(run),
-            max_forgetting=run.config.promotion.max_forgetting,
+            policy=run.config.promotion,
             tracking_uri=masked(str(run.config.tracking.uri)),
-            approval=run.config.promotion.approval,
-            approval_days=run.config.promotion.approval_days,
             run=run.key,
-            holder=_holder(run, adapter.record),
+            holder=_holder(run, served.record),
         )
     measured = chosen.measured
     stages: dict[str, Outcome[Any] | None] = {
         "dataset": measured.dataset,
+        "gate": measured.gate,
         "profile": measured.profile,
         "spectra": measured.spectra,
         "decision": chosen.decision,
@@ -220,21 +234,78 @@ def finetune(run: Run) -> Finetuned:
         "race": chosen.race,
         "adapter": adapter,
         "proof": proof,
+        "retention": retention,
         "evaluation": evaluation,
         "promotion": promotion,
     }
     known = {name: outcome.ref for name, outcome in stages.items() if outcome is not None}
+    evidence = run.do(
+        document,
+        "evidence",
+        stages=known | {"served": served.ref},
+        base=run.base,
+        name=run.config.name,
+        run=run.key,
+        config_sha256=key_of(run.config.digested()),
+        prices=run.config.cost,
+    )
     report = run.do(judge.report, "report", stages=known, base=run.base)
-    _show(run, adapter.folder / adapter.record.directory, report.folder / report.record.file.path)
-    return Finetuned(chosen, planned, adapter, proof, evaluation, promotion, report)
+    _show(run, adapter, served, report.folder / report.record.file.path)
+    workspace.link(run.place.root, run.key, evidence.folder / "evidence", "evidence")
+    _describe(run, chosen, evaluation.record, promotion.record if promotion else None)
+    for line in serving.warnings(
+        serving.read_folder(served.folder / served.record.directory), run.config.selection.serve
+    ):
+        run.place.say(f"serving: {line}")
+    return Finetuned(chosen, planned, adapter, proof, retention, served, evaluation, promotion, report)
 
 
-def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[DatasetProfile]]:
+def _retained(
+    run: Run,
+    chosen: Chosen,
+    planned: Outcome[TrainingPlan],
+    adapter: Outcome[Adapter],
+    rivals: Mapping[str, StageRef],
+) -> Outcome[Retention] | None:
+    """What of the update is taken back so that general text keeps its loss; None where that is off or no rows are kept to choose by."""
+    if run.config.retention.mode == "off":
+        return None
+    if planned.record.validation_rows < FEWEST:
+        run.place.say(
+            f"retention was left out: it chooses on rows kept from training and needs {FEWEST} of them; bring more rows or raise "
+            "`training.validation`"
+        )
+        return None
+    return run.do(
+        train.retain,
+        "retention",
+        adapter=adapter.ref,
+        plan=planned.ref,
+        profile=chosen.measured.profile.ref,
+        base=run.base,
+        settings=run.config.retention,
+        device=run.machine.device,
+        quantize=run.config.base_model.quantize,
+        rivals=rivals,
+    )
+
+
+def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[Gate], Outcome[DatasetProfile]]:
     config = run.config
     options = config.dataset.model_dump(include=set(INTAKE)) | {"name": config.name}
     rows = config.dataset.model_dump(include=set(prepare.ROW_OPTIONS))
     digests = [source_digest(config.dataset.source), source_digest(config.dataset.eval_source or "")]
-    dataset = run.do(prepare.intake, "dataset", options=options, rows=rows, source_digests=digests)
+    digests += [source_digest(name) for name in config.gate.benchmarks]
+    dataset = run.do(
+        prepare.intake,
+        "dataset",
+        options=options,
+        rows=rows,
+        gate=config.gate,
+        base=run.base,
+        source_digests=digests,
+    )
+    gate = run.do(prepare.gate, "gate", dataset=dataset.ref)
     profile = run.do(
         prepare.profile,
         "profile",
@@ -245,10 +316,10 @@ def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[DatasetProfile]]:
         base_loss_rows=config.analysis.base_loss_rows,
         device=run.measuring.device,
     )
-    return dataset, profile
+    return dataset, gate, profile
 
 
-def _measured(run: Run, dataset: Outcome[Dataset], profile: Outcome[DatasetProfile]) -> Measured:
+def _measured(run: Run, dataset: Outcome[Dataset], gate: Outcome[Gate], profile: Outcome[DatasetProfile]) -> Measured:
     spectra = run.do(
         prepare.spectra,
         "spectra",
@@ -258,7 +329,7 @@ def _measured(run: Run, dataset: Outcome[Dataset], profile: Outcome[DatasetProfi
         seed=run.config.seed,
         **run.config.analysis.model_dump(exclude={"base_loss_rows"}),
     )
-    return Measured(dataset, profile, spectra)
+    return Measured(dataset, gate, profile, spectra)
 
 
 def _chosen(run: Run, measured: Measured) -> Chosen:
@@ -358,8 +429,18 @@ def _model_name(run: Run) -> str | None:
     return (run.config.promotion.model_name or run.config.name) if run.place.tracker else None
 
 
-def _show(run: Run, adapter: Path, report: Path) -> None:
+def _describe(run: Run, chosen: Chosen, evaluation: Evaluation, promotion: Promotion | None) -> None:
+    """The run's description in MLflow: the answer in plain words."""
+    if run.place.tracker is not None:
+        dataset, decision = chosen.measured.dataset.record, chosen.decision.record
+        run.place.tracker.describe(answer.description(dataset, decision, evaluation, promotion))
+
+
+def _show(run: Run, trained: Outcome[Adapter], served: Outcome[Adapter], report: Path) -> None:
     """Link what a person opens into the run's folder, and point `runs/latest` to it."""
-    workspace.link(run.place.root, run.key, adapter, "adapter")
-    workspace.link(run.place.root, run.key, report, "report.html")
-    workspace.point_latest(run.place.root, run.key)
+    root = run.place.root
+    workspace.link(root, run.key, served.folder / served.record.directory, "adapter")
+    if served is not trained:
+        workspace.link(root, run.key, trained.folder / trained.record.directory, "adapter-raw")
+    workspace.link(root, run.key, report, "report.html")
+    workspace.point_latest(root, run.key)

@@ -1,33 +1,71 @@
 """What is measured before anything is chosen: rows, profile, spectra."""
 
+import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select import models
-from lora_select.data import intake as rows_in
+from lora_select import models, records
+from lora_select.config import GateConfig
 from lora_select.data import profile as profiling
 from lora_select.data import tokens
 from lora_select.data.formats import RowOptions
 from lora_select.data.microbatches import draw
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
-from lora_select.records import BaseModel, Dataset, DatasetProfile, Spectra
+from lora_select.records import BaseModel, Dataset, DatasetProfile, Gate, Spectra
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+GATE = "gate.json"
+"""The gate's record, beside the rows that it looked at."""
 ROW_OPTIONS = ("columns", "ignore_columns", "reasoning", "learn")
 """What the config's dataset section says of the rows themselves."""
 
 
 def _intake(
-    context: Context, *, source_digests: Sequence[str], options: Mapping[str, Any], rows: Mapping[str, Any]
+    context: Context,
+    *,
+    source_digests: Sequence[str],
+    options: Mapping[str, Any],
+    rows: Mapping[str, Any],
+    gate: GateConfig,
+    base: BaseModel,
 ) -> Dataset:
     del source_digests  # in the key only: they stand for the bytes behind the sources
-    said = RowOptions(rows["columns"], frozenset(rows["ignore_columns"]), rows["reasoning"], rows["learn"])
-    return rows_in.intake(folder=context.folder, options=said, progress=context.report, **options)
+    from lora_select.data.gate import check, mend
+
+    dataset, found = mend.gated_intake(
+        folder=context.folder,
+        actions=gate.actions,
+        fix=gate.apply_fixes,
+        context=check.context(base.path, gate.benchmarks),
+        progress=context.report,
+        options=RowOptions(rows["columns"], frozenset(rows["ignore_columns"]), rows["reasoning"], rows["learn"]),
+        **options,
+    )
+    records.write(context.folder / GATE, found)
+    return dataclasses.replace(dataset, gate_file=records.file_ref(context.folder / GATE, context.folder))
+
+
+def _gate(context: Context, *, dataset: StageRef) -> Gate:
+    """What the gate found when the rows were read.
+
+    Raises:
+        InputError: a rule whose action is to refuse found something.
+    """
+    from lora_select.data.gate import check
+
+    folder = context.folder_of(dataset)
+    found = records.read(Gate, folder / GATE)
+    check.refuse(found)
+    for file in (found.findings_file, found.removed_file):
+        if file is not None:
+            shutil.copyfile(folder / file.path, context.folder / file.path)
+    return found
 
 
 def _profile(
@@ -94,5 +132,6 @@ def drawn(
 
 
 intake = Stage("intake", Dataset, _intake)
+gate = Stage("gate", Gate, _gate)
 profile = Stage("profile", DatasetProfile, _profile, retries=1)
 spectra = Stage("analyze", Spectra, _spectra, retries=1)

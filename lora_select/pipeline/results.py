@@ -27,7 +27,7 @@ from lora_select.records import (
     TrainingPlan,
 )
 from lora_select.report.frames import candidates, frame, layer_row, paragraphs, table
-from lora_select.selection.explanation import explain
+from lora_select.selection.explanation import evidence
 
 if TYPE_CHECKING:
     import pandas
@@ -241,7 +241,7 @@ class Choice:
 
     def __repr__(self) -> str:
         """The answer in plain sentences, then the evidence."""
-        return "\n".join([*answer(self.decision), "", explain(self.decision)])
+        return "\n".join([*answer(self.decision), "", evidence(self.decision)])
 
     def _repr_html_(self) -> str:
         return paragraphs("\n".join(answer(self.decision))) + table(candidates(self.decision))

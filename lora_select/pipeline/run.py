@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from lora_select import __version__, models, records
+from lora_select import __version__, models, records, serving
 from lora_select.audit import anchor, runs
 from lora_select.audit.ledger import in_folder
 from lora_select.audit.registrations import admit, inside
@@ -159,6 +159,8 @@ def opened(
     root = Path(config.runs_dir)
     base = models.resolve(config.base_model.source, config.base_model.revision)
     check_variant(config, base.architecture)
+    if refused := serving.unsupported_base(config.selection.serve, base.architecture):
+        raise InputError(f"`selection.serve` {config.selection.serve}: {refused[0]}")
     key = run_key(config, base)
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)

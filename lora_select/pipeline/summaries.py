@@ -3,22 +3,31 @@
 import functools
 from typing import Any
 
+from lora_select.data.gate.text import one_line
 from lora_select.records import (
     Adapter,
     Dataset,
     DatasetProfile,
     Decision,
     Evaluation,
+    EvidenceFiles,
+    Gate,
     MetricComparison,
     Promotion,
     Race,
     ReloadCheck,
     Report,
+    Retention,
     Spectra,
     TrainingPlan,
 )
 from lora_select.report.report import RIVALS
+from lora_select.retention.decide import summary as retained
+from lora_select.selection.explanation import EXPERTS
 from lora_select.selection.prediction import PREDICTED_GAIN, outcome
+
+NAMES = {"lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "vera": "VeRA", "eva": "EVA", "pissa": "PiSSA"}
+"""Variants as their papers spell them."""
 
 
 @functools.singledispatch
@@ -33,6 +42,13 @@ def _(record: Dataset) -> str:
     why = ", ".join(f"{item.count} {item.reason}" for item in record.rejected)
     counts = f"{record.train_rows} train and {record.eval_rows} eval rows; {dropped} left out"
     return "\n".join([counts + (f" ({why})" if why else ""), *record.notes])
+
+
+@summary.register
+def _(record: Gate) -> str:
+    lines = [one_line(record)]
+    lines += [f"{item.sentence}: {item.command}" for item in record.findings if item.action != "fix"][:5]
+    return "\n".join(lines)
 
 
 @summary.register
@@ -71,11 +87,8 @@ def _(record: Race) -> str:
 @summary.register
 def _(record: Decision) -> str:
     choice = record.choice
-    head = (
-        f"{record.choice_key}: r {choice.r}, alpha {choice.lora_alpha}, rate {choice.learning_rate:.2g}, "
-        f"{choice.num_parameters:,} parameters"
-    )
-    return "\n".join([head, *record.reasons])
+    size = f"{choice.num_parameters:,} parameters, alpha {choice.lora_alpha}; `lora-select explain` has the evidence."
+    return "\n".join([*answer(record), f"{record.choice_key}: {size}"])
 
 
 @summary.register
@@ -110,6 +123,11 @@ def _(record: ReloadCheck) -> str:
 
 
 @summary.register
+def _(record: Retention) -> str:
+    return "\n".join([retained(record), *record.decision.reasons])
+
+
+@summary.register
 def _(record: Evaluation) -> str:
     ordered = sorted(record.metrics.items(), key=lambda entry: (entry[0] != "loss", entry[0]))
     lines = [_comparison(name.replace("_", " "), item) for name, item in ordered]
@@ -123,7 +141,15 @@ def _(record: Evaluation) -> str:
 
 @summary.register
 def _(record: Promotion) -> str:
-    return "\n".join([f"{record.model_name} version {record.version} is {record.alias}", *record.reasons])
+    name = f"{record.model_name} version {record.version}" if record.version else record.model_name
+    return "\n".join([f"{name} is {record.alias}", *record.reasons])
+
+
+@summary.register
+def _(record: EvidenceFiles) -> str:
+    forms = ("card", "statement", "bom", "croissant", "adapter_signature", "evidence_signature")
+    written = [getattr(record, name).path for name in forms if getattr(record, name) is not None]
+    return "\n".join([f"{', '.join(written)}; {'signed' if record.signed_by else 'not signed'}", *record.missing])
 
 
 @summary.register
@@ -151,7 +177,8 @@ def answer(decision: Decision) -> list[str]:
     )
     size = f", r = {choice.r}" if choice.r else ""
     return [
-        f"{choice.variant} on {where}{size}, learning rate {choice.learning_rate:.2g}.",
+        f"{NAMES.get(choice.variant, choice.variant)} on {where}{size}, learning rate {choice.learning_rate:.2g}.",
+        *(reason for reason in decision.reasons if reason.startswith(EXPERTS)),
         _why(decision),
         _expected(decision),
     ]

@@ -1,16 +1,28 @@
 """What makes the adapter: plan, DeepSpeed training, reload in a new process. And the plan of a training elsewhere."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_select import records
+from lora_select.config import RetentionConfig
 from lora_select.data.tokens import read_rows
 from lora_select.errors import InputError
 from lora_select.initialization import write_initialization
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
-from lora_select.records import Adapter, AdapterSpec, BaseModel, DatasetProfile, ReloadCheck, Spectra, TrainingPlan
+from lora_select.records import (
+    Adapter,
+    AdapterSpec,
+    BaseModel,
+    DatasetProfile,
+    ReloadCheck,
+    Retention,
+    Spectra,
+    TrainingPlan,
+)
 from lora_select.training.job import TrainingJob
 from lora_select.training.machine import Machine
 from lora_select.training.planning import fit, memory
@@ -119,7 +131,62 @@ def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseMod
     return made
 
 
+def _retain(
+    context: Context,
+    *,
+    adapter: StageRef,
+    plan: StageRef,
+    profile: StageRef,
+    base: BaseModel,
+    settings: RetentionConfig,
+    device: str,
+    quantize: str | None,
+    rivals: Mapping[str, StageRef],
+) -> Retention:
+    from lora_select.retention.retain import retain_adapter
+    from lora_select.retention.settings import RetentionSettings, split_rows
+
+    made, known = context.load(plan, TrainingPlan), context.load(profile, DatasetProfile)
+    folder = context.folder_of(profile)
+    rows = split_rows(
+        read_rows(folder / known.train_tokens_file.path),
+        made.validation_rows,
+        made.seed,
+        read_rows(folder / known.eval_tokens_file.path),
+    )
+    told = RetentionSettings(**settings.model_dump(exclude={"mode"}), device=device, quantize=quantize, seed=made.seed)
+    return retain_adapter(
+        base,
+        _peft_folder(context, adapter),
+        rows,
+        told,
+        context.folder,
+        others={name: _peft_folder(context, ref) for name, ref in rivals.items()},
+        progress=context.report,
+    )
+
+
+def _serve(context: Context, *, adapter: StageRef, retention: StageRef) -> Adapter:
+    """The adapter that is served: what retention left of the trained one, under the record of the training."""
+    trained, kept = context.load(adapter, Adapter), context.load(retention, Retention)
+    source, made = context.folder_of(adapter), context.folder_of(retention)
+    for file in (trained.metrics_file, trained.reference_logits):
+        shutil.copyfile(source / file.path, context.folder / file.path)
+    shutil.copytree(made / kept.directory, context.folder / trained.directory, dirs_exist_ok=True)
+    target = context.folder / trained.directory
+    files = tuple(records.file_ref(file, context.folder) for file in sorted(target.iterdir()))
+    weights = next(file.sha256 for file in files if file.path.endswith(".safetensors"))
+    how = f"{trained.export}; {kept.decision.choice}, strength {kept.decision.strength:.3g}"
+    return dataclasses.replace(trained, files=files, digest=weights, export=how)
+
+
+def _peft_folder(context: Context, ref: StageRef) -> Path:
+    return context.folder_of(ref) / context.load(ref, Adapter).directory
+
+
 plan = Stage("plan", TrainingPlan, _plan)
 plan_elsewhere = Stage("plan-elsewhere", TrainingPlan, _plan_elsewhere)
 train = Stage("train", Adapter, _train)  # no retries: training has its own, bounded and written down
 prove = Stage("prove", ReloadCheck, _prove)
+retain = Stage("retain", Retention, _retain)
+serve = Stage("serve", Adapter, _serve)

@@ -61,6 +61,8 @@ class Dataset:
     split_seed: int = 0
     notes: tuple[str, ...] = ()
     """What became of keys that are not used and of turns that were changed, a sentence each with its count."""
+    gate_file: FileRef | None = None
+    """The record of the data gate, which looked at the rows as they were read."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ TEMPLATE = "report.html.j2"
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "mlflow")
 SHARE_UNIT = "of rows"
 NAMES = {"loss": "held-out loss", "exact_match": "exact match", "valid_json": "answers that are JSON"}
+ARMS = {"raw": "as trained", "scale": "scaled down", "filter": "filtered"}
 RIVALS = {"plain_lora": "plain LoRA", "champion": "the present champion"}
 
 
@@ -56,6 +57,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         base=inputs.base,
         link=inputs.link,
         rival_names=RIVALS,
+        arms=ARMS,
         outcome=outcome(inputs.records["decision"], inputs.records["evaluation"]),
         metrics=in_order(inputs.records["evaluation"].metrics),
         verdict=verdict(inputs.records["evaluation"]),
@@ -186,7 +188,18 @@ def _figures(inputs: ReportInputs, folder: Path) -> dict[str, Path]:
         "candidates": plots.candidates(found["decision"], target / "candidates.png"),
         "signal_ranks": plots.signal_ranks(found["spectra"], target / "signal-ranks.png"),
         "spectrum": plots.spectrum(found["spectra"], target / "spectrum.png"),
+        **_frontier(found, target),
     }
+
+
+def _frontier(found: Mapping[str, Any], target: Path) -> dict[str, Path]:
+    """Task loss against general loss, where retention was looked at."""
+    if "retention" not in found:
+        return {}
+    from lora_select.retention.plot import frontier
+
+    frontier(found["retention"], target / "frontier.png")
+    return {"frontier": target / "frontier.png"}
 
 
 def _embedded(path: Path) -> str:

@@ -21,11 +21,15 @@ TIED = "tied: "
 
 
 def explain(decision: Decision) -> str:
-    """Paragraphs of plain text: the answer, the reasons, the runners-up, what was ruled out and by which sentence."""
+    """Paragraphs of plain text: the answer, and below it the evidence."""
+    return "\n".join(answer(decision)) + "\n\n" + evidence(decision)
+
+
+def evidence(decision: Decision) -> str:
+    """Paragraphs of plain text: the reasons, the runners-up, what was ruled out and by which sentence."""
     tied = [c for c in decision.candidates if c.rejected and all(s.startswith(TIED) for s in c.rejected)]
     refused = [c for c in decision.candidates if c.rejected and c not in tied]
     paragraphs = [
-        "\n".join(answer(decision)),
         _list("Why", decision.reasons),
         _list(
             f"As good, as far as is known ({len(tied)})", [_line(c) for c in _best(tied)], more=len(tied) - RUNNERS_UP
@@ -94,9 +98,14 @@ def _list(title: str, lines: Sequence[str], more: int = 0) -> str:
     return "\n".join([f"{title}:", *(f"  - {line}" for line in lines), *tail])
 
 
+EXPERTS = "The experts are not adapted"
+"""How the sentence begins that must not be overlooked."""
+
+
 def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
     """Why this choice: the variant, how the race went, the learning rate, the expected gain; then what was measured."""
     return (
+        *_about_experts(spectra),
         _about_variant(verdict, inputs),
         *_about_race(verdict),
         _about_learning_rate(verdict, inputs),
@@ -104,7 +113,6 @@ def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs:
         _about_rank(verdict.choice.candidate, profile, inputs),
         _about_signal(spectra),
         _about_shares(verdict),
-        *_about_experts(spectra),
         _about_candidates(verdict),
     )
 
@@ -261,7 +269,7 @@ def _about_experts(spectra: Spectra) -> tuple[str, ...]:
     share = f", {count / spectra.model_parameters:.0%} of the model" if spectra.model_parameters else ""
     names = sorted({name.rpartition(".")[2] for name in spectra.fused_experts})
     return (
-        f"The experts are not adapted: {count:,} parameters{share}. Each layer holds them in one tensor ({', '.join(names)}), whose "
+        f"{EXPERTS}: {count:,} parameters{share}. Each layer holds them in one tensor ({', '.join(names)}), whose "
         "gradients the pass does not separate.",
     )
 

@@ -96,6 +96,17 @@ def _dataset(record: records.Dataset) -> Entries:
     )
 
 
+def _gate(record: records.Gate) -> Entries:
+    return Entries(
+        metrics={
+            "gate/findings": len(record.findings),
+            "gate/kept_rows": record.kept,
+            **{f"gate/{item.rule}": item.count for item in record.findings},
+        },
+        tags={"gate": record.verdict},
+    )
+
+
 def _base_model(record: records.BaseModel) -> Entries:
     return Entries(
         params={"base_model": record.source, "base_model/architecture": record.architecture},
@@ -292,6 +303,22 @@ def comparison(record: records.MetricComparison) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names.COMPARISON_FIELDS, values, strict=True)}
 
 
+def _retention(record: records.Retention) -> Entries:
+    arms = sorted({arm for one in record.references for arm in one.rise})
+    rises = {f"retention/{one.name}/{arm}": one.rise[arm].difference for one in record.references for arm in one.rise}
+    task = {f"retention/task/{arm}": pair.difference for arm, pair in record.task.items()}
+    return Entries(
+        params={"retention": record.decision.choice},
+        metrics={
+            "retention/strength": record.decision.strength,
+            "retention/kappa": record.evidence.kappa,
+            **rises,
+            **task,
+        },
+        tags={"retention": record.decision.choice, "retention.arms": ", ".join(arms)},
+    )
+
+
 def _evaluation(record: records.Evaluation) -> Entries:
     metrics: dict[str, float] = {}
     for metric, pair in {**record.metrics, "forgetting": record.forgetting}.items():
@@ -368,6 +395,8 @@ def _report(record: records.Report) -> Entries:
 
 _MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.Dataset: _dataset,
+    records.Gate: _gate,
+    records.Retention: _retention,
     records.BaseModel: _base_model,
     records.DatasetProfile: _profile,
     records.Spectra: _spectra,

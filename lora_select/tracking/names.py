@@ -39,6 +39,7 @@ DESCRIPTION = "mlflow.note.content"
 LABELS = {
     "Dataset": "dataset",
     "BaseModel": "base_model",
+    "Gate": "gate",
     "DatasetProfile": "profile",
     "Spectra": "spectra",
     "Race": "race",
@@ -47,6 +48,7 @@ LABELS = {
     "TrainingPlan": "plan",
     "Adapter": "adapter",
     "ReloadCheck": "proof",
+    "Retention": "retention",
     "Evaluation": "evaluation",
     "Promotion": "promotion",
     "EvidenceFiles": "evidence",

@@ -40,12 +40,13 @@ def base(tiny_model_folder):
 
 def test_a_choice_says_what_to_train_in_three_sentences_first(choice):
     assert (choice.variant, choice.targets, choice.r) == ("lora", "all-linear", 16)
-    first, why, expected, empty, *_ = str(choice).splitlines()
-    assert first.startswith("lora on all linear layers, r = 16, learning rate ")
+    first, why, expected, empty, *rest = str(choice).splitlines()
+    assert first.startswith("LoRA on all linear layers, r = 16, learning rate ")
     assert float(first.rpartition(" ")[2].rstrip(".")) == pytest.approx(choice.learning_rate, rel=0.05)
     assert why == "The measurements don't separate the variants, so this is the default."
     assert expected.startswith("Expected: the held-out loss falls by about ")
     assert not empty
+    assert first.partition(",")[0] not in "\n".join(rest)
     assert choice.decision == records.read(Decision, choice.folder / "decision.json")
 
 
@@ -139,7 +140,7 @@ def test_the_command_takes_up_what_the_api_measured_and_decides_the_same(
     code = main(["recommend", str(tiny_model_folder), str(place / "rows.jsonl"), *words, "--out", str(place / "out")])
     said = capsys.readouterr()
     assert code == 0, said.err
-    assert said.out.count("(reused)") == 5
+    assert said.out.count("(reused)") == 6
     assert (place / "out" / "decision.json").read_bytes() == (choice.folder / "decision.json").read_bytes()
 
 
@@ -169,7 +170,7 @@ def test_nothing_is_printed_unless_it_is_wanted(tiny_model_folder, place, settin
     ls.analyze(str(tiny_model_folder), place / "rows.jsonl", **settings)
     assert capsys.readouterr().out == ""
     ls.analyze(str(tiny_model_folder), place / "rows.jsonl", progress=True, **settings)
-    assert capsys.readouterr().out.count("(reused)") == 3
+    assert capsys.readouterr().out.count("(reused)") == 4
 
 
 def test_loading_what_is_no_run_names_those_that_are_near(choice, place):

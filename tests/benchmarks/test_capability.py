@@ -70,7 +70,7 @@ def test_the_catalogue_is_listed_for_a_model(tiny_model_folder, capsys):
     assert lines["lora"][2] == f"{8 * sum(m + n for m, n in SHAPES) * 2:,}"
     assert lines["lora"][-1] == "ok"
     assert lines["dora"][-1] == "refused"
-    assert "dora: vLLM serves plain LoRA only" in out
+    assert "dora: vLLM serves plain LoRA, and dora has no LoRA of the same function" in out
 
 
 SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (128, 64), (128, 64), (64, 128)]

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from conftest import byte_tokenizer
+from byte_tokenizer import byte_tokenizer
 
 IM = "<|im_start|>{{ m['role'] }}\n"
 ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from conftest import byte_tokenizer
+from byte_tokenizer import byte_tokenizer
 
 from lora_select.data import render
 from lora_select.data.answers import CLOSED, ENDED, TRIMMED

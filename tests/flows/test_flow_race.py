@@ -8,6 +8,7 @@ from test_finetune import place, run  # noqa: F401 (`place` is a fixture)
 from lora_select.pipeline.history import replay
 from lora_select.tracking.store import prepare
 
+pytestmark = pytest.mark.timeout(900)
 OVERRIDES = ("selection.learning_rate=null", "selection.race_budget=3", "training.batch_size=4")
 
 

@@ -31,7 +31,7 @@ def place(tmp_path_factory, tiny_model_folder):
         "dataset": {"source": str(folder / "rows.jsonl"), "max_length": 64, "eval_fraction": 0.3},
         "analysis": {"microbatches": 4, "microbatch_size": 2, "sketch_size": 16, "base_loss_rows": 4},
         "selection": {"learning_rate": 0.01},
-        "training": {"effective_batch_size": 8, "epochs": 2, "checkpoint_every": 4, "num_processes": 1},
+        "training": {"batch_size": 8, "epochs": 2, "checkpoint_every": 4, "num_processes": 1},
         "evaluation": {"exact_match_rows": 2, "max_new_tokens": 4, "bootstrap_samples": 200, "reference_tokens": 512},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
     }

@@ -1,5 +1,6 @@
 """A run that the version before wrote (d023228: tiny Llama, a race of three learning rates) is read, explained and replayed."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,14 +8,24 @@ import pytest
 
 import lora_select as ls
 from lora_select.cli.main import main
+from lora_select.pipeline.history import is_earlier, replay
 
 EARLIER = Path(__file__).parent / "earlier_run"
 
 
-def test_its_decision_follows_from_its_evidence_byte_for_byte():
+def test_its_decision_follows_from_its_evidence_in_every_number():
     run = ls.load(EARLIER)
     assert run.replay() == []
     assert run.decision.race_digest is not None
+    assert is_earlier(run.decision)
+
+
+def test_an_edited_number_of_it_is_told(tmp_path):
+    folder = shutil.copytree(EARLIER, tmp_path / "run")
+    decision = json.loads((folder / "decision.json").read_text())
+    decision["choice"]["learning_rate"] *= 1.1
+    (folder / "decision.json").write_text(json.dumps(decision, sort_keys=True, indent=2) + "\n")
+    assert any("learning_rate" in line for line in replay(folder))
 
 
 def test_its_records_are_read_and_told(capsys):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import byte_tokenizer
+from byte_tokenizer import byte_tokenizer
 
 from lora_select import models
 from lora_select.data.tokens import TokenRow

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_forms import MODULES, by_peft, edit, saved
+from test_update_forms import MODULES, by_peft, edit, saved
 from training_jobs import plan, spec
 
 from lora_select import models, records

@@ -1,5 +1,6 @@
 """The gate itself: every rule on every row, as one record."""
 
+import importlib.util
 import json
 import math
 import tempfile
@@ -18,6 +19,8 @@ from lora_select.errors import InputError
 from lora_select.records import Dataset, Drift, Finding, Gate, file_ref
 
 EXAMPLES = 5
+NEEDS = {"wrong-language": "py3langid", "secrets": "detect_secrets", "label-noise": "sklearn", rules.DRIFT: "sklearn"}
+"""Rules that a package of the extra `gate` does the work of."""
 Z = 1.959964
 OWN_SPLIT = "split "
 
@@ -257,6 +260,9 @@ def _not_checked(
         made.setdefault("contamination", "no benchmark is named; name one with --benchmark")
     if against is None:
         made.setdefault(rules.DRIFT, "no other dataset is named; name one with --against")
+    for name, package in NEEDS.items():
+        if importlib.util.find_spec(package) is None:
+            made.setdefault(name, f"{package} is not installed; `pip install 'lora-select[gate]'` brings it")
     if len(rows) > rules.SLOW_ABOVE:
         for name in rules.SLOW:
             made.setdefault(name, f"costs minutes above {rules.SLOW_ABOVE:,} rows; check a part of the rows for it")

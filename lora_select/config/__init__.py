@@ -211,7 +211,7 @@ class RetentionConfig(Section):
 
     mode: Literal["auto", "off"] = "auto"
     tolerance: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(e-?\d+)?%?$")
-    references: tuple[str, ...] = Field(default=("prose", "self"), min_length=1)
+    references: tuple[str, ...] = Field(default=("prose",), min_length=1)
     judges: tuple[str, ...] = Field(default=("code",), min_length=1)
     prior: float = Field(default=0.0, ge=0)
     task_tokens: int = Field(default=8192, ge=256)

@@ -10,7 +10,7 @@ from lora_select.errors import InputError
 from lora_select.retention import filter as filtering
 from lora_select.retention import forms
 from lora_select.retention.moments import EXACT_WIDTH, SKETCH_COLUMNS
-from lora_select.retention.references import CODE, PROSE, SELF
+from lora_select.retention.references import CODE, PROSE
 from lora_select.training import validation
 
 LEAST_SELECTION, MOST_SELECTION = 8, 32
@@ -26,7 +26,7 @@ class RetentionSettings:
     are taken from. `keep_moments` writes the task's second moments beside the adapter, for the next training's filter; `earlier` are such files.
     """
 
-    references: tuple[str, ...] = (PROSE, SELF)
+    references: tuple[str, ...] = (PROSE,)
     judges: tuple[str, ...] = (CODE,)
     tolerance: str | None = None
     prior: float = 0.0

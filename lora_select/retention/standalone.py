@@ -25,7 +25,7 @@ def retain(
     out: str | Path,
     *,
     base: str | None = None,
-    references: Sequence[str] = (PROSE, SELF),
+    references: Sequence[str] = (PROSE,),
     judges: Sequence[str] = (),
     tolerance: str | None = None,
     quantize: str | None = None,

@@ -23,7 +23,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--reference",
         action="append",
         metavar="R",
-        help="what the model should still know: prose, code, self, a file, a hub id; may be repeated (default: prose and self)",
+        help="what the model should still know: prose, code, self, a file, a hub id; may be repeated (default: prose)",
     )
     command.add_argument(
         "--judge",
@@ -67,7 +67,7 @@ def _retain(parsed: argparse.Namespace) -> int:
             parsed.data,
             parsed.out,
             base=parsed.base,
-            references=tuple(parsed.reference or ("prose", "self")),
+            references=tuple(parsed.reference or ("prose",)),
             judges=tuple(parsed.judge or ()),
             tolerance=parsed.tolerance,
             quantize=parsed.quantize,

@@ -193,11 +193,36 @@ def report(folder: Path) -> records.Report:
     return records.Report(write(folder, "report.html", "<h1>done</h1>"), (write(folder, "loss.svg", "<svg/>"),))
 
 
+def gate() -> records.Gate:
+    finding = records.Finding("near-duplicates", "warn", 3, 100, 0.01, 0.08, "3 of 100", ("rows.jsonl:4: 7",), "show")
+    return records.Gate("a" * 64, 100, 100, "findings", {"near-duplicates": "warn"}, (finding,), {}, {}, {})
+
+
+def retention() -> records.Retention:
+    def pair(base: float, adapted: float) -> records.MetricComparison:
+        change = adapted - base
+        return records.MetricComparison(
+            base, adapted, change, (change - 0.01, change + 0.01), 16, "nats/token", "lower", True
+        )
+
+    evidence = records.RetentionEvidence(
+        records.Tolerance(None, 0.01, None), 2.0, 0.5, 24, 26.0, (), (), {}, {}, {}
+    )  # fmt: skip
+    judged = records.ReferenceJudgement(
+        "prose", "embedded", True, "b" * 64, 3.0, {"raw": pair(3.0, 3.3), "filter": pair(3.0, 3.02)}, {"raw": 0.2}
+    )
+    return records.Retention(
+        "c" * 64, "d" * 64, "adapter", (), "e" * 64, evidence,
+        records.RetentionDecision("filter", 0.1, ("it keeps more",)), {"filter": pair(0.5, 0.503)}, (judged,), (), {},
+        "lora", "lora", 16, 0.0, 1e-4, 0.0, 8192, 8192, None, 90.0, 80.0, (),
+    )  # fmt: skip
+
+
 def every_record(folder: Path) -> list:
     """One of each, files in `folder`."""
     return [
-        dataset(folder), profile(folder), spectra(folder), decision(), plan(), adapter(folder), proof(),
-        evaluation(folder), promotion(), report(folder),
+        dataset(folder), gate(), profile(folder), spectra(folder), decision(), plan(), adapter(folder), proof(),
+        retention(), evaluation(folder), promotion(), report(folder),
     ]  # fmt: skip
 
 

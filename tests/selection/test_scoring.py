@@ -54,7 +54,7 @@ def test_explain_tells_choice_reasons_ties_and_refusals():
         f"({tied}):",
         f"and {tied - 3} more",
         f"Not taken ({refused}):",
-        "refuses dora",
+        "dora has no LoRA of the same function",
         decision.choice_key,
         f"version {RULE_VERSION}",
     )

@@ -115,7 +115,7 @@ def test_a_taken_port_is_named(database):
 
 
 def test_importing_tracking_does_not_import_mlflow():
-    modules = ("entries", "names", "outbox", "registry", "runs", "ship", "store", "tracker", "view")
+    modules = ("entries", "names", "outbox", "registry", "runs", "upload", "store", "tracker", "comparison")
     imports = ", ".join(f"lora_select.tracking.{name}" for name in modules)
     program = f"import sys; import {imports}; print('mlflow' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

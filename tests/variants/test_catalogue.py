@@ -17,7 +17,7 @@ from lora_select.variants import CANDIDATES, CATALOGUE, LEFT_OUT, VARIANTS, name
 from lora_select.variants.base import Variant
 
 ROOT = Path(__file__).parents[2]
-SHARED = {"base", "low_rank", "matrix", "residual", "support", "tangent"}
+SHARED = {"base", "listing", "low_rank", "matrix", "residual", "support", "tangent"}
 """What several variants use, and what was measured of them."""
 
 

@@ -52,7 +52,7 @@ def refuse_divergence(losses: Sequence[float], rate: float) -> None:
         >>> refuse_divergence([3.0] * 10 + [9.5] * 10, 1e-3)
         Traceback (most recent call last):
         ...
-        lora_select.training.failures.TrainingError: the loss rose from 3.00 (first 10 steps) to 9.50 (last 10) at rate 0.001
+        lora_select.training.failures.TrainingError: the loss rose from 3.00 (first 10 steps) to 9.50 (last 10) at learning rate 0.001
     """
     if diverging(losses):
         first, last = _mean(losses[:WINDOW]), _mean(losses[-WINDOW:])

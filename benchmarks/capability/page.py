@@ -7,7 +7,7 @@ from lora_select.variants.matrix import NOT_RUN, REFUSED, WORKS, Cells
 
 HEAD = """# Variants: what each one does, measured
 
-Made by `lora-select variants --verify` from [matrix.json](../lora_select/variants/matrix.json); not edited by hand. Tiny models with
+Made by `python -m benchmarks.capability` from [matrix.json](../lora_select/variants/matrix.json); not edited by hand. Tiny models with
 random weights, r 4, three optimizer steps; every cell asserts an effect (names and counts of trained parameters, logits,
 files), never a config. **✓** works · **a number** refused, see the footnote · **–** not run.
 

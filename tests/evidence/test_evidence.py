@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+from pathlib import Path
 
 import mlflow_samples as samples
 import pytest
@@ -14,6 +15,7 @@ from lora_select.evaluation.policy import Policy
 from lora_select.evidence import EvidenceInputs, bom, card, cost, croissant, signature, statement, write_evidence
 from lora_select.evidence import inputs as libraries
 
+HOME = Path.home() / "secret"
 BASE = records.BaseModel(
     "HuggingFaceTB/SmolLM2-135M-Instruct", "abc", "/nowhere/smollm2", samples.SHA, "LlamaForCausalLM", 134_515_008, 30, 576,
     49_152, True, 8192,
@@ -105,12 +107,12 @@ def test_a_dataset_can_write_no_markup_and_a_path_stays_at_home(inputs):
     evil = dataclasses.replace(
         inputs,
         dataset=dataclasses.replace(inputs.dataset, name="<script>alert(1)</script>\n---\nbase_model: other"),
-        base=dataclasses.replace(BASE, source="/home/anna/secret/model"),
+        base=dataclasses.replace(BASE, source=str(HOME / "model")),
     )
     text = card.model_card(evil)
     head, body = text.split("\n---\n", 1)
     assert "<script>" not in body
-    assert "/home/anna" not in text
+    assert str(HOME) not in text
     import yaml
 
     assert yaml.safe_load(head.removeprefix("---\n"))["base_model"] == "model"

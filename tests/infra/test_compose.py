@@ -50,7 +50,7 @@ def test_what_is_mounted_and_copied_is_there(compose):
             source = volume.split(":")[0]
             assert (INFRA / source).exists() if source.startswith(".") else source in compose["volumes"]
         for place in service.get("entrypoint", []):
-            assert (INFRA.parent / place.removeprefix("/work/")).exists()
+            assert (INFRA.parent / place.removeprefix("/app/")).exists()
     assert os.access(INFRA / "entrypoint.sh", os.X_OK)
 
 

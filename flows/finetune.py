@@ -6,9 +6,10 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.command import run_from_command_line
+from lora_select.api import results
 from lora_select.config import load
 from lora_select.errors import InputError
-from lora_select.pipeline import line, results
+from lora_select.pipeline import line
 from tasks.run import opened
 
 

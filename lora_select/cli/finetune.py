@@ -4,7 +4,19 @@ import argparse
 
 from lora_select.cli import options
 
-SECTIONS = ("base_model", "dataset", "analysis", "selection", "training", "evaluation", "promotion", "tracking")
+SECTIONS = (
+    "base_model",
+    "dataset",
+    "gate",
+    "analysis",
+    "selection",
+    "training",
+    "retention",
+    "evaluation",
+    "promotion",
+    "cost",
+    "tracking",
+)
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,7 +32,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _finetune(parsed: argparse.Namespace) -> int:
-    from lora_select.pipeline import line, results
+    from lora_select.api import results
+    from lora_select.pipeline import line
     from lora_select.pipeline.run import opened
 
     config = options.config_of(parsed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lora_select.cli import options
 
 if TYPE_CHECKING:
-    from lora_select.pipeline.results import Choice
+    from lora_select.api.results import Choice
     from lora_select.recipes import Emitted
 
 SECTIONS = ("base_model", "dataset", "analysis", "selection", "training", "recipes", "tracking")
@@ -32,8 +32,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _recommend(parsed: argparse.Namespace) -> int:
+    from lora_select.api.results import Choice
     from lora_select.pipeline import line
-    from lora_select.pipeline.results import Choice
     from lora_select.pipeline.run import opened
 
     config = options.config_of(parsed, tracking_uri=None)

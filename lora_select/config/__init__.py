@@ -6,338 +6,61 @@ once, and every fault is reported together.
 """
 
 import difflib
-import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
+from pydantic import BaseModel, ValidationError
 
-from lora_select.address import default_uri, holds_password, masked, scrub
+from lora_select.address import holds_password, scrub
+from lora_select.config.sections import (
+    AnalysisConfig,
+    BaseModelConfig,
+    CostConfig,
+    DatasetConfig,
+    DiagnosticsConfig,
+    EvaluationConfig,
+    GateConfig,
+    PromotionConfig,
+    RecipesConfig,
+    RetentionConfig,
+    RunConfig,
+    Section,
+    SelectionConfig,
+    TrackingConfig,
+    TrainingConfig,
+    gib,
+    name_of,
+    share,
+)
 from lora_select.errors import InputError
-from lora_select.records import Constraints
 
-UNITS = {"GiB": 1.0, "MiB": 1 / 1024, "GB": 1e9 / 2**30, "MB": 1e6 / 2**30}
-
-
-def gib(value: Any) -> Any:
-    """Memory with a unit, in GiB; None stays None.
-
-    Raises:
-        ValueError: no number above 0, or no unit.
-
-    Example:
-        >>> gib("24GiB"), gib("512 MiB"), gib(None)
-        (24.0, 0.5, None)
-    """
-    if value is None or isinstance(value, float):  # a float is what an earlier reading of the same config gave
-        return value
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-    unit = next((unit for unit in UNITS if found and unit.lower() == found[2].lower()), None)
-    if found is None or unit is None or float(found[1]) <= 0:
-        raise ValueError(f"must be a number above 0 with a unit ({', '.join(UNITS)}), such as 24GiB")
-    return float(found[1]) * UNITS[unit]
-
-
-def share(value: Any) -> Any:
-    """A share, of the cost of a training: `300%` or `3`.
-
-    Raises:
-        ValueError: neither.
-
-    Example:
-        >>> share("5%"), share("0.05"), share(3)
-        (0.05, 0.05, 3)
-    """
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", value)
-    if found is None:
-        raise ValueError("must be a share, at least 0%, such as 300% or 3")
-    return float(found[1]) / (100 if found[2] else 1)
-
-
-class Section(BaseModel):
-    """A frozen part of the config in which an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BaseModelConfig(Section):
-    """Which model is adapted. Remote code is never run and only safetensors or GGUF weights are read.
-
-    `quantize` holds its linear layers in nf4 (QLoRA) or int8 while the adapter trains and is judged; the spectral pass and the
-    profile measure the weights as they are.
-    """
-
-    source: str
-    revision: str | None = None
-    quantize: Literal["nf4", "int8"] | None = None
-
-
-class DatasetConfig(Section):
-    """Which rows are learnt. `eval_source: null` takes files that are named as held out, else splits the rows by a hash of their prompts.
-
-    `split_seed` changes the split; it is the dataset's own, so that another seed of the run judges on the same rows.
-    `columns` maps what a format calls a column to what the file calls it: `{prompt: q, completion: a}`; `ignore_columns` are left
-    out on purpose and not reported. `reasoning` is learnt or dropped; of a row with several answers `learn` takes all, or the last.
-    `max_unusable` is the share of rows that may be left out because the model's chat template or tokenizer cannot hold them.
-    `registered` is the SHA-256 that an event names: the run starts only if the ledger of `runs_dir` holds that registration and the
-    bytes are those. `allowed_folders`, where given, are the only ones that data may lie in.
-    """
-
-    source: str
-    format: Literal["auto", "messages", "alpaca", "sharegpt", "prompt-completion", "text"] = "auto"
-    revision: str | None = None
-    split: str | None = None
-    eval_source: str | None = None
-    eval_fraction: float = Field(default=0.1, gt=0, lt=1)
-    split_seed: int = Field(default=0, ge=0)
-    registered: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    allowed_folders: tuple[str, ...] = ()
-    max_train_rows: int | None = Field(default=None, ge=1)
-    max_eval_rows: int | None = Field(default=256, ge=2)
-    max_length: int = Field(default=1024, ge=8)
-    columns: dict[str, str] = Field(default_factory=dict)
-    ignore_columns: tuple[str, ...] = ()
-    reasoning: Literal["keep", "drop"] = "keep"
-    learn: Literal["all", "last"] = "all"
-    max_unusable: float = Field(default=0.05, ge=0, le=1)
-
-
-class GateConfig(Section):
-    """What the data gate does: `actions` maps a rule to refuse, warn, fix or off, in place of its default (docs/data.md lists them).
-
-    `apply_fixes: false` keeps every row as it is and only reports what would be mended. `benchmarks` are files, folders or
-    `package:path` whose items must not be among the training rows.
-    """
-
-    actions: dict[str, Literal["refuse", "warn", "fix", "off"]] = Field(default_factory=dict)
-    apply_fixes: bool = True
-    benchmarks: list[str] = Field(default_factory=list)
-
-
-class AnalysisConfig(Section):
-    """The spectral pass: `microbatches` of `microbatch_size` rows, sketches of `sketch_size` columns."""
-
-    microbatches: int = Field(default=32, ge=4)
-    microbatch_size: int = Field(default=2, ge=1)
-    sketch_size: int = Field(default=32, ge=4)
-    base_loss_rows: int = Field(default=64, ge=2)
-
-
-class SelectionConfig(Section):
-    """Constraints on the choice, and overrides: a named variant, targets, r or rate is respected and recorded as such.
-
-    `race_budget` is what probe trainings may cost before the decision, as a share of the training itself (0: none; 3: three as long
-    as the training). They try plain LoRA at three rates; 6 pays for a rival of as many, 9 for two, 12 for three.
-    `prefer_retention` takes what forgets at most half as much of general text within one standard error of the race's best loss.
-    """
-
-    serve: Literal["vllm", "sglang", "llama.cpp", "ollama", "mlx", "merged"] | None = None
-    must_merge: bool = False
-    allow_modified_base: bool = True
-    max_parameters: int | None = Field(default=None, ge=1)
-    variant: str | None = None
-    targets: Literal["all-linear", "mlp-only"] | None = None
-    r: int | None = Field(default=None, ge=1)
-    learning_rate: float | None = Field(default=None, gt=0)
-    race_budget: Annotated[float, BeforeValidator(share)] = Field(default=0.0, ge=0)
-    prefer_retention: bool = False
-    claims: dict[str, bool] = Field(default_factory=dict)
-
-
-class TrainingConfig(Section):
-    """How training runs. `auto` lets the plan decide: one rank a GPU, two on CPU; the ZeRO stage that fits.
-
-    `num_processes` counts the ranks of all `nodes`; see docs/operations.md for how other nodes join. `memory` is that of the device
-    that trains, such as `24GiB`, where another trainer will run on a machine that is not this one (null: this machine's).
-    `packing` lays rows end to end instead of padding them: the loss and the gradients are the same, which every run checks
-    on its own model first. `validation` is the share of the training rows (8 to 64 of them) that is kept from training to choose the
-    checkpoint; `patience` ends the training after so many looks at them that were worse than the best one, `null` never.
-    """
-
-    num_processes: int | Literal["auto"] = "auto"
-    nodes: int = Field(default=1, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    memory: Annotated[float | None, BeforeValidator(gib)] = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
-    batch_size: int = Field(default=16, ge=1)
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    packing: Literal["auto"] | bool = "auto"
-    gradient_checkpointing: Literal["auto"] | bool = "auto"
-    epochs: float = Field(default=1.0, gt=0)
-    max_steps: int | None = Field(default=None, ge=1)
-    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    checkpoint_every: int = Field(default=20, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    validation: float = Field(default=0.05, ge=0, lt=0.5)
-    patience: int | None = Field(default=3, ge=1)
-
-
-class EvaluationConfig(Section):
-    """What is measured on held-out rows. Generation is the slow part: `exact_match_rows` bounds it.
-
-    `metrics` names more metrics of the answers: `name: module:function`, or a mapping with one of `function`, `regex`,
-    `json: true`, `json_schema`, `rouge`, `chrf: true`. `tasks` are tasks of lm-eval whose YAML files are in `task_folder`, at most
-    `task_limit` documents each.
-    """
-
-    exact_match_rows: int = Field(default=48, ge=0)
-    max_new_tokens: int = Field(default=96, ge=1)
-    bootstrap_samples: int = Field(default=2000, ge=200)
-    reference_tokens: int = Field(default=4096, ge=512)
-    compare_plain_lora: bool = True
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    tasks: tuple[str, ...] = ()
-    task_folder: str = "."
-    task_limit: int | None = Field(default=None, ge=1)
-
-
-class RetentionConfig(Section):
-    """What the adapter should give back of the base model's knowledge, after training; see docs/retention.md.
-
-    `auto` filters or scales the adapter where that lowers the loss on reference text and the task's loss rises by no more than
-    `tolerance`: a share of it (`1%`), nats per token (`0.02`), or null for 1 %. The rise's standard error must be within it too. Text of `references` gives
-    second moments and judges on other rows; `judges` only judge. Sets are `prose`, `code`, `self` (sampled from the base model), files or hub ids.
-    `keep_moments` keeps the dataset's second moments (no rows) with the adapter, for the filter of the next training.
-    """
-
-    mode: Literal["auto", "off"] = "auto"
-    tolerance: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(e-?\d+)?%?$")
-    references: tuple[str, ...] = Field(default=("prose",), min_length=1)
-    judges: tuple[str, ...] = Field(default=("code",), min_length=1)
-    prior: float = Field(default=0.0, ge=0)
-    task_tokens: int = Field(default=8192, ge=256)
-    reference_tokens: int = Field(default=8192, ge=256)
-    judging_units: int = Field(default=16, ge=2)
-    max_error: float = Field(default=0.05, gt=0, lt=1)
-    keep_moments: bool = False
-
-
-class PromotionConfig(Section):
-    """The registry entry and what a champion must show (docs/promotion.md).
-
-    `improves`: metrics of which at least one must beat base and champion. `floors`: metric -> value to reach. `margins`: metric -> how
-    much worse than base and champion it may be, which must then be shown. `max_forgetting`: the most that the loss on reference sets
-    may rise, nats per token, one number or one a set. `seed_noise`: how far two seeds differ, in standard deviations of one row's
-    paired difference; 0 looks at the rows alone.
-
-    `approval: required` leaves an adapter that met every criterion a challenger until `lora-select approve`; after `approval_days`
-    the request is over, and the same command asks again.
-    """
-
-    model_name: str | None = None
-    approval: Literal["none", "required"] = "none"
-    approval_days: float = Field(default=14.0, gt=0)
-    improves: tuple[str, ...] = Field(default=("loss",), min_length=1)
-    floors: dict[str, float] = Field(default_factory=dict)
-    margins: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    max_forgetting: Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]] = 0.5
-    seed_noise: float = Field(default=0.13, ge=0)
-
-
-class CostConfig(Section):
-    """Prices for the evidence: of an hour of one GPU (or of one machine, on CPUs), of a kilowatt hour; null where not known.
-
-    `watts` is the power of one GPU or one CPU thread while training, used where the machine has no energy counters.
-    """
-
-    per_device_hour: float | None = Field(default=None, ge=0)
-    per_kwh: float | None = Field(default=None, ge=0)
-    currency: str = Field(default="EUR", pattern=r"^[A-Z]{3}$")
-    watts: float | None = Field(default=None, gt=0)
-
-
-class TrackingConfig(Section):
-    """Where MLflow is: by default where `MLFLOW_TRACKING_URI` says, else a file in the working directory; null tracks nothing.
-
-    `system_metrics` samples the machine's load beside the training, as `system/*`.
-
-    Prefect is found by its own `PREFECT_API_URL`, or an ephemeral server is used. `${NAME}` in the address is filled in from the
-    environment, so that no password need stand in a file. One that does is hidden wherever the config is written or shown.
-    """
-
-    uri: str | None = Field(default_factory=default_uri, repr=False)
-    experiment: str = "lora-select"
-    system_metrics: bool = False
-
-    @field_serializer("uri")
-    def _without_password(self, uri: str | None) -> str | None:
-        return None if uri is None else masked(uri)
-
-
-class RecipesConfig(Section):
-    """The trainers that `recommend` writes files for. They change nothing that is measured, chosen or trained here."""
-
-    trainers: tuple[Literal["peft", "trl", "llamafactory", "axolotl", "ms-swift", "unsloth"], ...] = ("peft",)
-
-
-class DiagnosticsConfig(Section):
-    """What `analyze` measures besides the spectra. It decides nothing. `curvature`: of the default candidate's adapter at its start."""
-
-    curvature: bool = False
-
-
-class RunConfig(Section):
-    """One run, whole. `name` is what it is called where it is listed; the dataset's by default."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    seed: int = Field(default=0, ge=0)
-    runs_dir: str = "runs"
-    base_model: BaseModelConfig
-    dataset: DatasetConfig
-    gate: GateConfig = GateConfig()
-    analysis: AnalysisConfig = AnalysisConfig()
-    selection: SelectionConfig = SelectionConfig()
-    training: TrainingConfig = TrainingConfig()
-    retention: RetentionConfig = RetentionConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    promotion: PromotionConfig = PromotionConfig()
-    cost: CostConfig = CostConfig()
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
-    recipes: RecipesConfig = RecipesConfig()
-    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, values: Any) -> Any:
-        dataset = values.get("dataset") if isinstance(values, dict) else None
-        source = dataset.get("source") if isinstance(dataset, dict) else None
-        return {"name": name_of(source), **values} if isinstance(source, str) else values
-
-    @property
-    def constraints(self) -> Constraints:
-        """What the choice must respect; how many steps are planned is not known yet."""
-        stage = self.training.zero_stage
-        return Constraints(
-            **self.selection.model_dump(),
-            quantized_base=self.base_model.quantize,
-            zero_stage=0 if stage == "auto" else stage,
-        )
-
-    def digested(self) -> dict[str, Any]:
-        """The fields that can change a result of the line: all but folders, addresses, how it came about, and what is written beside it."""
-        beside = dict.fromkeys(("runs_dir", "tracking", "recipes", "diagnostics", "cost"), True)
-        return self.model_dump(exclude={**beside, "dataset": {"registered", "allowed_folders"}})
-
-
-def name_of(source: str) -> str:
-    """A run's name from its dataset.
-
-    Example:
-        >>> name_of("data/My Rows.v2.jsonl"), name_of("sample:tweet-entities"), name_of("org/set")
-        ('my-rows-v2', 'tweet-entities', 'set')
-    """
-    stem = re.sub(r"\.(jsonl|json|csv|parquet|txt)$", "", source.rstrip("/").rpartition("/")[2].rpartition(":")[2])
-    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "run"
-
+__all__ = [
+    "AnalysisConfig",
+    "BaseModelConfig",
+    "CostConfig",
+    "DatasetConfig",
+    "DiagnosticsConfig",
+    "EvaluationConfig",
+    "GateConfig",
+    "PromotionConfig",
+    "RENAMED",
+    "RecipesConfig",
+    "RetentionConfig",
+    "RunConfig",
+    "Section",
+    "SelectionConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "apply",
+    "gib",
+    "load",
+    "name_of",
+    "parse",
+    "share",
+]
 
 RENAMED = {
     "effective_batch_size": "batch_size",

@@ -7,9 +7,8 @@ rows -> profile -> spectra -> (race) -> decision -> plan -> adapter -> reload ch
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 from lora_select import recipes, serving
 from lora_select.address import masked
@@ -17,6 +16,7 @@ from lora_select.audit.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.pipeline import choose, judge, prepare, train, workspace
 from lora_select.pipeline.document import document
+from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
 from lora_select.pipeline.workspace import StageRef
@@ -27,15 +27,11 @@ from lora_select.records import (
     AdapterSpec,
     Dataset,
     DatasetProfile,
-    Decision,
     Evaluation,
     Gate,
     Promotion,
-    Race,
     ReloadCheck,
-    Report,
     Retention,
-    Spectra,
     TrainingPlan,
 )
 from lora_select.records.digests import key_of, source_digest
@@ -55,55 +51,6 @@ INTAKE = (
     "max_eval_rows",
 )
 """What of `dataset` says which rows are read; the rest says how they are learnt, or is the profile's."""
-
-
-@final
-@dataclass(frozen=True)
-class Measured:
-    """What `analyze` ends with."""
-
-    dataset: Outcome[Dataset]
-    gate: Outcome[Gate]
-    profile: Outcome[DatasetProfile]
-    spectra: Outcome[Spectra]
-
-
-@final
-@dataclass(frozen=True)
-class Chosen:
-    """What is measured and decided; `race` is None where no budget pays for one."""
-
-    measured: Measured
-    race: Outcome[Race] | None
-    decision: Outcome[Decision]
-
-
-@final
-@dataclass(frozen=True)
-class Recommended:
-    """What `recommend` ends with: the choice, and the plan of a training by another trainer."""
-
-    chosen: Chosen
-    plan: Outcome[TrainingPlan]
-
-
-@final
-@dataclass(frozen=True)
-class Finetuned:
-    """What `finetune` ends with. `adapter` is as it was trained, `served` what retention left of it (the same where it changed nothing).
-
-    `retention` is None where it is off or no rows were kept to choose by, `promotion` where there is no registry.
-    """
-
-    chosen: Chosen
-    plan: Outcome[TrainingPlan]
-    adapter: Outcome[Adapter]
-    proof: Outcome[ReloadCheck]
-    retention: Outcome[Retention] | None
-    served: Outcome[Adapter]
-    evaluation: Outcome[Evaluation]
-    promotion: Outcome[Promotion] | None
-    report: Outcome[Report]
 
 
 def analyze(run: Run) -> Measured:

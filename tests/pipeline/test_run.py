@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from lora_select.api import inputs
 from lora_select.config import words
 from lora_select.errors import InputError
-from lora_select.pipeline import inputs, run
+from lora_select.pipeline import run
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_the_columns_said_are_those_that_intake_writes(tmp_path):
     import pyarrow.parquet
 
     from lora_select.data.intake import intake
-    from lora_select.tracking.entries import COLUMNS
+    from lora_select.tracking.record_entries import COLUMNS
 
     (tmp_path / "d.jsonl").write_text("".join(f'{{"prompt": "q{n}", "completion": "a{n}"}}\n' for n in range(20)))
     made = intake(source=str(tmp_path / "d.jsonl"), name="d", folder=tmp_path, eval_fraction=0.4)

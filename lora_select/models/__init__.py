@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select import model_files, records
+from lora_select import records
 from lora_select.errors import InputError
+from lora_select.models import files
 from lora_select.records import BaseModel
 
 if TYPE_CHECKING:
@@ -308,13 +309,13 @@ def _from_hub(source: str, revision: str | None) -> Path:
 
 
 def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> BaseModel:
-    model_files.refuse_adapter(folder)
+    files.refuse_adapter(folder)
     config = _read_config(folder)
     weights = _check_folder(folder, config)
     config = config.get("text_config", config)
     vocab_size = _number(config, folder, "vocab_size")
     if vocab_size:
-        model_files.refuse_wide_tokenizer(folder, vocab_size)
+        files.refuse_wide_tokenizer(folder, vocab_size)
     parts = sorted(
         [*weights, *(p for p in folder.glob("*") if p.suffix in {".json", ".jinja", ".model"} and p.is_file())]
     )
@@ -325,7 +326,7 @@ def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> B
         path=str(folder),
         digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         architecture=(config.get("architectures") or _read_config(folder).get("architectures") or ["unknown"])[0],
-        num_parameters=sum(model_files.count(file) for file in weights),
+        num_parameters=sum(files.count(file) for file in weights),
         num_hidden_layers=_number(config, folder, "num_hidden_layers", "n_layer"),
         hidden_size=_number(config, folder, "hidden_size", "n_embd"),
         vocab_size=vocab_size,
@@ -335,7 +336,7 @@ def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> B
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    model_files.refuse_pointers(folder, ["config.json"])
+    files.refuse_pointers(folder, ["config.json"])
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -357,11 +358,11 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """
     if "auto_map" in config:
         raise InputError(f"{folder} wants to run code of its own (auto_map in config.json); remote code is never run")
-    model_files.check_kind(folder, config)
-    weights = model_files.weight_files(folder)
+    files.check_kind(folder, config)
+    weights = files.weight_files(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise InputError(f"{folder} has no tokenizer (tokenizer.json); copy the model's tokenizer files into it")
-    model_files.refuse_pointers(folder, TOKENIZERS)
+    files.refuse_pointers(folder, TOKENIZERS)
     return weights
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from lora_select import models, recipes, records
 from lora_select.errors import InputError
 from lora_select.pipeline.history import read_run, replay
-from lora_select.pipeline.line import Chosen, Finetuned, Measured, Recommended
+from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.summaries import answer, verdict
 from lora_select.recipes import Emitted

@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_select.api import inputs
+from lora_select.api.results import Choice, FinetunedRun, Measurement
 from lora_select.config import RunConfig, words
-from lora_select.pipeline import inputs, line
+from lora_select.pipeline import line
 from lora_select.pipeline.observers import Terminal
-from lora_select.pipeline.results import Choice, FinetunedRun, Measurement
 from lora_select.pipeline.run import Run, opened
 from lora_select.pipeline.stage import Observer
 

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from lora_select import model_files, models
+from lora_select import models
 from lora_select.errors import InputError
+from lora_select.models import files
 
 
 @pytest.fixture
@@ -163,4 +164,4 @@ def test_a_model_that_looks_ahead_is_refused_by_what_it_does(tiny_model_folder):
 
 def test_parameters_are_counted_from_the_header(folder):
     held = models.load_model(str(folder))
-    assert model_files.count(folder / "model.safetensors") == sum(p.numel() for p in held.parameters())
+    assert files.count(folder / "model.safetensors") == sum(p.numel() for p in held.parameters())

@@ -20,6 +20,7 @@ from lora_select.data.tokenize import tokenize
 from lora_select.data.tokens import TokenRow, collate, label_loss
 from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import reference_rows
+from lora_select.evaluation.power import paired_error
 from lora_select.models import pad_id
 
 VALIDATION, RETENTION, FORGETTING = "eval_validation_loss", "eval_retention_loss", "eval_forgetting"
@@ -58,7 +59,11 @@ class Watch(TrainerCallback):
             self._measure(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """The last word, unless this step was measured."""
+        """The last word: of the weights that stay, which are others than the last step's where the best ones were loaded."""
+        if self.history and self.history[-1]["step"] == state.global_step:
+            if not args.load_best_model_at_end:
+                return
+            self.history.pop()
         self._measure(state.global_step)
 
     def _measure(self, step: int) -> None:
@@ -71,9 +76,9 @@ class Watch(TrainerCallback):
         if self.retention:
             now = self._losses(self.retention)
             found[RETENTION] = math.fsum(now) / sum(map(_labels, self.retention))
-            rises = [(b - a) / _labels(row) for a, b, row in zip(self._start, now, self.retention, strict=True)]
-            found[FORGETTING] = math.fsum(rises) / len(rises)
-            found[f"{FORGETTING}_se"] = _standard_error(rises)
+            labels = [_labels(row) for row in self.retention]
+            found[FORGETTING] = (math.fsum(now) - math.fsum(self._start)) / sum(labels)
+            found[f"{FORGETTING}_se"] = paired_error(self._start, now, labels) if len(now) > 1 else 0.0
         self.history.append({"step": step, **found})
         due = self.trainer.control.should_log
         self.trainer.log(dict(found))
@@ -163,10 +168,3 @@ def _tokens(name: str, rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_le
 
 def _labels(row: TokenRow) -> int:
     return sum(row.label_mask)
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))

@@ -25,7 +25,7 @@ files), never a config. **✓** works · **a number** refused, see the footnote 
 def page(found: Cells) -> str:
     """The whole page."""
     notes: dict[str, int] = {}
-    parts = [HEAD, f"Versions: {', '.join(f'{k} {v}' for k, v in matrix.versions().items())}.", _summary(found)]
+    parts = [HEAD, f"Versions: {', '.join(f'{k} {v}' for k, v in matrix.recorded().items())}.", _summary(found)]
     parts += ["## Parameters, formula and source", _catalogue()]
     for setting in (*matrix.SINGLE, *matrix.RANKS):
         checks = matrix.RANK_CHECKS if setting in matrix.RANKS else matrix.CHECKS

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.capability import distributed, tiny
+from lora_select.errors import InputError
 from lora_select.variants import VARIANTS, matrix, offered
 from lora_select.variants.base import Variant
 from lora_select.variants.matrix import FILE, NOT_RUN, Cells
@@ -33,8 +34,18 @@ def verify(
 
     Returns:
         All cells.
+
+    Raises:
+        InputError: the recorded cells are of other versions than those installed, and not all of them would be measured again.
     """
     import torch
+
+    recorded = matrix.recorded(file)
+    if recorded and recorded != matrix.versions() and not (again and not names and not settings):
+        raise InputError(
+            f"the matrix was measured with {recorded}, and installed are {matrix.versions()}; measure all of it: "
+            "python -m benchmarks.capability --again"
+        )
 
     torch.set_num_threads(1)
     found = matrix.read(file)

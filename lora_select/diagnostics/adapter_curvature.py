@@ -86,7 +86,7 @@ def _adapted(model: nn.Module, spec: AdapterSpec, initial_factors: Path | None) 
     weights = {
         name: parameter.detach().clone()
         for name, parameter in model.named_parameters()
-        if any(f".{module}." in f".{name}" for module in spec.target_modules)
+        if spec.adapts(name.rpartition(".")[0])
     }
     config = getattr(peft, spec.peft_class)(**spec.peft_arguments)
     with models.quiet_peft():

@@ -127,6 +127,7 @@ def _export(
         (checked / LOGITS).unlink()
         _refuse_other_function(difference, ROUNDING if exact else max(ROUNDING, 10 * max_error * change))
         words = {"gguf": "GGUF of ", "mlx": "MLX-LM's layout of "}.get(form, "") + words
+        words += "; the LoRA that it was made from was checked, not the file itself" if form in ("gguf", "mlx") else ""
         _rewrite(form, checked, path, out)
     command = None
     if serve is not None:
@@ -225,7 +226,9 @@ def _rewrite(form: str, lora: Path, base: Path, out: Path) -> None:
 def _quantised(run: Path) -> str | None:
     """How the base of a run was held, where the run's config is at hand."""
     config = run / "config.json"
-    return json.loads(config.read_text(encoding="utf-8"))["base_model"]["quantize"] if config.is_file() else None
+    told = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    base = told.get("base_model")  # the config of a model, which trainers leave beside their adapters, has none
+    return base.get("quantize") if isinstance(base, dict) else None
 
 
 def _write_probe(model: Any, file: Path) -> None:

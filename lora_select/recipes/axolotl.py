@@ -88,7 +88,7 @@ def _adapter(order: Order) -> dict[str, Any]:
         "lora_r": spec.r,
         "lora_alpha": spec.lora_alpha,
         "lora_dropout": 0.0,
-        "lora_target_modules": spec.peft_arguments.get("target_modules", list(spec.target_modules)),
+        "lora_target_modules": spec.placed,
         "peft_use_rslora": bool(spec.peft_arguments.get("use_rslora", False)),
         "peft_use_dora": bool(spec.peft_arguments.get("use_dora", False)),
         **more,

@@ -24,13 +24,13 @@ def start_of(spec: AdapterSpec) -> str:
 def everywhere(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
     """What no other tool can hold."""
     found = []
-    if named(spec.variant, spec.r or 1).export_rank_factor > 1 and spec.init not in PEFT_MAKES:
+    variant = named(spec.variant, spec.r or 1)
+    if variant.export_rank_factor > 1 and spec.init not in PEFT_MAKES:
         found.append(
             f"{spec.variant} takes its start B0 A0 off the base weights, and PEFT has no init that does the same when it loads the "
             f"folder: on the pristine base it would be another function. Train it with lora-select "
             f"(`selection.variant={spec.variant}`), which converts it exactly to rank 2r afterwards, or choose pissa, olora or eva"
         )
-    variant = named(spec.variant, spec.r or 1)
     found += serving.unsupported(serve, served(variant))
     if spec.init in PEFT_MAKES and serve is not None and serving.ENGINES[serve].form != "merged":
         found.append(
@@ -39,6 +39,16 @@ def everywhere(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
             "the exact rank-2r form, or leave `selection.serve` out"
         )
     return tuple(found)
+
+
+def ends_only(spec: AdapterSpec, tool: str) -> tuple[str, ...]:
+    """A tool that names layers by their last names alone, and so would adapt those of another tower too."""
+    if not isinstance(spec.placed, str):
+        return ()
+    return (
+        f"{tool} names layers by their ends, and this model has layers of the same ends outside of what was measured (a vision or audio "
+        "tower); take peft, trl, axolotl or ms-swift",
+    )
 
 
 def lora_only(spec: AdapterSpec, tool: str) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
     return (
         *expressible.everywhere(spec, serve),
         *expressible.lora_only(spec, NAME),
+        *expressible.ends_only(spec, NAME),
         *expressible.optimizers(spec, NAME, ("lora+",)),
         *expressible.inits(spec, NAME, ()),
     )

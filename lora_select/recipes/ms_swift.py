@@ -131,5 +131,4 @@ TOOL = Tool("ms-swift", cannot, write)
 
 
 def _placed(spec: AdapterSpec) -> dict[str, Any]:
-    placed = spec.peft_arguments.get("target_modules")
-    return {"target_regex": placed} if isinstance(placed, str) else {"target_modules": list(spec.target_modules)}
+    return {"target_regex" if isinstance(spec.placed, str) else "target_modules": spec.placed}

@@ -57,8 +57,7 @@ class Written:
 class Tool:
     """A tool that trains adapters.
 
-    `cannot` says in sentences what of an adapter it cannot express (spec, serve); `cannot_read` the same of rows that are cut at
-    `max_length`; `write` fills a folder.
+    `cannot` says in sentences what of an adapter it cannot express (spec, serve); `write` fills a folder.
     """
 
     name: str

@@ -150,11 +150,15 @@ class AdapterSpec:
     optimizer: Mapping[str, Any]
     num_parameters: int
 
+    @property
+    def placed(self) -> str | list[str]:
+        """PEFT's `target_modules`: a pattern of whole names where another tower has layers of the same ends, else the ends."""
+        return self.peft_arguments.get("target_modules") or list(self.target_modules)
+
     def adapts(self, layer: str) -> bool:
         """Whether the layer of this name gets an adapter, as PEFT decides it: by a pattern of whole names, or by their ends."""
-        placed = self.peft_arguments.get("target_modules")
-        if isinstance(placed, str):
-            return re.fullmatch(placed, layer) is not None
+        if isinstance(self.placed, str):
+            return re.fullmatch(self.placed, layer) is not None
         return any(layer == end or layer.endswith(f".{end}") for end in self.target_modules)
 
 

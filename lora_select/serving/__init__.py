@@ -94,7 +94,13 @@ def warnings(folder: PeftFolder, engine: str | None = None) -> tuple[str, ...]:
         folder: a PEFT folder.
         engine: one engine alone; None for all of them.
     """
-    found, engines = [], [ENGINES[engine]] if engine else list(ENGINES.values())
+    engines = [ENGINES[engine]] if engine else list(ENGINES.values())
+    own = [one.title for one in engines if one.form not in ("lora", "merged")]
+    found = (
+        [f"a PEFT folder is not what {', '.join(own)} reads. `lora-select export --serve` writes its form"]
+        if engine and own
+        else []
+    )
     for field, sentence in departures(folder).items():
         drops = [one.title for one in engines if field in one.ignores]
         stops = [one.title for one in engines if field in one.refuses]
@@ -102,6 +108,10 @@ def warnings(folder: PeftFolder, engine: str | None = None) -> tuple[str, ...]:
         then += [f"refused by {', '.join(stops)}"] if stops else []
         if then:
             found.append(f"{sentence}: {'; '.join(then)}. `lora-select export` writes the form that all of them take")
+        elif engine is None and not any(field in one.ignores | one.refuses for one in ENGINES.values()):
+            found.append(
+                f"{sentence}, and no engine was tried with it. `lora-select export` writes the form that all of them take"
+            )
     return tuple(found)
 
 

@@ -31,7 +31,7 @@ ENGINE = Engine(
     "gguf",
     (),
     command,
-    ignores=frozenset({"use_rslora", "alpha_pattern"}),
+    ignores=frozenset({"use_rslora", "alpha_pattern", "init_lora_weights"}),
     refuses=frozenset({"peft_type", "use_dora", "bias", "lora_bias", "modules_to_save"}),
     checked="llama-cpp-python 0.3.36 runs the exported GGUF: logits of 20 prompts against transformers and PEFT",
     architectures=frozenset(ARCHITECTURES),

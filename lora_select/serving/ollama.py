@@ -25,7 +25,7 @@ ENGINE = Engine(
     "gguf",
     (),
     command,
-    ignores=llamacpp.ENGINE.ignores,
+    ignores=llamacpp.ENGINE.ignores | {"lora_alpha"},
     refuses=llamacpp.ENGINE.refuses,
     checked="by its code, never loaded; the GGUF is the one that llama.cpp runs",
     architectures=llamacpp.ENGINE.architectures,

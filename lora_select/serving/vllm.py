@@ -7,14 +7,12 @@ from lora_select.serving.engine import Engine
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """`MaxLoRARanks` in vLLM 0.33.0, `vllm/config/lora.py`."""
-DEFAULT_RANK = 16
 
 
 def command(folder: Path, base: str, rank: int) -> str:
     """The server, with a slot that holds the rank; its default holds 16."""
-    slot = next((size for size in RANKS if size >= rank), rank)
     return (
-        f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {slot} "
+        f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {ENGINE.slot(rank)} "
         f"--lora-modules {shlex.quote(f'adapter={folder}')}"
     )
 

@@ -297,8 +297,8 @@ def _read(file: Path) -> dict[tuple[str, float, int], Trial]:
 
 
 def _weights(base: Any, spec: AdapterSpec) -> dict[str, Any]:
-    targeted = tuple(f".{name}.weight" for name in spec.target_modules)
-    return {name: p.detach().clone() for name, p in base.named_parameters() if f".{name}".endswith(targeted)}
+    named = ((name, p) for name, p in base.named_parameters() if name.endswith(".weight"))
+    return {name: p.detach().clone() for name, p in named if spec.adapts(name.removesuffix(".weight"))}
 
 
 def _put_back(base: Any, kept: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def _line(variant: Variant, candidate: bool, context: Context, architecture: str
         time=variant.cost.time,
         memory_gb=variant.cost.memory_gb,
         candidate=candidate,
-        # a rule and its cell say the same: tests/capability
+        # a rule and its cell say the same: tests/benchmarks/test_capability.py
         refused=variant.violations(context) or support.faults(variant.name, context, architecture),
     )
 

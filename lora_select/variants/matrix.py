@@ -32,6 +32,11 @@ def read(file: Path = FILE) -> Cells:
     return json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else {}
 
 
+def recorded(file: Path = FILE) -> dict[str, str]:
+    """The versions that the cells were measured with; none where there is no file."""
+    return json.loads(file.read_text(encoding="utf-8"))["versions"] if file.is_file() else {}
+
+
 def write(cells: Mapping[str, Mapping[str, str]], file: Path = FILE) -> None:
     """Write the matrix with the versions it holds for, atomically.
 

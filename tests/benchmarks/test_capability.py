@@ -1,27 +1,42 @@
 """The matrix covers the catalogue, its cells are what they say, and the selector listens to it."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from benchmarks.capability import page, tiny, verify
 from lora_select.cli.main import main
+from lora_select.errors import InputError
 from lora_select.records import Constraints
 from lora_select.training import zero
 from lora_select.variants import VARIANTS, matrix, offered, support
 
+ROOT = Path(__file__).parents[2]
 NAMES = [variant.name for variant in VARIANTS]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_variant_has_every_cell(name):
     row = matrix.read().get(name)
-    assert row is not None, f"{name} has no cells; run: lora-select variants --verify --only {name}"
+    assert row is not None, f"{name} has no cells; run: python -m benchmarks.capability --only {name}"
     missing = sorted(set(matrix.every_key()) - set(row))
-    assert not missing, f"{name} lacks {missing}; run: lora-select variants --verify --only {name}"
+    assert not missing, f"{name} lacks {missing}; run: python -m benchmarks.capability --only {name}"
 
 
-def test_the_page_is_made_from_the_matrix():
+def test_the_page_in_the_docs_is_made_from_the_matrix():
+    assert (ROOT / "docs" / "variants.md").read_text(encoding="utf-8") == page.page(matrix.read())
+
+
+def test_cells_of_other_versions_are_not_mixed(tmp_path, monkeypatch):
+    file = tmp_path / "m.json"
+    matrix.write({}, file)
+    monkeypatch.setattr(matrix, "versions", lambda: {"peft": "0.0"})
+    with pytest.raises(InputError, match="--again"):
+        verify.verify(file, names=["lora"])
+
+
+def test_the_page_counts_every_cell():
     found = matrix.read()
     text = page.page(found)
     works, refused, rest = page.counts(found)

@@ -1,4 +1,4 @@
-"""The TRL script without TRL, which the lock has not: `make peers` and tests/emit/test_peers.py run it with TRL itself."""
+"""The TRL script without TRL, which the lock has not: `make peers` and tests/peers/test_peers.py run it with TRL itself."""
 
 import json
 import runpy

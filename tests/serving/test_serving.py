@@ -92,7 +92,8 @@ def test_patterns_are_read_by_pefts_rule(tmp_path):
         ({"use_rslora": True}, "use_rslora", {"sglang", "llama.cpp", "ollama"}, set()),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern", {"vllm", "sglang"}, set()),
         ({"use_dora": True}, "use_dora", set(), {"vllm", "sglang", "llama.cpp", "ollama", "mlx"}),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights", {"sglang"}, {"vllm"}),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights", {"sglang", "llama.cpp", "ollama"}, {"vllm"}),
+        ({"lora_alpha": 7.5}, "lora_alpha", {"ollama"}, set()),
         ({"peft_type": "MISS"}, "peft_type", set(), {"vllm", "sglang", "llama.cpp", "ollama", "mlx"}),
     ],
 )

@@ -246,7 +246,6 @@ def comparison(record: records.MetricComparison) -> dict[str, float]:
 
 
 def _retention(record: records.Retention) -> Entries:
-    arms = sorted({arm for one in record.references for arm in one.rise})
     rises = {f"retention/{one.name}/{arm}": one.rise[arm].difference for one in record.references for arm in one.rise}
     task = {f"retention/task/{arm}": pair.difference for arm, pair in record.task.items()}
     return Entries(
@@ -257,7 +256,7 @@ def _retention(record: records.Retention) -> Entries:
             **rises,
             **task,
         },
-        tags={"retention": record.decision.choice, "retention.arms": ", ".join(arms)},
+        tags={"retention": record.decision.choice},
     )
 
 

@@ -22,6 +22,7 @@ from lora_select.pipeline.observers import stage_lines
 from lora_select.pipeline.stage import Observer, Work
 from lora_select.progress import Report
 from lora_select.records import Decision
+from lora_select.report.frames import candidates
 from lora_select.selection.explanation import explain
 from lora_select.tracking import comparison
 from lora_select.tracking.store import web_address
@@ -70,7 +71,7 @@ class Pages(Observer):
         link = _mlflow_page(folder)
         try:
             create_markdown_artifact(explain(decision), key="decision", description="the decision, in words")
-            create_table_artifact(_table(decision), key="candidates", description="every candidate")
+            create_table_artifact(candidates(decision), key="candidates", description="every candidate")
             if link:
                 create_link_artifact(link, link_text="MLflow run", key="mlflow-run", description="parent run in MLflow")
             create_link_artifact((folder / "report.html").resolve().as_uri(), link_text="report", key="report")
@@ -113,18 +114,3 @@ def _mlflow_page(folder: Path) -> str | None:
     if not notes:
         return None
     return comparison.run_link(web_address(notes["uri"]), notes["experiment_id"], notes["parent_run_id"])
-
-
-def _table(decision: Decision) -> list[dict[str, object]]:
-    return [
-        {
-            "candidate": candidate.key,
-            "chosen": "yes" if candidate.key == decision.choice_key else "",
-            "parameters": candidate.spec.num_parameters,
-            "learning rate": candidate.spec.learning_rate,
-            "score": candidate.score,
-            "standard error": candidate.score_se,
-            "why not": " ".join(candidate.rejected),
-        }
-        for candidate in decision.candidates
-    ]

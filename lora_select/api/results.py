@@ -12,7 +12,6 @@ from lora_select.errors import InputError
 from lora_select.pipeline.history import read_run, replay
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
-from lora_select.pipeline.summaries import answer, verdict
 from lora_select.recipes import Emitted
 from lora_select.recipes.recipe import Order, common_arguments, is_hub_id
 from lora_select.recipes.rows import Rows, read
@@ -27,7 +26,8 @@ from lora_select.records import (
     TrainingPlan,
 )
 from lora_select.report.frames import candidates, frame, layer_row, paragraphs, table
-from lora_select.selection.explanation import evidence
+from lora_select.report.verdict import verdict
+from lora_select.selection.explanation import answer, explain
 
 if TYPE_CHECKING:
     import pandas
@@ -241,7 +241,7 @@ class Choice:
 
     def __repr__(self) -> str:
         """The answer in plain sentences, then the evidence."""
-        return "\n".join([*answer(self.decision), "", evidence(self.decision)])
+        return explain(self.decision)
 
     def _repr_html_(self) -> str:
         return paragraphs("\n".join(answer(self.decision))) + table(candidates(self.decision))

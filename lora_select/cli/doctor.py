@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
+from lora_select.address import default_uri
 from lora_select.cli import options
-from lora_select.cli.options import DEFAULT_TRACKING
 
 PINNED = {
     "torch": "2.13.0",
@@ -198,7 +198,7 @@ def _disk(folder: Path) -> Finding:
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
     doctor = commands.add_parser("doctor", help="what is installed, device, stores, disk; each fault with its remedy")
-    doctor.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING))
+    doctor.add_argument("--tracking-uri", default=default_uri())
     options.add_json(doctor)
     doctor.set_defaults(run=_doctor)
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from lora_select.pipeline.stage import Observer
     from lora_select.records import Constraints
 
-DEFAULT_TRACKING = "sqlite:///mlflow.db"
-"""Where MLflow is when nothing else is said."""
 OVERRIDE = re.compile(r"(--)?([a-z_]+(\.[a-z_]+)+|name|seed|runs_dir)=")
 CONFIGS = (".yaml", ".yml")
 

@@ -32,8 +32,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _explain(parsed: argparse.Namespace) -> int:
     from lora_select.pipeline.history import read_run
-    from lora_select.pipeline.summaries import answer
-    from lora_select.selection.explanation import explain
+    from lora_select.selection.explanation import answer, explain
     from lora_select.selection.prediction import outcome
 
     run = read_run(parsed.run_folder)

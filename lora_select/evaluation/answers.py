@@ -19,8 +19,8 @@ from typing import Any, ClassVar, final
 
 from lora_select.errors import InputError
 from lora_select.evaluation import metrics
+from lora_select.evaluation.names import SHARE_UNIT
 
-SHARE_UNIT = "of rows"
 SCORE_UNIT = "mean score"
 KINDS = ("function", "regex", "json", "json_schema", "rouge", "chrf")
 ROUGE = re.compile(r"rouge(\d|L|Lsum)")

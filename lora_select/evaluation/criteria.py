@@ -3,20 +3,15 @@
 import math
 
 from lora_select.evaluation.interval import FEW_ROWS
+from lora_select.evaluation.names import SHARE_UNIT
+from lora_select.evaluation.names import metric as title
 from lora_select.evaluation.policy import LEVEL, quantile
 from lora_select.evaluation.power import p_value, rows_needed, standard_error
 from lora_select.records import Criterion, MetricComparison
 
 PASSED, FAILED, UNDECIDED = "passed", "failed", "undecided"
-SHARE_UNIT = "of rows"
 SHOWN_BY_NONE = 4
 """From so many rows on, none right shows a rate below a half: the upper end of Wilson's 95 % interval."""
-TITLES = {"loss": "held-out loss", "exact_match": "exact match", "valid_json": "the share of answers that are JSON"}
-
-
-def title(metric: str) -> str:
-    """How a sentence names a metric."""
-    return TITLES.get(metric, metric.replace("_", " "))
 
 
 def harm(pair: MetricComparison) -> tuple[float, tuple[float, float]]:

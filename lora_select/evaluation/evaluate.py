@@ -12,6 +12,7 @@ from lora_select.evaluation.answers import AnswerMetric
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap
 from lora_select.evaluation.material import EvaluationOptions, Material, gather
 from lora_select.evaluation.measure import Measured, Progress, measure
+from lora_select.evaluation.names import SHARE_UNIT
 from lora_select.evaluation.power import paired_error
 from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, file_ref, write_text
 
@@ -19,7 +20,6 @@ __all__ = ["EvaluationOptions", "evaluate"]
 
 SAMPLES = 8
 LOSS_UNIT = "nats/token"
-SHARE_UNIT = "of rows"
 SHORT_ANSWER = 64
 """Characters: an expected answer of one line and at most so many has one right form; a longer one can be said in many ways."""
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
+from lora_select.evaluation import names
 from lora_select.evidence import cost
 from lora_select.evidence.inputs import EvidenceInputs
 from lora_select.records import MetricComparison
-
-TITLES = {"loss": "loss, nats per label token", "exact_match": "exact match", "valid_json": "answers that are JSON"}
-RIVALS = {"plain_lora": "plain LoRA", "champion": "the champion before it"}
+from lora_select.report.verdict import changed, effect, interval, title, value
+from lora_select.variants import title as variant_title
 
 
 def model_card(inputs: EvidenceInputs) -> str:
@@ -39,11 +39,10 @@ def _results(inputs: EvidenceInputs) -> list:
             dataset_split="eval",
             dataset_revision=inputs.dataset.digest,
             metric_type=_slug(metric),
-            metric_name=f"{TITLES.get(metric, metric)} (95 % interval of the change {pair.interval[0]:+.4g} to "
-            f"{pair.interval[1]:+.4g}, {pair.rows} rows)",
+            metric_name=f"{title(metric, pair)}, 95 % interval of the change {interval(pair)}, {pair.rows} rows",
             metric_value=round(pair.adapted, 6),
         )
-        for metric, pair in sorted(inputs.evaluation.metrics.items())
+        for metric, pair in names.in_order(inputs.evaluation.metrics).items()
     ]
 
 
@@ -51,15 +50,15 @@ def _body(inputs: EvidenceInputs) -> str:
     spec, adapter = inputs.adapter.spec, inputs.adapter
     parts = [
         f"# {_plain(inputs.name)}",
-        f"A {spec.variant} adapter of {_source(inputs.base.source)} for {_plain(inputs.dataset.name)}: r {spec.r}, alpha "
+        f"A {variant_title(spec.variant)} adapter of {_source(inputs.base.source)} for {_plain(inputs.dataset.name)}: r {spec.r}, alpha "
         f"{spec.lora_alpha}, learning rate {spec.learning_rate:.2g}, {spec.num_parameters:,} parameters. {_answer(inputs)}",
         "## Results",
         _table("base model", inputs.evaluation.metrics),
         *(
-            f"Against {RIVALS.get(name, name)}:\n\n{_table(RIVALS.get(name, name), pairs)}"
+            f"Against {names.rival(name, inputs.evaluation.champion_version)}:\n\n{_table(names.rival(name), pairs)}"
             for name, pairs in sorted(inputs.evaluation.against.items())
         ),
-        f"Loss on text that has nothing to do with the task changed by {_change(inputs.evaluation.forgetting)} "
+        f"Loss on text that has nothing to do with the task changed by {changed(inputs.evaluation.forgetting)} "
         f"{inputs.evaluation.forgetting.unit}.",
         "Every interval is a paired bootstrap over the same rows, at 95 %.",
         "## Training",
@@ -97,24 +96,15 @@ def _body(inputs: EvidenceInputs) -> str:
 
 def _answer(inputs: EvidenceInputs) -> str:
     loss = inputs.evaluation.metrics.get("loss")
-    if loss is None:
-        return ""
-    if not loss.significant:
-        return "Its held-out loss cannot be told from the base model's."
-    return f"Its held-out loss is {'lower' if loss.difference < 0 else 'HIGHER'} than the base model's."
+    return effect("It", loss) if loss else ""
 
 
 def _table(before: str, pairs: Mapping[str, MetricComparison]) -> str:
     lines = [f"| | {before} | this adapter | change, 95 % interval | rows |", "|---|---|---|---|---|"]
-    for name, pair in sorted(pairs.items()):
-        lines.append(
-            f"| {TITLES.get(name, name)} | {pair.base:.4g} | {pair.adapted:.4g} | {_change(pair)} | {pair.rows} |"
-        )
+    for name, pair in names.in_order(pairs).items():
+        base, adapted = value(pair.base, pair.unit), value(pair.adapted, pair.unit)
+        lines.append(f"| {title(name, pair)} | {base} | {adapted} | {changed(pair)} | {pair.rows} |")
     return "\n".join(lines)
-
-
-def _change(pair: MetricComparison) -> str:
-    return f"{pair.difference:+.4g} [{pair.interval[0]:+.4g}, {pair.interval[1]:+.4g}]"
 
 
 def _limits(inputs: EvidenceInputs) -> list[str]:

@@ -14,6 +14,7 @@ from lora_select import recipes, serving
 from lora_select.address import masked
 from lora_select.audit.champion import key_part, rival_of
 from lora_select.errors import require
+from lora_select.evidence.cost import words
 from lora_select.pipeline import choose, judge, prepare, train, workspace
 from lora_select.pipeline.document import document
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
@@ -25,6 +26,7 @@ from lora_select.records import (
     Adapter,
     AdapterCosts,
     AdapterSpec,
+    Cost,
     Dataset,
     DatasetProfile,
     Evaluation,
@@ -33,6 +35,7 @@ from lora_select.records import (
     ReloadCheck,
     Retention,
     TrainingPlan,
+    read,
 )
 from lora_select.records.digests import key_of, source_digest
 from lora_select.report import answer
@@ -199,7 +202,8 @@ def finetune(run: Run) -> Finetuned:
     report = run.do(judge.report, "report", stages=known, base=run.base)
     _show(run, adapter, served, report.folder / report.record.file.path)
     workspace.link(run.place.root, run.key, evidence.folder / "evidence", "evidence")
-    _describe(run, chosen, evaluation.record, promotion.record if promotion else None)
+    cost = words(read(Cost, evidence.folder / "evidence" / "cost.json"))
+    _describe(run, chosen, evaluation.record, promotion.record if promotion else None, cost)
     for line in serving.warnings(
         serving.read_folder(served.folder / served.record.directory), run.config.selection.serve
     ):
@@ -376,11 +380,11 @@ def _model_name(run: Run) -> str | None:
     return (run.config.promotion.model_name or run.config.name) if run.place.tracker else None
 
 
-def _describe(run: Run, chosen: Chosen, evaluation: Evaluation, promotion: Promotion | None) -> None:
+def _describe(run: Run, chosen: Chosen, evaluation: Evaluation, promotion: Promotion | None, cost: str) -> None:
     """The run's description in MLflow: the answer in plain words."""
     if run.place.tracker is not None:
         dataset, decision = chosen.measured.dataset.record, chosen.decision.record
-        run.place.tracker.describe(answer.description(dataset, decision, evaluation, promotion))
+        run.place.tracker.describe(answer.description(dataset, decision, evaluation, promotion, cost))
 
 
 def _show(run: Run, trained: Outcome[Adapter], served: Outcome[Adapter], report: Path) -> None:

@@ -10,6 +10,7 @@ from lora_select.pipeline.stage import Observer, Work
 from lora_select.pipeline.summaries import summary
 from lora_select.progress import Display, Report, display
 from lora_select.records import Dataset, Decision, Promotion, Race
+from lora_select.report.answer import run_name
 from lora_select.training import job
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Tracking(Observer):
 
     def __init__(self, tracker: "Tracker"):
         self._tracker = tracker
-        self._parts: dict[str, str] = {}
+        self._dataset = ""
+        self._decision: Decision | None = None
         self.left = 0
         """Entries that MLflow did not take before the run ended."""
 
@@ -95,15 +97,12 @@ class Tracking(Observer):
     def _rename(self, record: Any) -> None:
         """Runs are told apart in a list by dataset, choice and, once it is known, role."""
         if isinstance(record, Dataset):
-            self._parts["dataset"] = record.name
+            self._dataset = record.name
         elif isinstance(record, Decision):
-            self._parts["choice"] = record.choice_key
+            self._decision = record
+            self._tracker.rename(run_name(self._dataset, record))
         elif isinstance(record, Promotion):
-            self._parts["role"] = record.alias
-        else:
-            return
-        if "choice" in self._parts:
-            self._tracker.rename(" ".join(self._parts.values()))
+            self._tracker.rename(run_name(self._dataset, self._decision, record.alias))
 
     def ended(self, folder: Path, status: str) -> None:  # noqa: ARG002
         """Close the parent run."""

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from lora_select.data.gate.text import one_line
+from lora_select.evaluation import names
 from lora_select.records import (
     Adapter,
     Dataset,
@@ -21,13 +22,9 @@ from lora_select.records import (
     Spectra,
     TrainingPlan,
 )
-from lora_select.report.report import RIVALS
+from lora_select.report.verdict import change, changed, role, value
 from lora_select.retention.decide import summary as retained
-from lora_select.selection.explanation import EXPERTS
-from lora_select.selection.prediction import PREDICTED_GAIN, outcome
-
-NAMES = {"lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "vera": "VeRA", "eva": "EVA", "pissa": "PiSSA"}
-"""Variants as their papers spell them."""
+from lora_select.selection.explanation import answer
 
 
 @functools.singledispatch
@@ -86,8 +83,7 @@ def _(record: Race) -> str:
 
 @summary.register
 def _(record: Decision) -> str:
-    choice = record.choice
-    size = f"{choice.num_parameters:,} parameters, alpha {choice.lora_alpha}; `lora-select explain` has the evidence."
+    size = f"{record.choice.num_parameters:,} parameters; `lora-select explain` has the evidence."
     return "\n".join([*answer(record), f"{record.choice_key}: {size}"])
 
 
@@ -129,20 +125,17 @@ def _(record: Retention) -> str:
 
 @summary.register
 def _(record: Evaluation) -> str:
-    ordered = sorted(record.metrics.items(), key=lambda entry: (entry[0] != "loss", entry[0]))
-    lines = [_comparison(name.replace("_", " "), item) for name, item in ordered]
+    lines = [_comparison(names.metric(name), item) for name, item in names.in_order(record.metrics).items()]
     for rival, metrics in record.against.items():
         loss = metrics["loss"]
-        verdict = "a tie" if not loss.significant else ("better" if loss.difference < 0 else "worse")
-        lines.append(f"against {rival.replace('_', ' ')}: {verdict}, {_interval(loss)} {loss.unit}")
-    lines.append(f"forgetting: {_interval(record.forgetting)} {record.forgetting.unit} on reference text")
+        lines.append(f"against {names.rival(rival, record.champion_version)}: {change(loss)}, {_changed(loss)}")
+    lines.append(f"forgetting: {_changed(record.forgetting)} on reference text")
     return "\n".join(lines)
 
 
 @summary.register
 def _(record: Promotion) -> str:
-    name = f"{record.model_name} version {record.version}" if record.version else record.model_name
-    return "\n".join([f"{name} is {record.alias}", *record.reasons])
+    return "\n".join([role(record), *record.reasons])
 
 
 @summary.register
@@ -158,81 +151,10 @@ def _(record: Report) -> str:
 
 
 def _comparison(name: str, item: MetricComparison) -> str:
-    name = f"held-out {name}" if name == "loss" else name
-    sure = "" if item.significant else "; not distinguishable"
-    return (
-        f"{name}: {item.base:.3f} -> {item.adapted:.3f} {item.unit} (change {_interval(item)}{sure}; {item.rows} rows)"
-    )
+    before, after = value(item.base, item.unit), value(item.adapted, item.unit)
+    return f"{name}: {before} -> {after} (change {_changed(item)}, {change(item)}; {item.rows} rows)"
 
 
-def _interval(item: MetricComparison) -> str:
-    return f"{item.difference:+.3f} [{item.interval[0]:+.3f}, {item.interval[1]:+.3f}]"
-
-
-def answer(decision: Decision) -> list[str]:
-    """The decision in three plain sentences: what to train, why, and what to expect."""
-    choice = decision.choice
-    where = {"all-linear": "all linear layers", "mlp-only": "the feed-forward layers"}.get(
-        choice.targets, choice.targets
-    )
-    size = f", r = {choice.r}" if choice.r else ""
-    return [
-        f"{NAMES.get(choice.variant, choice.variant)} on {where}{size}, learning rate {choice.learning_rate:.2g}.",
-        *(reason for reason in decision.reasons if reason.startswith(EXPERTS)),
-        _why(decision),
-        _expected(decision),
-    ]
-
-
-def _why(decision: Decision) -> str:
-    if decision.race_digest is not None:
-        if decision.abstained:
-            return "Short trainings did not separate the candidates, so this is the default with the learning rate that came out best."
-        return "It came out best in short trainings on your rows."
-    if decision.inputs.variant is not None:
-        return (
-            "You named the variant; the measurements set its learning rate."
-            if decision.inputs.learning_rate is None
-            else ("You named the variant and the learning rate.")
-        )
-    if decision.abstained:
-        return "The measurements don't separate the variants, so this is the default."
-    return "The measurements separate it from plain LoRA."
-
-
-def _expected(decision: Decision) -> str:
-    chosen = next(item for item in decision.candidates if item.key == decision.choice_key)
-    gain = next((item for item in chosen.evidence if item.name == PREDICTED_GAIN), None)
-    if gain is None or gain.standard_error is None:
-        return "What it will gain is not predicted."
-    low, high = (gain.value + side * 1.96 * gain.standard_error for side in (-1, 1))
-    return f"Expected: the held-out loss falls by about {gain.value:.2g} {gain.unit} (95 %: {low:.2g} to {high:.2g})."
-
-
-def verdict(decision: Decision, evaluation: Evaluation, promotion: Promotion | None) -> str:
-    """The result in sentences: the loss, each rival, the role in the registry, and whether the prediction held."""
-    loss = evaluation.metrics["loss"]
-    better = loss.significant and loss.difference < 0
-    said = [
-        f"The adapter {'lowers' if better else 'does not lower'} held-out loss: {loss.base:.3f} -> {loss.adapted:.3f} "
-        f"{loss.unit}, change {loss.difference:+.3f}, 95 % interval {loss.interval[0]:+.3f} to {loss.interval[1]:+.3f}."
-    ]
-    for rival, metrics in evaluation.against.items():
-        item, name = metrics["loss"], RIVALS.get(rival, rival)
-        word = (
-            "not to be told apart from"
-            if not item.significant
-            else "better than"
-            if item.difference < 0
-            else "worse than"
-        )
-        said.append(f"It is {word} {name} ({_interval(item)}).")
-    if promotion is not None:
-        said.append(f"It is {promotion.alias} of {promotion.model_name}, version {promotion.version}.")
-    made = outcome(decision, evaluation)
-    if made is not None:
-        held = "inside" if made.inside else "OUTSIDE"
-        said.append(
-            f"The predicted gain was {made.predicted:.3f} [{made.low:.3f}, {made.high:.3f}]; it was {made.observed:.3f}, {held}."
-        )
-    return " ".join(said)
+def _changed(item: MetricComparison) -> str:
+    unit = "" if item.unit == names.SHARE_UNIT else f" {item.unit}"
+    return f"{changed(item)}{unit}"

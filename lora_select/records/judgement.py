@@ -95,7 +95,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Promotion:
-    """What the registry was told and why. `alias` is `challenger` or `champion`; `verdict` is what the gate found."""
+    """What the registry was told and why; `verdict` is what the gate found.
+
+    `alias` is `challenger` or `champion`, or what keeps the adapter from being either: `awaiting approval`, `rejected`, `deferred`.
+    `version` is "" where none was registered yet.
+    """
 
     model_name: str
     version: str

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import __version__
+from lora_select.evaluation import names
 from lora_select.evaluation.metrics import exact_match
-from lora_select.records import BaseModel, Evaluation, MetricComparison, Report, file_ref, write_text
+from lora_select.records import BaseModel, Evaluation, Report, file_ref, write_text
 from lora_select.records.digests import library_digest
 from lora_select.report import plots
+from lora_select.report.verdict import change, delta, interval, role, title, value, verdict
 from lora_select.selection.prediction import outcome
 
 TEMPLATE = "report.html.j2"
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "mlflow")
-SHARE_UNIT = "of rows"
-NAMES = {"loss": "held-out loss", "exact_match": "exact match", "valid_json": "answers that are JSON"}
 ARMS = {"raw": "as trained", "scale": "scaled down", "filter": "filtered"}
-RIVALS = {"plain_lora": "plain LoRA", "champion": "the present champion"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     figures = _figures(inputs, folder)
+    decision, evaluation = inputs.records["decision"], inputs.records["evaluation"]
+    promotion = inputs.records.get("promotion")
     environment = Environment(
         loader=PackageLoader("lora_select.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -47,7 +48,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         "interval": interval,
         "number": number,
         "sentence": sentence,
-        "in_order": in_order,
+        "in_order": names.in_order,
         "matches": exact_match,
         "title": title,
         "value": value,
@@ -56,13 +57,14 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         **inputs.records,
         base=inputs.base,
         link=inputs.link,
-        rival_names=RIVALS,
+        rivals={name: names.rival(name, evaluation.champion_version) for name in evaluation.against},
         arms=ARMS,
-        outcome=outcome(inputs.records["decision"], inputs.records["evaluation"]),
-        metrics=in_order(inputs.records["evaluation"].metrics),
-        verdict=verdict(inputs.records["evaluation"]),
-        good=change(inputs.records["evaluation"].metrics["loss"]) == "better",
-        hits=_hits(inputs.records["evaluation"]),
+        outcome=outcome(decision, evaluation),
+        metrics=names.in_order(evaluation.metrics),
+        verdict=verdict(decision, evaluation, promotion),
+        role=role(promotion) if promotion else None,
+        good=change(evaluation.metrics["loss"]) == "better",
+        hits=_hits(evaluation),
         figures={name: _embedded(path) for name, path in figures.items()},
         version=__version__,
         packages=_packages(),
@@ -70,39 +72,6 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
     )
     write_text(folder / "report.html", page)
     return Report(file_ref(folder / "report.html", folder), tuple(file_ref(path, folder) for path in figures.values()))
-
-
-def verdict(evaluation: Evaluation) -> str:
-    """The result in one or two sentences, bad news included."""
-    loss = evaluation.metrics["loss"]
-    if loss.significant and loss.difference < 0:
-        words = f"The adapter lowers held-out loss from {loss.base:.3f} to {loss.adapted:.3f} {loss.unit}"
-    elif loss.significant:
-        words = f"The adapter makes held-out loss worse: {loss.base:.3f} to {loss.adapted:.3f} {loss.unit}"
-    else:
-        words = f"No change of held-out loss can be told from noise: {loss.base:.3f} to {loss.adapted:.3f} {loss.unit}"
-    words += f" (95 % interval of the change {interval(loss)}, {loss.rows} rows)."
-    for rival, metrics in evaluation.against.items():
-        words += f" {_against(rival, metrics['loss'])}"
-    match = evaluation.metrics.get("exact_match")
-    if match:
-        words += f" {_matched(match)}"
-    forgetting = evaluation.forgetting
-    if forgetting.significant:
-        direction = "rises" if forgetting.difference > 0 else "falls"
-        words += (
-            f" On general reference text its loss {direction} by {abs(forgetting.difference):.3f} {forgetting.unit} "
-            f"({interval(forgetting)})."
-        )
-    return words
-
-
-def _matched(match: MetricComparison) -> str:
-    shares = f"{value(match.base, match.unit)} to {value(match.adapted, match.unit)} of {match.rows} rows"
-    if not match.significant:
-        return f"Exactly right answers: {shares}, which cannot be told from noise."
-    direction = "rise" if match.difference > 0 else "fall"
-    return f"Exactly right answers {direction} from {shares}."
 
 
 def _hits(evaluation: Evaluation) -> dict[str, int]:
@@ -117,48 +86,6 @@ def _packages() -> dict[str, str]:
     """Versions of what did the work, without importing it."""
     found = [metadata.distribution(name) for name in PACKAGES if importlib.util.find_spec(name)]
     return {distribution.metadata["Name"]: distribution.version for distribution in found}
-
-
-def _against(rival: str, loss: MetricComparison) -> str:
-    name = RIVALS.get(rival, rival)
-    if not loss.significant:
-        return f"It cannot be told apart from {name} ({interval(loss)})."
-    return f"It is {'better' if loss.difference < 0 else 'worse'} than {name} by {abs(loss.difference):.3f} ({interval(loss)})."
-
-
-def in_order(metrics: Mapping[str, MetricComparison]) -> dict[str, MetricComparison]:
-    """Loss first: it is what decides."""
-    known = [name for name in NAMES if name in metrics]
-    return {name: metrics[name] for name in (*known, *(name for name in metrics if name not in NAMES))}
-
-
-def change(item: MetricComparison) -> str:
-    """`better`, `worse` or `not distinguishable`."""
-    if not item.significant:
-        return "not distinguishable"
-    return "better" if (item.difference < 0) == (item.better == "lower") else "worse"
-
-
-def title(item: MetricComparison, name: str) -> str:
-    """The metric's name for people, with its unit; shares of rows are in percent and need none."""
-    words = NAMES.get(name, name)
-    return words if item.unit == SHARE_UNIT else f"{words} ({item.unit})"
-
-
-def value(amount: float, unit: str) -> str:
-    """Three decimals; shares of rows in percent."""
-    return f"{100 * amount:.1f} %" if unit == SHARE_UNIT else f"{amount:.3f}"
-
-
-def delta(amount: float, unit: str) -> str:
-    """A change, with its sign; of shares in percentage points."""
-    return f"{100 * amount:+.1f} pp" if unit == SHARE_UNIT else f"{amount:+.3f}"
-
-
-def interval(item: MetricComparison) -> str:
-    """The interval with signs, in the units of :func:`delta`."""
-    low, high = (delta(bound, item.unit) for bound in item.interval)
-    return f"{low.removesuffix(' pp')} to {high}"
 
 
 def number(value: float) -> str:

@@ -12,7 +12,7 @@ from lora_select.selection.race import Raced
 from lora_select.selection.scoring import Scored
 from lora_select.selection.verdict import Verdict, gain, shift
 from lora_select.spectral.statistics import CLEAR
-from lora_select.variants import VARIANTS
+from lora_select.variants import title
 
 RUNNERS_UP = 3
 PLACES = {"all-linear": "all linear layers", "mlp-only": "the feed-forward layers"}
@@ -22,11 +22,11 @@ TIED = "tied: "
 
 def explain(decision: Decision) -> str:
     """Paragraphs of plain text: the answer, and below it the evidence."""
-    return "\n".join(answer(decision)) + "\n\n" + evidence(decision)
+    return "\n".join(answer(decision)) + "\n\n" + _evidence(decision)
 
 
-def evidence(decision: Decision) -> str:
-    """Paragraphs of plain text: the reasons, the runners-up, what was ruled out and by which sentence."""
+def _evidence(decision: Decision) -> str:
+    """The reasons, the runners-up, what was ruled out and by which sentence."""
     tied = [c for c in decision.candidates if c.rejected and all(s.startswith(TIED) for s in c.rejected)]
     refused = [c for c in decision.candidates if c.rejected and c not in tied]
     paragraphs = [
@@ -40,19 +40,26 @@ def evidence(decision: Decision) -> str:
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def answer(decision: Decision) -> tuple[str, ...]:
-    """What to train, why in one sentence, and what to expect of it where that was predicted."""
+def short(decision: Decision) -> str:
+    """The choice as a person says it, such as `LoRA r 16`; a variant without a rank is its name alone."""
     choice = decision.choice
-    name = {variant.name: variant.__name__ for variant in VARIANTS}.get(choice.variant, choice.variant)
+    return f"{title(choice.variant)} r {choice.r}" if choice.r else title(choice.variant)
+
+
+def answer(decision: Decision) -> tuple[str, ...]:
+    """What to train, what must not be overlooked, why in one sentence, and what to expect of it where that was predicted."""
+    choice = decision.choice
     rank = f", r {choice.r}, alpha {choice.lora_alpha}" if choice.r else ""
     place = PLACES.get(choice.targets, choice.targets)
-    head = f"{name} on {place}{rank}, learning rate {choice.learning_rate:g}."
-    return (head, _verdict(decision), *_expected(decision))
+    head = f"{title(choice.variant)} on {place}{rank}, learning rate {choice.learning_rate:g}."
+    experts = (sentence for sentence in decision.reasons if sentence.startswith(EXPERTS))
+    return (head, *experts, _why(decision), *_expected(decision))
 
 
-def _verdict(decision: Decision) -> str:
+def _why(decision: Decision) -> str:
     if decision.inputs.variant is not None:
-        return "The config names this variant."
+        named = decision.inputs.learning_rate is not None
+        return f"The config names this variant{' and its learning rate' if named else ''}."
     if decision.race_digest is not None:
         return (
             "Nothing that raced was clearly better, so this is the default."
@@ -71,7 +78,7 @@ def _expected(decision: Decision) -> tuple[str, ...]:
         return ()
     reach = 1.96 * predicted.standard_error
     interval = f"{predicted.value - reach:.2f} to {predicted.value + reach:.2f}"
-    return (f"Expected: the held-out loss falls by about {predicted.value:.2f} nats per token (95 %: {interval}).",)
+    return (f"Expected: the held-out loss falls by about {predicted.value:.2f} {predicted.unit} (95 %: {interval}).",)
 
 
 def _best(candidates: Sequence[CandidateScore]) -> list[CandidateScore]:

@@ -121,6 +121,15 @@ def offered(variant: type[Variant], ranks: Sequence[int]) -> tuple[Variant, ...]
     return tuple(variant(r) for r in ranks) if has_rank(variant) else (variant(),)  # pyright: ignore[reportCallIssue]
 
 
+def title(name: str) -> str:
+    """The variant called `name` as its paper spells it; `name` itself where the catalogue has none.
+
+    >>> title("rslora"), title("dora"), title("of another version")
+    ('rsLoRA', 'DoRA', 'of another version')
+    """
+    return next((variant.title or variant.__name__ for variant in VARIANTS if variant.name == name), name)
+
+
 def table(model: Any = None, **constraints: Any) -> list[dict[str, Any]]:
     """What exists for a model, its size, and what is refused and why: :func:`lora_select.variants.listing.table`."""
     from lora_select.variants import listing

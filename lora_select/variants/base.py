@@ -79,6 +79,8 @@ class Variant(abc.ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
+    """As a person writes it, where the class cannot be called so."""
     references: ClassVar[tuple[str, ...]]
     peft_class: ClassVar[str] = "LoraConfig"
     trained: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")

@@ -42,6 +42,7 @@ class CorDAInstruction(CorDA):
     """
 
     name = "corda_ipm"
+    title = "CorDA (instruction)"
     cost = AS_LORA
     initialization = "corda_ipm"
 
@@ -57,5 +58,6 @@ class CorDAKnowledge(CorDA):
     """
 
     name = "corda_kpm"
+    title = "CorDA (knowledge)"
     cost = AS_LORA
     initialization = "corda_kpm"

@@ -28,6 +28,7 @@ class LoRAGA(Residual, ClosedForm):
     """
 
     name = "lora_ga"
+    title = "LoRA-GA"
     references = ("Wang, Yu, Li (2024), LoRA-GA, arXiv 2407.05000",)
     cost = AS_LORA
     alpha = 16

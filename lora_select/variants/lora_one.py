@@ -32,6 +32,7 @@ class LoRAOne(LowRank, ClosedForm):
     """
 
     name = "lora_one"
+    title = "LoRA-One"
     references = ("Zhang, Liu, Chen (2025), LoRA-One, arXiv 2502.01235",)
     cost = AS_LORA
     alpha = 16

@@ -19,6 +19,7 @@ class LoRAFA(RandomRows):
     """
 
     name = "lorafa"
+    title = "LoRA-FA"
     references = ("Zhang et al. (2023), LoRA-FA, arXiv 2308.03303",)
     trained = ("lora_B",)
     frozen = ("lora_A",)

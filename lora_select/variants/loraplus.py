@@ -20,6 +20,7 @@ class LoRAPlus(RandomRows):
 
     ratio: float = 16.0
     name = "loraplus"
+    title = "LoRA+"
     references = ("Hayou, Ghosh, Yu (2024), LoRA+, arXiv 2402.12354",)
     cost = Cost(1.0, 0.0, "as LoRA: the same layer with other rates")
 

@@ -28,6 +28,7 @@ class Orthogonal(LowRank, ClosedForm):
     """
 
     name = "orthogonal"
+    title = "LoRA from an orthogonal start"
     references = (
         "Datta (2024), Rethinking LoRA initialisations (blog; in PEFT), of Hu et al. (2021), arXiv 2106.09685",
     )

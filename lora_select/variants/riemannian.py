@@ -20,6 +20,7 @@ class Riemannian(RandomRows):
 
     damping: float = 1e-2
     name = "riemannian"
+    title = "LoRA with a Riemannian preconditioner"
     references = ("Zhang, Pilanci (2024), Riemannian Preconditioned LoRA, arXiv 2402.02347",)
     cost = UNMEASURED
     reference_rate = 1e-4

@@ -19,6 +19,7 @@ class RsLoRA(RandomRows):
     """
 
     name = "rslora"
+    title = "rsLoRA"
     references = ("Kalajdzievski (2023), rsLoRA, arXiv 2312.03732",)
     cost = Cost(1.0, 0.0, "as LoRA: the same layer with another constant")
     alpha = 8

@@ -23,6 +23,7 @@ class UniLoRA(Variant):
     r: int
     length: int = 131072
     name = "unilora"
+    title = "Uni-LoRA"
     references = ("Li et al. (2025), Uni-LoRA, arXiv 2506.00799",)
     peft_class = "UniLoraConfig"
     trained = ("unilora_theta_d",)

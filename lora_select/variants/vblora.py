@@ -25,6 +25,7 @@ class VBLoRA(Variant):
     vector_length: int = 64
     topk: int = 2
     name = "vblora"
+    title = "VB-LoRA"
     references = ("Li, Han, Ji (2024), VB-LoRA, arXiv 2405.15179",)
     peft_class = "VBLoRAConfig"
     trained = ("vblora_logits_A", "vblora_logits_B", "vblora_vector_bank")

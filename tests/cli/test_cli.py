@@ -49,6 +49,15 @@ def test_explain_says_what_and_why(run_folder, capsys):
     assert "abstain" in said
 
 
+def test_explain_in_json_gives_the_sentences_that_the_text_begins_with(run_folder, capsys):
+    assert cli.main(["explain", str(run_folder)]) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert cli.main(["explain", str(run_folder), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)["answer"]
+    assert len(answer) >= 2
+    assert text[: len(answer) + 1] == [*answer, ""]
+
+
 def test_replay_gives_the_same_bytes(run_folder, capsys):
     assert cli.main(["replay", str(run_folder)]) == 0
     assert "byte for byte" in capsys.readouterr().out
@@ -111,6 +120,24 @@ def test_doctor_names_each_fault_with_its_remedy(capsys, monkeypatch):
     assert "no-such-package        not installed" in said
     assert re.search(r"BAD +mlflow store .*does not answer.*\n +-> start it", said)
     assert "3 faults" in said
+
+
+def test_pages_and_doctor_look_where_mlflow_says(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    parser = cli._parser()
+    for command in ("ui", "doctor"):
+        assert parser.parse_args([command]).tracking_uri == "http://127.0.0.1:9"
+
+
+def test_the_doctor_asks_for_the_versions_of_the_lock():
+    from pathlib import Path
+
+    from lora_select.cli import doctor
+
+    lines = (Path(__file__).parents[2] / "infra/lock/base.txt").read_text().splitlines()
+    lines += (Path(__file__).parents[2] / "infra/lock/torch-cpu.txt").read_text().splitlines()
+    locked = dict(line.split()[0].split("+")[0].split("==") for line in lines if "==" in line and line[0].isalpha())
+    assert {name: locked[name] for name in doctor.PINNED} == doctor.PINNED
 
 
 def test_help_does_not_import_the_heavy_libraries():

@@ -98,7 +98,7 @@ def test_the_card_is_read_by_the_hub_library(inputs, tmp_path):
     assert (read.data.datasets, read.data.license) == (["tweets"], "Apache-2.0")
     results = {item.metric_type: item for item in read.data.eval_results}
     assert results["loss"].metric_value == 0.9
-    assert "-1.65 to -1.55" in results["loss"].metric_name
+    assert "-1.650 to -1.550" in results["loss"].metric_name
     for text in ("## Limits", "plain LoRA", "kWh (estimated)", inputs.adapter.digest, "2 rows truncated"):
         assert text in read.text
 

@@ -153,7 +153,8 @@ def test_mlflow_shows_all_of_it(place, first):
     notes = json.loads((latest(place) / "tracking.json").read_text())
     parent = store.client.get_run(notes["parent_run_id"])
     assert parent.info.status == "FINISHED"
-    assert parent.info.run_name == f"tiny {record(place, 'decision')['choice_key']} champion"
+    choice = record(place, "decision")["choice"]
+    assert parent.info.run_name == f"tiny · LoRA r {choice['r']} · champion"
     assert parent.data.params["variant"] == "lora"
     evaluated = record(place, "evaluation")["metrics"]["loss"]
     assert parent.data.metrics["eval/loss/adapted"] == evaluated["adapted"]

@@ -29,9 +29,9 @@ def test_a_run_is_called_by_dataset_choice_and_role(tmp_path):
     hear("dataset", dataset)
     assert name() == "tweets"
     hear("decision", decision, reused=True)
-    assert name() == f"{dataset.name} {decision.choice_key}"
+    assert name() == f"{dataset.name} · LoRA r 8"
     hear("promotion", samples.promotion(alias="champion"))
-    assert name() == f"{dataset.name} {decision.choice_key} champion"
+    assert name() == f"{dataset.name} · LoRA r 8 · champion"
     observer.ended(folder, "FINISHED")
     assert store.client.get_run(tracker.parent).info.status == "FINISHED"
     assert observer.left == 0

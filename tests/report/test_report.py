@@ -10,9 +10,10 @@ import mlflow_samples as samples
 import pytest
 
 from lora_select import records
+from lora_select.evaluation.names import in_order
 from lora_select.records import MetricComparison
 from lora_select.report import plots
-from lora_select.report.report import ReportInputs, change, in_order, number, sentence, verdict, write_report
+from lora_select.report.report import ReportInputs, number, sentence, write_report
 
 BASE = records.BaseModel("some/model", "abc", "/nowhere", "f" * 64, "LlamaForCausalLM", 134_515_008, 30, 576, 49152, True, 8192)  # fmt: skip
 HOSTILE = '<script>alert(1)</script> & "quoted" {{ 7 * 7 }}'
@@ -95,7 +96,7 @@ def test_every_number_of_the_records_is_there(inputs, tmp_path):
     assert f"{adapter.final_loss:.3f}" in text
     assert f"{found['plan'].total_steps} {adapter.steps}" in text
     assert f"{found['proof'].tensors} finite tensors" in text
-    assert "tweets version 1 is champion" in text
+    assert "It is champion of tweets, version 1." in text
     for digest in (dataset.digest, BASE.digest, adapter.digest, dataset.sources[0].sha256):
         assert digest in text
     assert re.search(r"torch \d+\.\d+.*transformers \d+\.\d+.*peft \d+\.\d+", text)
@@ -160,6 +161,7 @@ def test_failures_are_told(inputs, tmp_path):
     proof = dataclasses.replace(found["proof"], finite=False, nonzero_b=False, passed=False, faults=("logits differ",))
     evaluation = dataclasses.replace(found["evaluation"], metrics={"loss": HIGHER})
     source, text = page(changed(inputs, proof=proof, evaluation=evaluation), tmp_path)
+    assert "RAISES held-out loss from 3.007 to 3.400" in text
     assert "NOT ALL FINITE" in text
     assert "B ZERO" in text
     assert "Logits differ." in text
@@ -167,30 +169,7 @@ def test_failures_are_told(inputs, tmp_path):
     assert '"word worse"' in source
 
 
-@pytest.mark.parametrize(
-    ("metrics", "against", "forgetting", "words"),
-    [
-        ({"loss": LOWER}, {}, KEPT, "The adapter lowers held-out loss from 3.007 to 0.552 nats/token (95 % interval of the change -2.648 to -2.285, 86 rows)."),
-        ({"loss": HIGHER}, {}, KEPT, "makes held-out loss worse: 3.007 to 3.400"),
-        ({"loss": TIE}, {}, KEPT, "No change of held-out loss can be told from noise: 0.561 to 0.552"),
-        ({"loss": LOWER}, {"plain_lora": {"loss": TIE}}, KEPT, "It cannot be told apart from plain LoRA (-0.030 to +0.012)."),
-        ({"loss": LOWER}, {"champion": {"loss": HIGHER}}, KEPT, "It is worse than the present champion by 0.393"),
-        ({"loss": LOWER}, {"champion": {"loss": LOWER}}, KEPT, "It is better than the present champion by 2.455"),
-        ({"loss": LOWER}, {}, FORGOT, "On general reference text its loss rises by 0.096 nats/token (+0.073 to +0.118)."),
-        ({"loss": LOWER, "exact_match": MATCHED}, {}, KEPT, "Exactly right answers rise from 0.0 % to 34.4 % of 32 rows."),
-    ],
-)  # fmt: skip
-def test_verdict(inputs, metrics, against, forgetting, words):
-    evaluation = dataclasses.replace(
-        inputs.records["evaluation"], metrics=metrics, against=against, forgetting=forgetting
-    )
-    assert words in verdict(evaluation)
-    assert ("On general" in verdict(evaluation)) == (forgetting is FORGOT)
-
-
 def test_words():
-    assert change(TIE) == "not distinguishable"
-    assert (change(LOWER), change(HIGHER), change(MATCHED)) == ("better", "worse", "better")
     assert list(in_order({"new": TIE, "valid_json": TIE, "loss": TIE})) == ["loss", "valid_json", "new"]
     assert [number(x) for x in (0, 12, 1234567, 4000.0, 0.00031, 2.5)] == [
         "0",

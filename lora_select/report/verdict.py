@@ -1,0 +1,103 @@
+"""What came out, in the sentences of every place that says it: the terminal, a notebook, the report, MLflow's page, the card."""
+
+from lora_select.audit.promotion import DEFERRED
+from lora_select.audit.standing import AWAITING, REJECTED
+from lora_select.evaluation import names
+from lora_select.records import Decision, Evaluation, MetricComparison, Promotion
+from lora_select.selection.explanation import short
+from lora_select.selection.prediction import outcome
+
+
+def verdict(decision: Decision, evaluation: Evaluation, promotion: Promotion | None = None) -> str:
+    """The result in one paragraph, bad news in capitals.
+
+    What the held-out loss did, how the adapter stands to each rival, exactly right answers, loss on other text where it changed, the
+    role in the registry, and whether the prediction held. Each interval is of 95 %.
+    """
+    version = evaluation.champion_version
+    said = [effect(short(decision), evaluation.metrics["loss"])]
+    said += [_standing(names.rival(name, version), pairs["loss"]) for name, pairs in sorted(evaluation.against.items())]
+    if match := evaluation.metrics.get("exact_match"):
+        said.append(_matched(match))
+    if evaluation.forgetting.significant:
+        said.append(_forgot(evaluation.forgetting))
+    if promotion is not None:
+        said.append(role(promotion))
+    if made := outcome(decision, evaluation):
+        said.append(f"What was predicted: {made}.")
+    return " ".join(said)
+
+
+def effect(who: str, loss: MetricComparison) -> str:
+    """What an adapter did to the held-out loss."""
+    words = {"better": f"{who} lowers held-out loss from", "worse": f"{who} RAISES held-out loss from"}
+    start = words.get(change(loss), f"{who} changes held-out loss by no more than noise, from")
+    return (
+        f"{start} {loss.base:.3f} to {loss.adapted:.3f} {loss.unit} (95 % interval of the change {interval(loss)}, "
+        f"{loss.rows} rows)."
+    )
+
+
+def role(promotion: Promotion) -> str:
+    """What the registry was told of the adapter, in one sentence."""
+    model, version = promotion.model_name, promotion.version
+    who = f"version {version} of {model}" if version else f"a version of {model} without a number"
+    return {
+        DEFERRED: f"Its promotion in {model} is deferred: the same command promotes it later.",
+        AWAITING: f"It is {who} and waits for a person's approval.",
+        REJECTED: f"It is {who}, which a person rejected.",
+    }.get(promotion.alias, f"It is {promotion.alias} of {model}, version {version}.")
+
+
+def _standing(rival: str, loss: MetricComparison) -> str:
+    known = change(loss)
+    if known not in ("better", "worse"):
+        return f"It cannot be told apart from {rival} ({interval(loss)})."
+    return f"It is {'better' if known == 'better' else 'WORSE'} than {rival} by {abs(loss.difference):.3f} ({interval(loss)})."
+
+
+def _matched(match: MetricComparison) -> str:
+    shares = f"{value(match.base, match.unit)} to {value(match.adapted, match.unit)} of {match.rows} rows"
+    if not match.significant:
+        return f"Exactly right answers: {shares}, which cannot be told from noise."
+    return f"Exactly right answers {'rise' if match.difference > 0 else 'FALL'} from {shares}."
+
+
+def _forgot(loss: MetricComparison) -> str:
+    direction = "RISES" if loss.difference > 0 else "falls"
+    return (
+        f"On general reference text its loss {direction} by {abs(loss.difference):.3f} {loss.unit} ({interval(loss)})."
+    )
+
+
+def change(item: MetricComparison) -> str:
+    """`better`, `worse` or `not distinguishable`."""
+    if not item.significant:
+        return "not distinguishable"
+    return "better" if (item.difference < 0) == (item.better == "lower") else "worse"
+
+
+def title(name: str, item: MetricComparison) -> str:
+    """A metric for a table's first column, with its unit; shares of rows are in percent and need none."""
+    return names.metric(name) if item.unit == names.SHARE_UNIT else f"{names.metric(name)} ({item.unit})"
+
+
+def value(amount: float, unit: str) -> str:
+    """Three decimals; shares of rows in percent."""
+    return f"{100 * amount:.1f} %" if unit == names.SHARE_UNIT else f"{amount:.3f}"
+
+
+def delta(amount: float, unit: str) -> str:
+    """A change, with its sign; of shares in percentage points."""
+    return f"{100 * amount:+.1f} pp" if unit == names.SHARE_UNIT else f"{amount:+.3f}"
+
+
+def changed(item: MetricComparison) -> str:
+    """A change with its interval, such as `-0.500 [-0.600 to -0.400]`; the unit is the reader's to name."""
+    return f"{delta(item.difference, item.unit)} [{interval(item)}]"
+
+
+def interval(item: MetricComparison) -> str:
+    """The interval with signs, in the units of :func:`delta`."""
+    low, high = (delta(bound, item.unit) for bound in item.interval)
+    return f"{low.removesuffix(' pp')} to {high}"

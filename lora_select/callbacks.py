@@ -17,9 +17,10 @@ from transformers import TrainerCallback
 
 from lora_select.data import formats
 from lora_select.data.tokenize import tokenize
-from lora_select.data.tokens import TokenRow, collate, label_loss
+from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import reference_rows
+from lora_select.evaluation.measure import summed_losses
 from lora_select.evaluation.power import paired_error
 from lora_select.models import pad_id
 
@@ -88,22 +89,14 @@ class Watch(TrainerCallback):
         """Summed loss of each row in nats; every process computes all rows, so a model that is spread over them can."""
         import torch
 
-        model = self.trainer.model_wrapped
-        training, device = model.training, self.trainer.args.device
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-        losses = [0.0] * len(rows)
+        model, pad = self.trainer.model_wrapped, pad_id(self.trainer.processing_class)
+        training = model.training
         model.eval()
         try:
             with torch.no_grad(), self.trainer.compute_loss_context_manager():
-                for start in range(0, len(order), self.batch):
-                    chosen = order[start : start + self.batch]
-                    batch = collate([rows[index] for index in chosen], pad_id(self.trainer.processing_class))
-                    nll, _ = label_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
-                    for index, value in zip(chosen, nll.tolist(), strict=True):
-                        losses[index] = value
+                return summed_losses(model, rows, pad, self.batch, self.trainer.args.device)
         finally:
             model.train(training)
-        return losses
 
 
 def watch(

@@ -42,19 +42,12 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 def spec(name: str, model: Path, r: int = 8) -> AdapterSpec:
     variant = named(name, r)
     shapes = [shape for layer, shape in models.linear_shapes(str(model)).items() if layer.endswith(MODULES)]
-    return AdapterSpec(
-        variant=name,
+    return variant.spec(
         targets="all-linear",
         target_modules=MODULES,
-        r=variant.r,
-        lora_alpha=variant.lora_alpha,
-        scale=variant.scale,
-        init=variant.initialization,
         learning_rate=2e-3,
-        peft_class=variant.peft_class,
-        peft_arguments=variant.peft_arguments() | {"target_modules": list(MODULES), "task_type": "CAUSAL_LM"},
-        optimizer=variant.optimizer,
         num_parameters=variant.shared_parameters + sum(variant.num_parameters(shape) for shape in shapes),
+        placed={"target_modules": list(MODULES), "task_type": "CAUSAL_LM"},
     )
 
 

@@ -129,20 +129,12 @@ def context(layers: tuple[tuple[str, int, int], ...]) -> Context:
 
 def spec(variant: Variant, architecture: str, layers: tuple[tuple[str, int, int], ...]) -> AdapterSpec:
     """What the worker would be told, on every targeted layer."""
-    placed = {"target_modules": list(TARGETS[architecture])}
-    return AdapterSpec(
-        variant=variant.name,
+    return variant.spec(
         targets="all-linear",
         target_modules=TARGETS[architecture],
-        r=variant.r,
-        lora_alpha=variant.lora_alpha,
-        scale=variant.scale,
-        init=variant.initialization,
         learning_rate=RATE,
-        peft_class=variant.peft_class,
-        peft_arguments=variant.peft_arguments() | placed,
-        optimizer=variant.optimizer,
         num_parameters=sum(variant.num_parameters((m, n)) for _, m, n in layers),
+        placed={"target_modules": list(TARGETS[architecture])},
     )
 
 

@@ -16,19 +16,11 @@ from lora_select.variants import named
 def spec_of(setting: Setting) -> AdapterSpec:
     variant = named(setting.variant, setting.r)
     modules = FEED_FORWARD if setting.targets == "mlp-only" else (*ATTENTION, *FEED_FORWARD)
-    return AdapterSpec(
-        variant=variant.name,
+    return variant.spec(
         targets=setting.targets,
         target_modules=modules,
-        r=variant.r,
-        lora_alpha=variant.lora_alpha,
-        scale=variant.scale,
-        init=variant.initialization,
         learning_rate=setting.rate,
-        peft_class=variant.peft_class,
-        peft_arguments=variant.peft_arguments() | {"target_modules": list(modules), "task_type": "CAUSAL_LM"},
-        optimizer=variant.optimizer,
-        num_parameters=0,
+        placed={"target_modules": list(modules), "task_type": "CAUSAL_LM"},
     )
 
 

@@ -123,6 +123,30 @@ def _answers(
     )
 
 
+def summed_losses(
+    model: Any,
+    rows: Sequence[TokenRow],
+    pad_id: int,
+    batch_size: int,
+    device: str,
+    report: Callable[[int], None] = lambda _: None,
+) -> list[float]:
+    """Summed loss of each row in nats, in the order of the rows, finite or not; batched by length.
+
+    Whether gradients are kept is the caller's to say.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    losses = [0.0] * len(rows)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = collate([rows[index] for index in chosen], pad_id)
+        nll, _ = label_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        for index, value in zip(chosen, nll.tolist(), strict=True):
+            losses[index] = value
+        report(min(start + batch_size, len(order)))
+    return losses
+
+
 def row_losses(
     model: Any,
     rows: Sequence[TokenRow],
@@ -131,21 +155,13 @@ def row_losses(
     device: str,
     report: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
-    """Summed loss of each row in nats, in the order of the rows; batched by length.
+    """:func:`summed_losses` of a model that is only measured.
 
     Raises:
         RuntimeError: a loss is not finite; names the row.
     """
     import torch
 
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    losses = [0.0] * len(rows)
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = collate([rows[index] for index in chosen], pad_id)
-            nll, _ = label_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            for index, value in zip(chosen, nll.tolist(), strict=True):
-                losses[index] = finite(value, f"the loss of row {rows[index].row_id}")
-            report(min(start + batch_size, len(order)))
-    return losses
+        losses = summed_losses(model, rows, pad_id, batch_size, device, report)
+    return [finite(loss, f"the loss of row {row.row_id}") for loss, row in zip(losses, rows, strict=True)]

@@ -40,12 +40,8 @@ def signing_key(environment: Mapping[str, str] = os.environ) -> SigningKey | Non
     Raises:
         InputError: it names a file that is not there.
     """
-    path = environment.get(SIGNING_KEY)
-    if not path:
-        return None
-    if not Path(path).is_file():
-        raise InputError(f"{SIGNING_KEY} names a file that is not there; make a key with: {MAKE_A_KEY}")
-    return SigningKey(Path(path), environment.get(SIGNING_PASSWORD) or None)
+    path = _named_file(SIGNING_KEY, environment, f"make a key with: {MAKE_A_KEY}")
+    return SigningKey(path, environment.get(SIGNING_PASSWORD) or None) if path else None
 
 
 def verify_key(environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -54,12 +50,7 @@ def verify_key(environment: Mapping[str, str] = os.environ) -> Path | None:
     Raises:
         InputError: it names a file that is not there.
     """
-    path = environment.get(VERIFY_KEY)
-    if not path:
-        return None
-    if not Path(path).is_file():
-        raise InputError(f"{VERIFY_KEY} names a file that is not there")
-    return Path(path)
+    return _named_file(VERIFY_KEY, environment, "name the public key of who signs, or unset it")
 
 
 def sign(folder: Path, signature: Path, key: SigningKey) -> str:
@@ -124,6 +115,14 @@ def require(folder: Path, signature: Path, environment: Mapping[str, str] = os.e
         return "not asked for"
     verify(folder, signature, key)
     return "verified"
+
+
+def _named_file(variable: str, environment: Mapping[str, str], way_out: str) -> Path | None:
+    """The file that the variable names, None where it names none."""
+    path = environment.get(variable)
+    if path and not Path(path).is_file():
+        raise InputError(f"{variable} names a file that is not there; {way_out}")  # its value may be a key
+    return Path(path) if path else None
 
 
 def _hashing() -> Any:

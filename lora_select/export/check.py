@@ -22,11 +22,11 @@ def main(base: str, folder: Path, kind: str) -> None:
         before = pristine(**inputs).logits.float()
         model = PeftModel.from_pretrained(pristine, str(folder)) if kind == "lora" else models.load_model(str(folder))
         found = model.eval()(**inputs).logits.float()
-    print(json.dumps([float((found - probe["logits"]).abs().max()), float((found - before).abs().max())]))
+    print(json.dumps([float((found - probe["logits"]).abs().max()), float((probe["logits"] - before).abs().max())]))
 
 
 def compare(printed: str) -> tuple[float, float]:
-    """The two numbers that :func:`main` printed last: difference to the adapter, difference to the base."""
+    """The two numbers that :func:`main` printed last: the export's difference to the adapter, the adapter's to the base."""
     difference, change = json.loads(printed.strip().splitlines()[-1])
     return difference, change
 

@@ -20,8 +20,10 @@ from lora_select.serving import ollama
 from lora_select.serving.folder import PeftFolder
 
 TIMEOUT_SECONDS = 1800
-ROUNDING = 2e-3
-"""Largest difference of a logit for an exact export in fp32."""
+ROUNDING = 2e-4
+"""Of a logit in fp32: reductions in another order differ by some 1e-4."""
+EXACT_SHARE, TRUNCATED_SHARE = 1e-2, 10
+"""Largest difference of a logit over what the adapter moves it by; of a truncation in units of its `max_error`."""
 FOLDED = frozenset({"use_rslora", "rank_pattern", "alpha_pattern", "lora_alpha"})
 """What is folded into the factors of a LoRA without a change of its rank."""
 UNREPEATABLE = ("pissa_niter", "corda", "loftq", "lora_ga")
@@ -91,7 +93,7 @@ def export(
     if not source:
         raise InputError(f"{folder.path} does not name its base model; name it with --base")
     path = Path(models.resolve(source).path)
-    _refuse_base(path, form, gguf)
+    _refuse_base(path, form, gguf, folder.layers())
     out.mkdir(parents=True, exist_ok=True)
     try:
         return _export(run, folder, form, out, source, path, rank, max_error, serve, gguf)
@@ -125,7 +127,7 @@ def _export(
             words, exact = _words(converted), converted.method == "exact"
         difference, change = _check(str(path), checked, "merged" if form == "merged" else "lora")
         (checked / LOGITS).unlink()
-        _refuse_other_function(difference, ROUNDING if exact else max(ROUNDING, 10 * max_error * change))
+        _refuse_other_function(difference, tolerance(change, EXACT_SHARE if exact else TRUNCATED_SHARE * max_error))
         words = {"gguf": "GGUF of ", "mlx": "MLX-LM's layout of "}.get(form, "") + words
         words += "; the LoRA that it was made from was checked, not the file itself" if form in ("gguf", "mlx") else ""
         _rewrite(form, checked, path, out)
@@ -155,8 +157,7 @@ def _form(to: str | None, serve: str | None) -> str:
 
 
 def _refuse_unsound(folder: PeftFolder, form: str) -> None:
-    whole_modules = ("`modules_to_save`", "`trainable_token_indices`")
-    found = [fault for fault in serving.faults(folder) if not (form == "merged" and fault.startswith(whole_modules))]
+    found = [*serving.faults(folder), *(() if form == "merged" else serving.beside(folder))]
     if folder.init.startswith(UNREPEATABLE):
         found.append(
             f"`init_lora_weights` {folder.init!r} changed the base in training, and PEFT does not make the same start again when it "
@@ -166,11 +167,11 @@ def _refuse_unsound(folder: PeftFolder, form: str) -> None:
         raise InputError(f"{folder.path}: " + "\n".join(found))
 
 
-def _refuse_base(path: Path, form: str, gguf: Path | None) -> None:
-    from lora_select.export.gguf import architecture, check_base
+def _refuse_base(path: Path, form: str, gguf: Path | None, layers: tuple[str, ...]) -> None:
+    from lora_select.export.gguf import check_base, tensor_names
 
     if form == "gguf":
-        architecture(path)
+        tensor_names(path, layers)
         if gguf is not None:
             check_base(gguf, path)
     elif gguf is not None:
@@ -178,11 +179,24 @@ def _refuse_base(path: Path, form: str, gguf: Path | None) -> None:
 
 
 def _refuse_rank(serve: str | None, rank: int) -> None:
-    faults = serving.unsupported(serve, serving.ServedAdapter("this adapter", rank, merges=True))
-    if faults:
+    if serve is not None and (ranks := serving.ENGINES[serve].ranks) and rank > max(ranks):
         raise InputError(
-            f"{faults[0].rpartition(';')[0]}; lower it with --rank and --max-error, or take --serve merged"
+            f"{serving.ENGINES[serve].title} serves adapters up to rank {max(ranks)}, and this one needs {rank}; lower it with --rank "
+            "and --max-error, or take --serve merged"
         )
+
+
+def tolerance(change: float, share: float) -> float:
+    """Largest difference of a logit that is not another function: never so much that the bare base would pass.
+
+    Args:
+        change: by how much the adapter moves a logit at most.
+        share: of it that may be lost, no unit.
+
+    >>> tolerance(2.0, 0.01), tolerance(1e-4, 0.01)
+    (0.0202, 5e-05)
+    """
+    return min(ROUNDING + share * change, change / 2)
 
 
 def _refuse_other_function(difference: float, limit: float) -> None:
@@ -253,7 +267,7 @@ def _write_merged(model: Any, base: str, out: Path) -> None:
 
 
 def _check(base: str, out: Path, to: str) -> tuple[float, float]:
-    """What a new process sees: (difference to the adapter's logits, difference to the base's)."""
+    """What a new process sees: (difference to the adapter's logits, the adapter's to the base's)."""
     command = [sys.executable, "-m", "lora_select.export.check", base, str(out), to]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
     if run.returncode:

@@ -1,6 +1,7 @@
 """A plain LoRA as GGUF, as llama.cpp reads it, and whether a GGUF holds the base that the adapter was trained on."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,31 +33,52 @@ def write_gguf(lora: Path, base: Path, out: Path) -> Path:
 
     config = text_config(base)
     kind, rotates = architecture(base)
-    names = gguf.get_tensor_name_map(_numbered(kind), int(config["num_hidden_layers"]))
+    factors = load_file(lora / WEIGHTS)
+    matches = {name: match for name in sorted(factors) if (match := FACTOR.fullmatch(name))}
+    assert len(matches) == len(factors)
+    names = tensor_names(base, sorted({match["layer"].removeprefix(PREFIX) for match in matches.values()}))
     writer = gguf.GGUFWriter(out / ADAPTER, kind)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     alpha = json.loads((lora / CONFIG).read_text(encoding="utf-8"))["lora_alpha"]
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(alpha))
-    for name, tensor in sorted(load_file(lora / WEIGHTS).items()):
-        match = FACTOR.fullmatch(name)
-        assert match is not None
-        layer = match["layer"].removeprefix(PREFIX)
-        target = names.get_name(f"{layer}.weight", try_suffixes=(".weight",))
+    for name, match in matches.items():
+        tensor, layer = factors[name], match["layer"].removeprefix(PREFIX)
+        if match["side"] == "B" and rotates:
+            tensor = interleaved(tensor, layer, config)
+        writer.add_tensor(f"{names[layer]}.lora_{match['side'].lower()}", tensor.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out / ADAPTER
+
+
+def tensor_names(base: Path, layers: Iterable[str]) -> dict[str, str]:
+    """llama.cpp's name of each adapted layer's weight.
+
+    Args:
+        base: the base model's folder.
+        layers: names in the base model.
+
+    Raises:
+        InputError: a base of another architecture, or the first layer that llama.cpp cannot adapt.
+    """
+    import gguf
+
+    config, kind = text_config(base), architecture(base)[0]
+    known = gguf.get_tensor_name_map(_numbered(kind), int(config["num_hidden_layers"]))
+    found = {}
+    for layer in layers:
+        target = known.get_name(f"{layer}.weight", try_suffixes=(".weight",))
         tied = layer == "lm_head" and config.get("tie_word_embeddings", False)
         if target is None or layer.endswith("embed_tokens") or tied:
             why = "the output head is the embedding" if tied else "it has no such layer, or takes no adapter on it"
             raise InputError(
                 f"llama.cpp cannot adapt {layer} of {kind}: {why}; train without it, or export --to merged"
             )
-        if match["side"] == "B" and rotates:
-            tensor = interleaved(tensor, layer, config)
-        writer.add_tensor(f"{target}.lora_{match['side'].lower()}", tensor.float().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out / ADAPTER
+        found[layer] = target
+    return found
 
 
 def interleaved(b: "Tensor", layer: str, config: dict[str, Any]) -> "Tensor":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from lora_select.errors import InputError
 from lora_select.export.updates import adapted_layers, low_rank, updates
+from lora_select.serving import vllm
 from lora_select.serving.folder import FACTOR, PREFIX, WEIGHTS, PeftFolder
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 EXACT = 1e-6
 """A relative error below this is the rounding of float32 factors: the conversion is exact."""
-MOST = 512
-"""The largest rank that any engine serves (vLLM's)."""
+MOST = max(vllm.RANKS)
+"""The largest rank that is looked for unasked, vLLM's largest slot; a named rank may be larger."""
 
 
 @final
@@ -195,6 +196,6 @@ def write_plain(
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {}
     for name, (a, b) in factors.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = a.contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = b.contiguous()
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})

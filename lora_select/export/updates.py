@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lora_select.errors import InputError
+from lora_select.serving.folder import PREFIX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +47,8 @@ def adapted_layers(model: Any) -> list[tuple[str, Any]]:
     """`(name in the base model, PEFT layer)` of every adapted layer."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    prefix = "base_model.model."
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    return [(name.removeprefix(prefix), module) for name, module in found if hasattr(module, "get_base_layer")]
+    return [(name.removeprefix(PREFIX), module) for name, module in found if hasattr(module, "get_base_layer")]
 
 
 def _equal(a: Any, b: Any) -> bool:

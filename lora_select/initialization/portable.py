@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select.records import AdapterSpec
+from lora_select.serving.folder import PREFIX
 
 AS_TRAINED = "as trained"
 CONVERTED = "2r conversion"
@@ -42,7 +43,7 @@ def convert(folder: Path, initial_factors: str, spec: AdapterSpec) -> None:
     trained, start = load_file(file), load_file(initial_factors)
     joined = {}
     for name, tensor in trained.items():
-        layer = name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
+        layer = name.removeprefix(PREFIX).rsplit(".lora_", 1)[0]
         if name.endswith("lora_A.weight"):
             joined[name] = torch.cat([tensor, start[f"{layer}.lora_A"].to(tensor)], dim=0).contiguous()
         elif name.endswith("lora_B.weight"):

@@ -59,22 +59,7 @@ def refuse_named(variant: str, tools: Sequence[str], serve: str | None) -> None:
     Raises:
         InputError: as :func:`refuse`.
     """
-    made = named(variant, 8)
-    spec = AdapterSpec(
-        variant=variant,
-        targets="",
-        target_modules=(),
-        r=made.r,
-        lora_alpha=made.lora_alpha,
-        scale=made.scale,
-        init=made.initialization,
-        learning_rate=0.0,
-        peft_class=made.peft_class,
-        peft_arguments=made.peft_arguments(),
-        optimizer=made.optimizer,
-        num_parameters=0,
-    )
-    refuse(spec, tools, serve)
+    refuse(named(variant, 8).spec(), tools, serve)
 
 
 def refuse_rows(longest: int, max_length: int, tools: Sequence[str]) -> None:

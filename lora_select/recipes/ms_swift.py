@@ -17,6 +17,7 @@ from lora_select.recipes.recipe import (
     Written,
     hand_over,
     headline,
+    lora_arguments,
     training_arguments,
     write_yaml,
 )
@@ -98,13 +99,9 @@ def _adapter(order: Order) -> dict[str, Any]:
     if spec.optimizer.get("name") == "lora+":
         more["lorap_lr_ratio"] = spec.optimizer["lora_b_ratio"]
     return {
-        "lora_rank": spec.r,
-        "lora_alpha": spec.lora_alpha,
-        "lora_dropout": 0.0,
+        **lora_arguments(spec),
         "lora_dtype": "float32",
         **_placed(spec),
-        "use_rslora": bool(spec.peft_arguments.get("use_rslora", False)),
-        "use_dora": bool(spec.peft_arguments.get("use_dora", False)),
         **more,
     }
 

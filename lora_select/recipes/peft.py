@@ -1,15 +1,14 @@
-"""A PEFT folder: the adapter at its start. PEFT holds no rows and no training, so these lie beside it."""
+"""PEFT: the adapter at its start, a folder of its own. PEFT holds no rows and no training, so these lie beside it."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lora_select.recipes import expressible
-from lora_select.recipes.recipe import Order, Tool, Written, write_lines
+from lora_select.recipes.recipe import START, Order, Tool, Written, hand_over
 from lora_select.records import AdapterSpec, write_text
 
-LOAD = "PeftModel.from_pretrained(base, '.', is_trainable=True)"
+LOAD = f"PeftModel.from_pretrained(base, {START!r}, is_trainable=True)"
 
 
 def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
@@ -18,13 +17,9 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
 
 
 def write(order: Order, folder: Path) -> Written:
-    """`adapter_config.json`, `adapter_model.safetensors`, `training.json`, and the rows in pieces."""
-    assert order.start is not None
-    for file in order.start.iterdir():
-        shutil.copy(file, folder / file.name)
+    """The start, `training.json`, and the rows in pieces."""
+    hand_over(order, folder, lambda row: [{"learn": learn, "text": text} for learn, text in row])
     write_text(folder / "training.json", json.dumps(settings(order), indent=2) + "\n")
-    for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
-        write_lines(folder / f"{name}.jsonl", [[{"learn": learn, "text": text} for learn, text in row] for row in rows])
     notes = ["training.json holds what a PEFT folder cannot: rate, schedule, batch, precision, length"]
     if order.spec.optimizer:
         notes.append(f"the optimizer is {order.spec.optimizer['name']}, not AdamW: {dict(order.spec.optimizer)}")

@@ -104,6 +104,17 @@ def common_arguments(spec: AdapterSpec, plan: TrainingPlan) -> dict[str, Any]:
     }
 
 
+def lora_arguments(spec: AdapterSpec) -> dict[str, Any]:
+    """The adapter as LLaMA-Factory and ms-swift call its parts, but for where it is placed."""
+    return {
+        "lora_rank": spec.r,
+        "lora_alpha": spec.lora_alpha,
+        "lora_dropout": 0.0,
+        "use_rslora": bool(spec.peft_arguments.get("use_rslora", False)),
+        "use_dora": bool(spec.peft_arguments.get("use_dora", False)),
+    }
+
+
 def write_lines(path: Path, rows: list[Any]) -> None:
     """One JSON value a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

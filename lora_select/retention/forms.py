@@ -18,6 +18,7 @@ from lora_select import models
 from lora_select.errors import InputError
 from lora_select.export.lora import write_plain
 from lora_select.export.updates import low_rank, updates
+from lora_select.serving.folder import PREFIX
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -135,7 +136,7 @@ def _factors(folder: Path, config: Mapping[str, Any], base: Any) -> Form:
         if other not in tensors:
             raise InputError(f"{folder}: {key} has no lora_B beside it; the file is not whole")
         b = tensors[other]
-        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         _check_layer(folder, name, layers, (b.shape[0], a.shape[1]))
         if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
             raise InputError(f"{folder}: the factors of {name} hold NaN or infinity; the training diverged")

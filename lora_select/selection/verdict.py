@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from lora_select.records import AdapterSpec, Constraints, DatasetProfile, Evidence, Race
 from lora_select.selection.calibration import rate_shift, shipped
@@ -34,20 +34,13 @@ class Verdict:
 
 def spec(candidate: Candidate, inputs: Constraints) -> AdapterSpec:
     """What the worker builds."""
-    variant = candidate.variant
-    return AdapterSpec(
-        variant=variant.name,
+    names = [layer.name for layer in candidate.layers]
+    return candidate.variant.spec(
         targets=candidate.targets,
         target_modules=candidate.target_modules,
-        r=variant.r,
-        lora_alpha=variant.lora_alpha,
-        scale=variant.scale,
-        init=variant.initialization,
         learning_rate=inputs.learning_rate or learning_rate(candidate, inputs.planned_steps),
-        peft_class=variant.peft_class,
-        peft_arguments=_peft_arguments(candidate),
-        optimizer=variant.optimizer,
         num_parameters=candidate.num_parameters,
+        placed={"target_modules": target_modules(names, candidate.others), "task_type": "CAUSAL_LM"},
     )
 
 
@@ -77,13 +70,6 @@ def gain(verdict: Verdict, profile: DatasetProfile) -> Evidence | None:
     raced, race = verdict.raced, verdict.race
     own = raced_gain(profile.base_loss, race, raced.key, raced.learning_rate, shipped()) if raced and race else None
     return own or predicted_gain(profile.base_loss, shipped())
-
-
-def _peft_arguments(candidate: Candidate) -> dict[str, Any]:
-    """Everything PEFT's config is built from."""
-    names = [layer.name for layer in candidate.layers]
-    placed = {"target_modules": target_modules(names, candidate.others), "task_type": "CAUSAL_LM"}
-    return candidate.variant.peft_arguments() | placed
 
 
 def _measured(item: Scored, profile: DatasetProfile) -> tuple[Evidence, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_select.serving import llamacpp, merged, mlx, ollama, sglang, vllm
 from lora_select.serving.engine import Engine, Form, ServedAdapter
-from lora_select.serving.folder import PeftFolder, departures, faults, read_folder
+from lora_select.serving.folder import PeftFolder, beside, departures, faults, read_folder
 
 ENGINES: Mapping[str, Engine] = {
     engine.name: engine
@@ -19,12 +19,13 @@ __all__ = [
     "Form",
     "PeftFolder",
     "ServedAdapter",
+    "beside",
     "departures",
     "faults",
     "read_folder",
     "serve_command",
 ]
-__all__ += ["steps", "unsupported", "unsupported_base", "warnings"]
+__all__ += ["steps", "unmergeable", "unsupported", "unsupported_base", "warnings"]
 
 
 def unsupported(engine: str | None, adapter: ServedAdapter) -> tuple[str, ...]:
@@ -40,7 +41,7 @@ def unsupported(engine: str | None, adapter: ServedAdapter) -> tuple[str, ...]:
         return ()
     where = ENGINES[engine]
     if where.form == "merged":
-        return _unmergeable(adapter)
+        return unmergeable(adapter)
     if adapter.rank is None:
         out = "--serve merged" if adapter.merges else "another engine"
         return (
@@ -115,12 +116,16 @@ def warnings(folder: PeftFolder, engine: str | None = None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _unmergeable(adapter: ServedAdapter) -> tuple[str, ...]:
+def unmergeable(adapter: ServedAdapter) -> tuple[str, ...]:
+    """Why the adapter cannot become part of its base: one sentence a rule, each with the way out."""
+    found = []
     if not adapter.merges:
-        return (f"PEFT cannot merge {adapter.variant} into the base; choose LoRA",)
-    if adapter.quantized_base:
-        return (
-            f"an adapter trained on a {adapter.quantized_base} base fits that base, and merging it re-quantises the sum; serve it "
-            "unmerged, or train on an unquantised base",
+        found.append(
+            f"PEFT cannot merge {adapter.variant} into the base, as `must_merge` and `serve: merged` ask; choose LoRA"
         )
-    return ()
+    if adapter.quantized_base:
+        found.append(
+            f"an adapter trained on a {adapter.quantized_base} base fits that base, and merging it re-quantises the sum; serve it "
+            "unmerged, or train on an unquantised base"
+        )
+    return tuple(found)

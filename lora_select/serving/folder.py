@@ -16,6 +16,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "kasa")
 BESIDE = ("lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
 PREFIX = "base_model.model."
+"""What PEFT puts before the base model's own names."""
 
 
 @final
@@ -85,10 +86,15 @@ def read_folder(path: Path) -> PeftFolder:
 
 
 def faults(folder: PeftFolder) -> tuple[str, ...]:
-    """What makes the folder no adapter that can be served: unknown settings, weights that do not fit, whole modules; empty if sound."""
+    """What makes the folder no sound adapter: unknown settings, weights that do not fit; empty if sound."""
     found = [f"{CONFIG} sets `{key}`, which PEFT {_version()} drops in silence; load it with the PEFT that wrote it and save it again"
              for key in unknown_keys(folder.config)]  # fmt: skip
-    saved = folder.config.get("modules_to_save")
+    return (*found, *(_lora_faults(folder) if folder.is_lora else ()))
+
+
+def beside(folder: PeftFolder) -> tuple[str, ...]:
+    """What was trained beside the adapter and is lost unless both are merged into the base; empty where nothing was."""
+    found, saved = [], folder.config.get("modules_to_save")
     if saved:
         found.append(
             f"`modules_to_save` {sorted(saved)}: whole modules were trained beside the adapter, which no LoRA holds; use --to merged"
@@ -97,7 +103,7 @@ def faults(folder: PeftFolder) -> tuple[str, ...]:
         found.append(
             "`trainable_token_indices`: rows of the embedding were trained, which no LoRA holds; use --to merged"
         )
-    return (*found, *(_lora_faults(folder) if folder.is_lora else ()))
+    return tuple(found)
 
 
 def unknown_keys(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from lora_select import serving
-from lora_select.records import Constraints
+from lora_select.records import AdapterSpec, Constraints
 from lora_select.spectral.statistics import LayerStatistics
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Support:
 
     merge: bool = True
     """`merge_and_unload` gives the adapter's function."""
-    vllm: bool = False
+    plain_lora: bool = False
     """It is saved as plain LoRA of rank r, or converts exactly to one of `export_rank_factor` r."""
     low_rank: bool = False
     """Its update has rank r in another form than LoRA's, so its export as plain LoRA is exact at r."""
@@ -126,6 +126,39 @@ class Variant(abc.ABC):
         """What :func:`lora_select.training.worker.optimizer.make_optimizer` builds: empty for AdamW at one rate."""
         return {}
 
+    def spec(
+        self,
+        *,
+        targets: str = "",
+        target_modules: tuple[str, ...] = (),
+        learning_rate: float = 0.0,
+        num_parameters: int = 0,
+        placed: Mapping[str, Any] | None = None,
+    ) -> AdapterSpec:
+        """The adapter that training builds of this variant.
+
+        Args:
+            targets: the name of the targets, such as `all-linear`.
+            target_modules: ends of the targeted layers' names.
+            learning_rate: of an optimizer step.
+            num_parameters: trained ones, of all layers together.
+            placed: PEFT's arguments that say where it is placed, beside the variant's own.
+        """
+        return AdapterSpec(
+            variant=self.name,
+            targets=targets,
+            target_modules=target_modules,
+            r=self.r,
+            lora_alpha=self.lora_alpha,
+            scale=self.scale,
+            init=self.initialization,
+            learning_rate=learning_rate,
+            peft_class=self.peft_class,
+            peft_arguments={**self.peft_arguments(), **(placed or {})},
+            optimizer=self.optimizer,
+            num_parameters=num_parameters,
+        )
+
     @abc.abstractmethod
     def peft_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `peft_class`, but for `target_modules` and `task_type`: plain data."""
@@ -188,31 +221,23 @@ def rank_violations(variant: Variant, context: Context) -> tuple[str, ...]:
 
 def common_violations(variant: Variant, context: Context) -> tuple[str, ...]:
     """Serving, merging and quantised base, by what `support` says."""
-    name, support = variant.name, variant.support
-    found: list[str] = []
-    found += serving.unsupported(context.serve, served(variant, context.quantized_base))
-    if context.must_merge and not support.merge:
-        found.append(f"PEFT cannot merge {name} into the base, and must_merge is true; choose LoRA")
-    if context.must_merge and context.quantized_base:
-        found.append(
-            f"merging into a {context.quantized_base} base re-quantises the sum and changes the function; "
-            "serve the adapter unmerged or train on an unquantised base"
-        )
+    support, adapter = variant.support, served(variant, context.quantized_base)
+    found = [*serving.unsupported(context.serve, adapter)]
+    if context.must_merge:
+        found += [fault for fault in serving.unmergeable(adapter) if fault not in found]
     fault = {"nf4": support.nf4, "int8": support.int8}.get(context.quantized_base or "", "")
     if fault:
-        found.append(f"PEFT's {name} {fault} on {context.quantized_base} layers; use an unquantised base or LoRA")
+        found.append(
+            f"PEFT's {variant.name} {fault} on {context.quantized_base} layers; use an unquantised base or LoRA"
+        )
     return tuple(found)
 
 
 def served(variant: Variant, quantized_base: str | None = None) -> serving.ServedAdapter:
     """The variant as a serving engine sees it: the rank of its exact plain LoRA, if it has one, and whether it merges."""
-    rank = (
-        variant.r * variant.export_rank_factor
-        if variant.support.vllm
-        else variant.r
-        if variant.support.low_rank
-        else None
-    )
+    support = variant.support
+    exported = variant.r * variant.export_rank_factor if support.plain_lora else variant.r
+    rank = exported if support.plain_lora or support.low_rank else None
     return serving.ServedAdapter(variant.name, rank, variant.support.merge, quantized_base)
 
 

@@ -32,7 +32,7 @@ class LowRank(Variant):
     """
 
     r: int
-    support = Support(vllm=True)
+    support = Support(plain_lora=True)
     alpha: ClassVar[int] = REFERENCE_ALPHA
     """PEFT's `lora_alpha`, the same at every rank."""
     alpha_over_r: ClassVar[int | None] = None

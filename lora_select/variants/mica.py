@@ -22,7 +22,7 @@ class MiCA(LowRank, ClosedForm):
     trained = ("lora_A",)
     frozen = ("lora_B",)
     cost = Cost(1.04, -0.1)
-    support = Support(vllm=True, nf4="cannot be initialised", int8="cannot be initialised")
+    support = Support(plain_lora=True, nf4="cannot be initialised", int8="cannot be initialised")
     reference_rate = 1e-4
     peft_initialization = "mica"
 

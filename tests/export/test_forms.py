@@ -1,5 +1,6 @@
 """The forms that engines get: the safe LoRA, GGUF and MLX-LM's layout, each with the function of the adapter."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from test_export import MODULES, adapter, logits, served
 
 from lora_select import models, serving
 from lora_select.cli.main import main
-from lora_select.errors import InputError
+from lora_select.errors import InputError, WorldError
 from lora_select.export.command import _convert, export
 from lora_select.export.gguf import check_base, interleaved, write_gguf
 from lora_select.export.mlx import write_mlx
@@ -161,6 +162,40 @@ def test_what_cannot_be_served_is_refused_before_the_model_is_loaded(tiny_model_
     told = json.loads((base / "config.json").read_text()) | {"architectures": ["GPT2LMHeadModel"]}
     (base / "config.json").write_text(json.dumps(told))
     refused("not of GPT2LMHeadModel", to="gguf", base_model_name_or_path=str(base))
+
+
+def test_a_layer_that_gguf_cannot_hold_is_refused_before_the_model_is_loaded(tiny_model_folder, tmp_path, monkeypatch):
+    folder, _ = saved(tiny_model_folder, tmp_path / "peft", "lora", target_modules=["q_proj", "lm_head"])
+    tensors = load_file(folder / "adapter_model.safetensors")  # PEFT also saves the head itself
+    save_file({k: v for k, v in tensors.items() if "base_layer" not in k}, folder / "adapter_model.safetensors")
+    monkeypatch.setattr(models, "load_model", None)
+    with pytest.raises(InputError, match="cannot adapt lm_head of llama"):
+        export(folder, "gguf", tmp_path / "out", **ASKED)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("max_error", [1e-2, 0.9])
+def test_an_export_that_lost_an_adapter_of_small_effect_is_not_kept(
+    tiny_model_folder, tmp_path, monkeypatch, max_error
+):
+    """An adapter that moves logits by less than 2e-3, whose export does nothing at all."""
+    from lora_select.export import command
+
+    folder, _ = saved(tiny_model_folder, tmp_path / "peft", "lora")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({k: v / 20000 if "lora_B" in k else v for k, v in tensors.items()}, folder / "adapter_model.safetensors")
+    usual = command._convert
+
+    def lost(*told):
+        made = usual(*told)
+        out = told[3] / "adapter_model.safetensors"
+        save_file({k: torch.zeros_like(v) for k, v in load_file(out).items()}, out, metadata={"format": "pt"})
+        return dataclasses.replace(made, method="truncated")
+
+    monkeypatch.setattr(command, "_convert", lost)
+    with pytest.raises(WorldError, match="nothing is kept"):
+        export(folder, None, tmp_path / "out", rank=None, max_error=max_error)
+    assert not (tmp_path / "out").exists()
 
 
 def test_numbers_that_are_not_finite_are_named(tiny_model_folder, tmp_path):

@@ -12,6 +12,7 @@ from lora_select.errors import InputError
 from lora_select.initialization import write_initialization
 from lora_select.recipes import emit, peft
 from lora_select.recipes.initial_adapter import named_init
+from lora_select.recipes.recipe import START
 from lora_select.training.worker.model import adapt
 from lora_select.variants import VARIANTS
 
@@ -34,7 +35,7 @@ def test_it_loads_with_the_start_and_the_parameters_of_the_choice(tiny_model_fol
     spectra = write_spectra(tmp_path / "spectra.safetensors", tiny_model_folder)
     emit(told, ["peft"], spectra, tmp_path)
     loaded = PeftModel.from_pretrained(
-        models.load_model(str(tiny_model_folder)), str(tmp_path / "peft"), is_trainable=True
+        models.load_model(str(tiny_model_folder)), str(tmp_path / "peft" / START), is_trainable=True
     )
     config = loaded.peft_config["default"]
     if told.spec.peft_class == "LoraConfig":
@@ -64,7 +65,7 @@ def test_a_start_by_name_is_exact_also_after_training(tiny_model_folder, tmp_pat
     told = order(tmp_path / "rows", tiny_model_folder, name)
     emit(told, ["peft"], tmp_path / "none", tmp_path)
     base = lambda: models.load_model(str(tiny_model_folder))  # noqa: E731
-    model = PeftModel.from_pretrained(base(), str(tmp_path / "peft"), is_trainable=True)
+    model = PeftModel.from_pretrained(base(), str(tmp_path / "peft" / START), is_trainable=True)
     torch.testing.assert_close(logits(model), logits(base()), rtol=1e-3, atol=1e-3)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
@@ -83,6 +84,16 @@ def test_a_start_that_no_folder_holds_is_refused_with_the_way_out(tiny_model_fol
     with pytest.raises(InputError, match=rf"{name} takes its start .*`selection\.variant={name}`"):
         emit(told, ["peft"], tmp_path / "none", tmp_path)
     assert not (tmp_path / "peft").exists()
+
+
+def test_what_was_trained_in_the_folder_outlives_a_second_writing(tiny_model_folder, tmp_path):
+    told = order(tmp_path / "rows", tiny_model_folder)
+    emit(told, ["peft"], tmp_path / "none", tmp_path)
+    (tmp_path / "peft" / "adapter_model.safetensors").write_bytes(b"what PEFT saved there")
+    start = (tmp_path / "peft" / START / "adapter_model.safetensors").read_bytes()
+    emit(told, ["peft"], tmp_path / "none", tmp_path)
+    assert (tmp_path / "peft" / "adapter_model.safetensors").read_bytes() == b"what PEFT saved there"
+    assert (tmp_path / "peft" / START / "adapter_model.safetensors").read_bytes() == start
 
 
 def test_what_a_folder_cannot_hold_lies_beside_it(tiny_model_folder, tmp_path):

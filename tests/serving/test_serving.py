@@ -45,7 +45,7 @@ def test_vllm_is_told_a_slot_that_holds_the_rank(tmp_path, rank, slot):
 
 def test_what_is_refused_before_training_by_engine_and_variant():
     """Engines of adapters take what is plain LoRA exactly; merged takes whatever merges."""
-    lora_like = {kind.name for kind in VARIANTS if kind.support.vllm} | {"miss", "delora", "psoft"}
+    lora_like = {kind.name for kind in VARIANTS if kind.support.plain_lora} | {"miss", "delora", "psoft"}
     variants = [named(kind.name, 8) for kind in VARIANTS]
     for engine in ("vllm", "sglang", "llama.cpp", "ollama", "mlx"):
         taken = {variant.name for variant in variants if not serving.unsupported(engine, served(variant))}

@@ -188,7 +188,9 @@ def check_sentences(variant: Variant) -> None:
     merged = variant.violations(replace(FREE, must_merge=True, quantized_base="nf4"))
     assert any("nf4" in s and "re-quantises" in s for s in merged)
     served = variant.violations(replace(FREE, serve="vllm"))
-    assert any(variant.name in s and "vLLM" in s for s in served) != (variant.support.vllm or variant.support.low_rank)
+    assert any(variant.name in s and "vLLM" in s for s in served) != (
+        variant.support.plain_lora or variant.support.low_rank
+    )
     for base, fault in (("nf4", variant.support.nf4), ("int8", variant.support.int8)):
         said = variant.violations(replace(FREE, quantized_base=base))
         assert not fault or any(variant.name in s and base in s and fault in s for s in said)

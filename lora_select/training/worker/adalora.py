@@ -6,6 +6,8 @@ References:
 
 from typing import Any
 
+from lora_select.serving.folder import PREFIX
+
 REMEMBERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What the allocator knows of each parameter; kept in the optimizer's state, so that a checkpoint holds it."""
 KEPT = "kept"
@@ -96,4 +98,4 @@ def _restore(model: Any, optimizer: Any) -> None:
 
 def _inner(name: str) -> str:
     """A parameter's name as the allocator sees it, in the model under PEFT's."""
-    return name.removeprefix("base_model.model.")
+    return name.removeprefix(PREFIX)

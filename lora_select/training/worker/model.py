@@ -6,6 +6,7 @@ from typing import Any
 from lora_select import models
 from lora_select.initialization.portable import make_portable, subtracts
 from lora_select.records import AdapterSpec, TrainingPlan
+from lora_select.serving.folder import PREFIX
 from lora_select.training.job import TrainingJob
 from lora_select.training.worker import optimizer
 
@@ -60,8 +61,7 @@ def start_from(model: Any, initial_factors: str, scale: float) -> None:
 
 def lora_layers(model: Any) -> list[tuple[str, Any]]:
     """`(name in the base model, PEFT layer)` of every adapted layer."""
-    prefix = "base_model.model."
-    return [(name.removeprefix(prefix), module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    return [(name.removeprefix(PREFIX), module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
 
 
 def frozen_parts(model: Any, zero_stage: int) -> dict[str, Any]:

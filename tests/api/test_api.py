@@ -116,7 +116,8 @@ def test_files_for_trainers_explain_and_replay(choice, tmp_path, capsys):
 
 
 def test_a_loaded_model_and_a_datasets_dataset(base, choice, settings):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     plain = [{"prompt": f"say {n}", "completion": f"{n}! " * 4} for n in range(40)]
     from_rows = ls.recommend(base, plain, **settings)
     from_hub = ls.recommend(base, datasets.Dataset.from_list(plain), **settings)

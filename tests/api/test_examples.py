@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-import pytest
 from recipe_samples import chats, write_jsonl
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_the_notebook_runs(tiny_model_folder, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
     rows = write_jsonl(tmp_path / "rows.jsonl", chats(40))
     quick = {"max_length": 512, "microbatches": 4, "sketch_size": 8, "base_loss_rows": 2, "batch_size": 8}

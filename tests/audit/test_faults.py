@@ -40,7 +40,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_under_the_ledger_promotes_nothing(small_disk, store, outcome):
+def test_a_full_disk_under_the_ledger_promotes_nothing_needs_root(small_disk, store, outcome):
     office = books.office(small_disk, store)
     run = books.finished_run(small_disk)
     candidate = books.candidate(office, run)

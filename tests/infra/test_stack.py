@@ -187,7 +187,7 @@ def test_a_process_that_has_another_ones_pid_is_not_the_service(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
-def test_a_home_that_the_database_user_cannot_reach_is_named(tmp_path):
+def test_a_home_that_the_database_user_cannot_reach_is_named_needs_root(tmp_path):
     tmp_path.chmod(0o700)
     with pytest.raises(StackError, match="lets nobody else through"):
         postgres.start(Home(tmp_path / "home"))

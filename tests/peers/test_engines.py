@@ -37,7 +37,11 @@ ADAPTERS = {
 }
 WHOLE = {"dora": 64}
 """Ranks at which the export is exact: DoRA's update has every rank that its layer has."""
-MODELS = ("tiny", "sample:smollm2-135m-instruct")
+CASES = [
+    *((name, "tiny") for name in ADAPTERS),
+    *((name, "sample:smollm2-135m-instruct") for name in ("lora", "pissa")),
+]
+"""The real model takes a minute each: one plain, one converted."""
 
 
 def in_env(tool: str, script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -154,12 +158,9 @@ def judged(tool: str, base: Path, adapter: Path | None, model, ids, tmp_path: Pa
     return found
 
 
-@pytest.mark.parametrize("source", MODELS)
 @pytest.mark.parametrize("tool", ["llamacpp", "mlx"])
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_the_engine_computes_the_exported_adapter(bases, tmp_path, tool, name, source):
-    if source != "tiny" and name not in ("lora", "pissa"):
-        pytest.skip("the real model takes a minute each: one plain, one converted")
+@pytest.mark.parametrize(("name", "source"), CASES)
+def test_the_engine_computes_the_exported_adapter_needs_peers(bases, tmp_path, tool, name, source):
     base, gguf = bases(source)
     folder = tmp_path / "peft"
     reference = saved(base, folder, name)
@@ -175,7 +176,7 @@ def test_the_engine_computes_the_exported_adapter(bases, tmp_path, tool, name, s
 
 
 @pytest.mark.parametrize(("name", "right"), [("lora", True), ("rslora", False), ("patterns", False), ("pissa", False)])
-def test_a_raw_folder_through_llama_cpps_own_converter(bases, tmp_path, name, right):
+def test_a_raw_folder_through_llama_cpps_own_converter_needs_peers(bases, tmp_path, name, right):
     """Which folders need the safe form: rsLoRA, alpha patterns and a start off the base come out as other functions, in silence."""
     base, gguf = bases("tiny")
     reference = saved(base, tmp_path / "peft", name)
@@ -213,7 +214,9 @@ def other_model(folder: Path, architecture: str) -> Path:
 
 
 @pytest.mark.parametrize("architecture", sorted(serving.llamacpp.ARCHITECTURES))
-def test_our_gguf_is_that_of_llama_cpps_converter_tensor_by_tensor(tiny_model_folder, tmp_path, architecture):
+def test_our_gguf_is_that_of_llama_cpps_converter_tensor_by_tensor_needs_peers(
+    tiny_model_folder, tmp_path, architecture
+):
     from gguf import GGUFReader
 
     base = other_model(tmp_path / "base", architecture)
@@ -259,7 +262,7 @@ def ranks_of(file: Path) -> tuple[int, ...]:
     raise AssertionError("MaxLoRARanks has moved")
 
 
-def test_vllms_reader_takes_the_export_and_refuses_what_we_say_it_refuses(tiny_model_folder, tmp_path):
+def test_vllms_reader_takes_the_export_and_refuses_what_we_say_it_refuses_needs_peers(tiny_model_folder, tmp_path):
     root = PEERS / "vllm" / "vllm"
     logger = types.SimpleNamespace(info_once=lambda *_: None)
     helper = module(
@@ -286,7 +289,7 @@ def test_vllms_reader_takes_the_export_and_refuses_what_we_say_it_refuses(tiny_m
             helper.from_local_dir(str(tmp_path / f"{name}-raw"), None).validate_legal(slots)
 
 
-def test_sglangs_reader_takes_the_export_and_would_make_rslora_too_weak(tiny_model_folder, tmp_path):
+def test_sglangs_reader_takes_the_export_and_would_make_rslora_too_weak_needs_peers(tiny_model_folder, tmp_path):
     lora = module(PEERS / "sglang" / "sglang" / "srt" / "lora" / "lora_config.py")
     saved(tiny_model_folder, tmp_path / "raw", "rslora")
     export(tmp_path / "raw", None, tmp_path / "out", rank=None, max_error=1e-4, serve="sglang")

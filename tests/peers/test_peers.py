@@ -63,7 +63,7 @@ def run(tool: str, arguments: list[str], folder: Path, **more: str) -> str:
 
 @pytest.mark.parametrize("rows", [None, TEXTS], ids=["chats", "texts"])
 @pytest.mark.parametrize("tool", TOOLS)
-def test_the_tool_reads_the_chosen_numbers_and_sees_the_measured_tokens_and_labels(
+def test_the_tool_reads_the_chosen_numbers_and_sees_the_measured_tokens_and_labels_needs_peers(
     tiny_model_folder, tmp_path, tool, rows
 ):
     python_of(tool)
@@ -104,7 +104,7 @@ def _unshifted(labels: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_the_tool_trains_from_the_start_that_was_chosen(tiny_model_folder, tmp_path, tool):
+def test_the_tool_trains_from_the_start_that_was_chosen_needs_peers(tiny_model_folder, tmp_path, tool):
     from safetensors.torch import load_file
 
     python_of(tool)
@@ -127,7 +127,7 @@ def losses_of(log: str) -> list[float]:
     return [float(found) for found in re.findall(r"\{'loss': '?([0-9.]+)", log)]
 
 
-def test_trls_script_on_two_gloo_ranks_takes_the_same_steps(tiny_model_folder, tmp_path):
+def test_trls_script_on_two_gloo_ranks_takes_the_same_steps_needs_peers(tiny_model_folder, tmp_path):
     """By accelerate's launcher; the losses agree to what is printed, four digits."""
     python_of("trl")
     found = []
@@ -160,7 +160,7 @@ json.dump({"history": seen.history, "summary": dict(wandb.run.summary), "mode": 
 """
 
 
-def test_the_callback_in_trls_trainer_reports_to_wandb_offline(tiny_model_folder, tmp_path):
+def test_the_callback_in_trls_trainer_reports_to_wandb_offline_needs_peers(tiny_model_folder, tmp_path):
     python_of("trl")
     emit(order(tmp_path / "rows", tiny_model_folder), ["trl"], tmp_path / "none", tmp_path)
     (tmp_path / "trl" / "watched.py").write_text(WATCHED)
@@ -174,7 +174,7 @@ def test_the_callback_in_trls_trainer_reports_to_wandb_offline(tiny_model_folder
     assert list((tmp_path / "trl").glob("wandb/offline-run-*/*.wandb"))
 
 
-def test_unsloths_functions_take_what_its_script_gives_them(tiny_model_folder, tmp_path):
+def test_unsloths_functions_take_what_its_script_gives_them_needs_unsloths_source(tiny_model_folder, tmp_path):
     """Their signatures, read off the wheel's source."""
     folder = PEERS / "unsloth" / "unsloth" / "models"
     if not folder.is_dir():

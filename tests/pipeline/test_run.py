@@ -107,7 +107,8 @@ def test_rows_in_memory_become_one_file_named_by_its_bytes(tmp_path):
 
 
 def test_a_datasets_dataset_becomes_parquet_without_filled_nulls_of_its_own(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     made = datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}] * 3)
     first = inputs.dataset_source(made, tmp_path)
     assert first.endswith(".parquet")

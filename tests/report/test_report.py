@@ -8,27 +8,15 @@ import re
 
 import mlflow_samples as samples
 import pytest
+from test_verdict import FORGOT, HIGHER, LOWER, MATCHED, TIE
 
 from lora_select import records
 from lora_select.evaluation.names import in_order
-from lora_select.records import MetricComparison
 from lora_select.report import plots
 from lora_select.report.report import ReportInputs, number, sentence, write_report
 
 BASE = records.BaseModel("some/model", "abc", "/nowhere", "f" * 64, "LlamaForCausalLM", 134_515_008, 30, 576, 49152, True, 8192)  # fmt: skip
 HOSTILE = '<script>alert(1)</script> & "quoted" {{ 7 * 7 }}'
-
-
-def pair(base, adapted, low, high, *, unit="nats/token", better="lower", rows=86):
-    return MetricComparison(base, adapted, adapted - base, (low, high), rows, unit, better, low > 0 or high < 0)
-
-
-LOWER = pair(3.0071, 0.5522, -2.6483, -2.2855)
-TIE = pair(0.5611, 0.5522, -0.0301, 0.0122)
-HIGHER = pair(3.0071, 3.4001, 0.2002, 0.5877)
-FORGOT = pair(3.1131, 3.2092, 0.0735, 0.1180, rows=32)
-KEPT = pair(3.1131, 3.1135, -0.002, 0.003, rows=32)
-MATCHED = pair(0.0, 0.34375, 0.1875, 0.5, unit="of rows", better="higher", rows=32)
 
 
 @pytest.fixture

@@ -94,7 +94,6 @@ def test_under_bf16_the_sums_are_exact(model):
 
 
 def test_a_base_in_nf4_is_read_through_its_inputs(tiny_model_folder):
-    pytest.importorskip("bitsandbytes")
     model = models.load_model(str(tiny_model_folder), quantize="nf4")
     made = stream(model, adapted(model), token_rows(), 3)
     assert len(made.sums) == 8

@@ -59,7 +59,7 @@ def port(tmp_path_factory):
         server.wait(60)
 
 
-def test_the_password_stays_where_it_was_put(port, tmp_path, monkeypatch, capfd):
+def test_the_password_stays_where_it_was_put_needs_postgresql(port, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PLANTED", PLANTED)
     told = f"postgresql://ann:${{PLANTED}}@127.0.0.1:{port}/mlflow"
     with pytest.raises(WorldError) as wrong:
@@ -99,7 +99,7 @@ def test_the_password_stays_where_it_was_put(port, tmp_path, monkeypatch, capfd)
             assert PLANTED not in " ".join(process.cmdline())
 
 
-def test_a_wrong_port_is_one_sentence_without_the_password(tmp_path: Path):
+def test_a_wrong_port_is_one_sentence_without_the_password_needs_postgresql(tmp_path: Path):
     with pytest.raises(WorldError, match="no database answers") as caught:
         stores.prepare(f"postgresql://ann:{PLANTED}@127.0.0.1:{samples.free_port()}/mlflow")
     assert PLANTED not in str(caught.value)

@@ -1,5 +1,7 @@
 """Writes docs/configuration.md from the code: `python docs/make_configuration.py`."""
 
+import inspect
+import textwrap
 import types
 import typing
 from pathlib import Path
@@ -41,8 +43,8 @@ def page() -> str:
 
 
 def _text(kind: type[BaseModel]) -> str:
-    lines = (kind.__doc__ or "").strip().splitlines()
-    return "\n".join(line.strip() for line in lines)
+    blocks = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
+    return "\n\n".join(textwrap.fill(block, 120, break_on_hyphens=False) for block in blocks)
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

@@ -7,18 +7,21 @@ from lora_select.variants.matrix import NOT_RUN, REFUSED, WORKS, Cells
 
 HEAD = """# Variants: what each one does, measured
 
-Made by `python -m benchmarks.capability` from [matrix.json](../lora_select/variants/matrix.json); not edited by hand. Tiny models with
-random weights, r 4, three optimizer steps; every cell asserts an effect (names and counts of trained parameters, logits,
-files), never a config. **✓** works · **a number** refused, see the footnote · **–** not run.
+Made by `python -m benchmarks.capability` from [matrix.json](../lora_select/variants/matrix.json); not edited by hand.
+Tiny models with random weights, r 4, three optimizer steps; every cell asserts an effect (names and counts of trained
+parameters, logits, files), never a config. **✓** works · **a number** refused, see the footnote · **–** not run.
 
-* `train`: only the variant's parameters are trained, as many as its count says; the start leaves the function alone (where it
-  claims to); three steps change it, and nothing frozen. `resume`: a new model takes up parameters and optimizer and ends
-  where the unbroken run did. `reload`: saved, and loaded by plain PEFT on the pristine base, the logits are the trained ones.
-* `merge`, `unmerge`: the logits stay. On a quantised base a merge re-quantises the sum. `mix`: one batch, one row with the
-  adapter and one with the base alone. `export`: plain LoRA within 1 % of ||dW|| and below full rank, loaded on the pristine base.
-* ZeRO: two ranks over gloo end with the parameters of one process (within 2e-4 after three steps of rate 1e-2; or the logits are
-  the same and fewer than one entry in a thousand is not: where a gradient is rounding, Adam takes its sign), and `save` writes a
-  whole adapter that reloads. Where the base is quantised, the setting says so (`nf4-zero2`). ZeRO-1 was not measured; it is taken to be as ZeRO-2.
+* `train`: only the variant's parameters are trained, as many as its count says; the start leaves the function alone
+  (where it claims to); three steps change it, and nothing frozen. `resume`: a new model takes up parameters and
+  optimizer and ends where the unbroken run did. `reload`: saved, and loaded by plain PEFT on the pristine base, the
+  logits are the trained ones.
+* `merge`, `unmerge`: the logits stay. On a quantised base a merge re-quantises the sum. `mix`: one batch, one row with
+  the adapter and one with the base alone. `export`: plain LoRA within 1 % of ||dW|| and below full rank, loaded on the
+  pristine base.
+* ZeRO: two ranks over gloo end with the parameters of one process (within 2e-4 after three steps of rate 1e-2; or the
+  logits are the same and fewer than one entry in a thousand is not: where a gradient is rounding, Adam takes its sign),
+  and `save` writes a whole adapter that reloads. Where the base is quantised, the setting says so (`nf4-zero2`). ZeRO-1
+  was not measured; it is taken to be as ZeRO-2.
 """
 
 

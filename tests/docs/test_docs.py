@@ -8,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+AS_IT_WAS = ("log.md",)
+"""The lab book is not written again."""
 PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
 NUMBER = re.compile(r"(?<![\w.`/=-])\d[\d.,]*(?![\w`])")
 
@@ -40,6 +42,14 @@ def test_readme_begins_with_what_a_user_writes():
     assert "```python" in lines[:25]
     assert len(lines) <= 140
     assert [line for line in lines if len(line) > 110 and not line.lstrip().startswith("|")] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in AS_IT_WAS], ids=lambda page: page.name)
+def test_lines_of_prose_are_short(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = text.partition("\n## Footnotes\n")[0]  # what others' exceptions said
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")]
+    assert long == []
 
 
 def test_readme_has_few_numbers():

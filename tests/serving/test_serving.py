@@ -112,8 +112,6 @@ def test_a_folder_that_is_not_in_the_safe_form_names_who_drops_and_who_refuses(
     ("config", "tensors", "r", "named_in_it"),
     [
         ({"use_foo": True}, {}, 4, "use_foo"),
-        ({"modules_to_save": ["lm_head"]}, {}, 4, "lm_head"),
-        ({"trainable_token_indices": [3]}, {}, 4, "trainable_token_indices"),
         ({}, {}, 3, f"{LAYER} has factors of rank 3 and 3"),
         ({"target_modules": ["v_proj"]}, {}, 4, f"{LAYER} has factors, and `target_modules`"),
         ({}, {"base_model.model.lm_head.weight": torch.ones(2, 2)}, 4, "lm_head.weight"),
@@ -124,6 +122,17 @@ def test_an_unsound_folder_is_named(tmp_path, config, tensors, r, named_in_it):
     found = serving.faults(write_folder(tmp_path / "a", config=config, tensors=tensors, r=r))
     assert len(found) == 1
     assert named_in_it in found[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "named_in_it"),
+    [({"modules_to_save": ["lm_head"]}, "lm_head"), ({"trainable_token_indices": [3]}, "trainable_token_indices")],
+)
+def test_what_was_trained_beside_the_adapter_is_named(tmp_path, config, named_in_it):
+    folder = write_folder(tmp_path / "a", config=config)
+    assert serving.faults(folder) == ()
+    [found] = serving.beside(folder)
+    assert named_in_it in found
 
 
 def test_a_default_of_a_newer_peft_is_no_fault(tmp_path):

@@ -6,25 +6,19 @@ from collections.abc import Sequence
 
 from lora_select import __version__, environment
 from lora_select.cli import (
-    analyze,
-    answer,
-    clean,
     data,
     doctor,
     export,
-    finetune,
-    ledger,
     mcp,
     node,
     options,
-    recommend,
     retain,
-    rollback,
     runs,
     ui,
     variants,
-    verify,
 )
+from lora_select.cli.audit import answer, clean, ledger, rollback, verify
+from lora_select.cli.line import analyze, finetune, recommend
 from lora_select.errors import InputError, WorldError
 
 COMMANDS = (

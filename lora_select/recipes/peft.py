@@ -20,7 +20,7 @@ def write(order: Order, folder: Path) -> Written:
     """The start, `training.json`, and the rows in pieces."""
     hand_over(order, folder, lambda row: [{"learn": learn, "text": text} for learn, text in row])
     write_text(folder / "training.json", json.dumps(settings(order), indent=2) + "\n")
-    notes = ["training.json holds what a PEFT folder cannot: rate, schedule, batch, precision, length"]
+    notes = ["training.json holds what a PEFT folder cannot: learning rate, schedule, batch, precision, length"]
     if order.spec.optimizer:
         notes.append(f"the optimizer is {order.spec.optimizer['name']}, not AdamW: {dict(order.spec.optimizer)}")
     return Written(LOAD, tuple(notes))

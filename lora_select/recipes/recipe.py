@@ -132,7 +132,7 @@ def headline(order: Order, tool: str) -> str:
     """What a person reads first in a written file."""
     spec, plan = order.spec, order.plan
     return (
-        f"{tool}: {spec.variant} on {spec.targets}, {spec.num_parameters:,} trainable parameters, rate {spec.learning_rate:g}.\n"
+        f"{tool}: {spec.variant} on {spec.targets}, {spec.num_parameters:,} trainable parameters, learning rate {spec.learning_rate:g}.\n"
         f"Written by lora-select. One process: with N of them divide gradient_accumulation_steps by N, so that a step keeps its "
         f"{plan.effective_batch_size} rows."
     )

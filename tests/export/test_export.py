@@ -4,37 +4,14 @@ import json
 
 import pytest
 import torch
+from moved_adapters import MODULES, logits
+from moved_adapters import moved as adapter
 from safetensors.torch import load_file
 
 from lora_select import models
 from lora_select.cli.main import main
 from lora_select.errors import InputError
 from lora_select.export.lora import write_lora
-from lora_select.variants import named
-
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-IDS = torch.arange(4, 24)[None]
-
-
-def adapter(folder, name, r=4, **changes):
-    """PEFT's model with every trained parameter moved away from its start."""
-    import peft
-
-    variant = named(name, r)
-    arguments = variant.peft_arguments() | {"target_modules": MODULES, "task_type": "CAUSAL_LM"} | changes
-    config = getattr(peft, variant.peft_class)(base_model_name_or_path=str(folder), **arguments)
-    torch.manual_seed(0)
-    model = peft.get_peft_model(models.load_model(str(folder)), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-    return model.eval()
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
 
 
 def served(base_folder, folder):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from moved_adapters import logits, moved
 from safetensors.torch import load_file, save_file
 
 from lora_select import models
@@ -11,37 +12,17 @@ from lora_select.errors import InputError
 from lora_select.retention import forms
 from lora_select.retention.bench import scaled
 from lora_select.retention.forms import Update
-from lora_select.variants import named
-
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-IDS = torch.arange(4, 24)[None]
 
 
 def saved(base, folder, name="lora", r=4, **changes):
     """A PEFT folder whose trained parameters are moved away from their start."""
-    import peft
-
-    variant = named(name, r)
-    arguments = variant.peft_arguments() | {"target_modules": MODULES, "task_type": "CAUSAL_LM"} | changes
-    config = getattr(peft, variant.peft_class)(base_model_name_or_path=str(base), **arguments)
-    torch.manual_seed(0)
-    model = peft.get_peft_model(models.load_model(str(base)), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-    model.save_pretrained(str(folder))
+    moved(base, name, r, **changes).save_pretrained(str(folder))
     return folder
 
 
 def read(base, folder):
     model = models.load_model(str(base))
     return model, forms.read(folder, model, load_base=lambda: models.load_model(str(base)))
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
 
 
 def by_peft(base, folder):

@@ -18,7 +18,7 @@ from typing import Any, final
 import numpy as np
 
 from benchmarks.selection.table import Table, tables
-from lora_select.evaluation.evaluate import EvaluationOptions, comparison
+from lora_select.evaluation.evaluate import comparison
 from lora_select.evaluation.gate import judge
 from lora_select.evaluation.policy import Policy
 from lora_select.evaluation.power import paired_error
@@ -27,7 +27,7 @@ from lora_select.records import Evaluation, FileRef, MetricComparison, Verdict
 FILE = Path(__file__).parent / "results" / "promotion.json"
 ROWS = (30, 100, 300)
 EFFECTS = (0.05, 0.1, 0.2, 0.3)
-OPTIONS = EvaluationOptions(exact_match_rows=0, max_new_tokens=1, bootstrap_samples=400, reference_tokens=512)
+SAMPLES = 400
 """400 resamples in place of 2,000: five times faster, the interval's ends 2 % of its width less sure."""
 
 
@@ -88,7 +88,7 @@ def verdict(pair: Pair, policy: Policy) -> Verdict:
 def _compared(before: np.ndarray, pair: Pair) -> MetricComparison:
     labels = [int(count) for count in pair.labels]
     return comparison(
-        before.tolist(), pair.challenger.tolist(), labels, unit="nats/token", better="lower", options=OPTIONS
+        before.tolist(), pair.challenger.tolist(), labels, unit="nats/token", better="lower", seed=0, samples=SAMPLES
     )
 
 

@@ -17,11 +17,12 @@ from benchmarks.retention.kinds import KINDS, Kind, digest, kinds
 from benchmarks.retention.settings import Setting, Subject, load
 from lora_select import models
 from lora_select.data.tokens import TokenRow
+from lora_select.evaluation.measure import label_counts
 from lora_select.evaluation.metrics import exact_match, generate
 from lora_select.records import write_text
 from lora_select.retention import filter as filtering
 from lora_select.retention import forms, measure, moments, path
-from lora_select.retention.bench import filter_updates, scaled
+from lora_select.retention.bench import filter_updates, scaled, spreads, until
 from lora_select.retention.filter import Pair
 from lora_select.retention.forms import Update
 from lora_select.retention.self_text import sampled
@@ -99,7 +100,7 @@ class Study:
         began = time.process_time()
         if "selection" not in self.held:
             self.held["selection"] = measure.losses(self.model, self.form.updates, self.subject.selection, self.pad_id)
-        start = path.Losses(tuple(self.held["selection"]), measure.labels_of(self.subject.selection))
+        start = path.Losses(tuple(self.held["selection"]), label_counts(self.subject.selection))
         pairs, layers, kappa, costs = self._pairs(sources)
         made: dict[str, Any] = {"kappa": kappa, "moments_processor_seconds": costs}
 
@@ -146,7 +147,7 @@ class Study:
         rows = {"task": self.subject.evaluation} | {name: self.kinds[name].judge for name in ("documentation", "chat")}
         losses = {name: measure.losses(self.model, updates, part, self.pad_id) for name, part in rows.items()}
         return {"strength": strength} | {
-            name: path.Losses(found, measure.labels_of(rows[name])).mean for name, found in losses.items()
+            name: path.Losses(found, label_counts(rows[name])).mean for name, found in losses.items()
         }
 
     def _judging(self) -> dict[str, Sequence[TokenRow]]:
@@ -163,7 +164,7 @@ class Study:
         return self._summed(self._losses(updates, self._judging()))
 
     def _summed(self, losses: dict[str, list[float]]) -> dict[str, Any]:
-        labels = {name: measure.labels_of(part) for name, part in self._judging().items()}
+        labels = {name: label_counts(part) for name, part in self._judging().items()}
         self.held.setdefault("labels", labels)
         means = {name: round(path.Losses(tuple(losses[name]), labels[name]).mean, 5) for name in losses}
         return {"means": means, "losses": losses}
@@ -187,23 +188,19 @@ class Study:
             moments.save(made, file)
             return made
 
-        task = sums("task", _until(self.subject.train, TASK_TOKENS))
+        task = sums("task", until(self.subject.train, TASK_TOKENS))
         each = REFERENCE_TOKENS // len(sources)
-        given = [sums(name, _until(self._giving(name), each)) for name in sources]
+        given = [sums(name, until(self._giving(name), each)) for name in sources]
         began = time.process_time()
-        pairs, _ = filtering.pairs(task, given)
+        pairs, _, _ = filtering.pairs(task, given)
         layers: dict[str, list[str]] = {}
         for name, owner in task.owner.items():
-            if name in self.form.updates:
+            if name in self.form.updates and owner in pairs:
                 layers.setdefault(owner, []).append(name)
         del task, given
-        spreads = {
-            name: filtering.spread(self.form.updates[name].a, self.form.updates[name].b, pairs[owner])
-            for owner, names in layers.items()
-            for name in names
-        }
+        kappa = filtering.joined(spreads(pairs, layers, self.form.updates)).kappa
         costs["kappa"] = round(time.process_time() - began, 1)
-        return pairs, layers, round(filtering.joined(spreads).kappa, 4), costs
+        return pairs, layers, round(kappa, 4), costs
 
     def _giving(self, name: str) -> Sequence[TokenRow]:
         if name != "self":
@@ -234,12 +231,3 @@ class Study:
     def _write(self) -> None:
         RESULTS.mkdir(exist_ok=True)
         write_text(self.file, json.dumps(self.held, indent=None, sort_keys=True) + "\n")
-
-
-def _until(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
-    found: list[TokenRow] = []
-    for row in rows:
-        if sum(len(one.input_ids) for one in found) >= tokens:
-            break
-        found.append(row)
-    return found

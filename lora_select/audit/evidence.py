@@ -20,6 +20,7 @@ RECORDS = (
     "proof",
     "retention",
     "served",
+    "served-proof",
     "evaluation",
     "promotion",
     "report",

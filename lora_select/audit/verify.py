@@ -94,15 +94,18 @@ def _together(folder: Path) -> list[str]:
     """Whether the records speak of one another: the adapter that was proven, judged and chosen is the one that is there."""
     files = {
         name: folder / f"{name}.json"
-        for name in ("profile", "spectra", "decision", "adapter", "proof", "served", "evaluation")
+        for name in ("profile", "spectra", "decision", "adapter", "proof", "served", "served-proof", "evaluation")
     }
     held = {name: path for name, path in files.items() if path.is_file()}
     found = []
     try:
-        if {"adapter", "proof"} <= held.keys():
+        for kept, proof in (("adapter", "proof"), ("served", "served-proof")):
+            if not {kept, proof} <= held.keys():
+                continue
+            if read(ReloadCheck, held[proof]).adapter_digest != read(Adapter, held[kept]).digest:
+                found.append(f"{held[proof]} is the proof of another adapter")
+        if "adapter" in held:
             adapter = read(Adapter, held["adapter"])
-            if read(ReloadCheck, held["proof"]).adapter_digest != adapter.digest:
-                found.append(f"{held['proof']} is the proof of another adapter")
             served = read(Adapter, held["served"]) if "served" in held else adapter
             if "evaluation" in held and read(Evaluation, held["evaluation"]).adapter_digest != served.digest:
                 found.append(f"{held['evaluation']} judges another adapter")

@@ -43,6 +43,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         action="store_true",
         help="also write the task's second moments, for the next training's filter",
     )
+    command.add_argument(
+        "--earlier",
+        action="append",
+        metavar="FILE",
+        help="second moments that --keep-moments wrote for an earlier training of this base; may be repeated",
+    )
     for name, default in (("max-length", 1024), ("tokens", 8192), ("seed", 0)):
         command.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default: {default}")
     command.add_argument(
@@ -51,6 +57,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         default=0.0,
         metavar="SHARE",
         help="isotropic share of the reference's second moments (default: 0)",
+    )
+    command.add_argument(
+        "--max-error",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="of its norm that an update which is no LoRA may lose where it is written as one (default: 0.05)",
     )
     command.add_argument("--json", action="store_true", help="print the record instead of the page")
     command.set_defaults(run=_retain)
@@ -74,7 +87,9 @@ def _retain(parsed: argparse.Namespace) -> int:
             max_length=parsed.max_length,
             tokens=parsed.tokens,
             prior=parsed.prior,
+            max_error=parsed.max_error,
             keep_moments=parsed.keep_moments,
+            earlier=tuple(parsed.earlier or ()),
             seed=parsed.seed,
             progress=report,
         )

@@ -195,7 +195,8 @@ class RetentionConfig(Section):
     `auto` filters or scales the adapter where that lowers the loss on reference text and the task's loss rises by no more than
     `tolerance`: a share of it (`1%`), nats per token (`0.02`), or null for 1 %. The rise's standard error must be within it too. Text of `references` gives
     second moments and judges on other rows; `judges` only judge. Sets are `prose`, `code`, `self` (sampled from the base model), files or hub ids.
-    `keep_moments` keeps the dataset's second moments (no rows) with the adapter, for the filter of the next training.
+    `keep_moments` keeps the dataset's second moments (no rows) with the adapter; `earlier` names such files of earlier trainings of the same
+    base, whose tasks are then kept as reference text is.
     """
 
     mode: Literal["auto", "off"] = "auto"
@@ -208,6 +209,17 @@ class RetentionConfig(Section):
     judging_units: int = Field(default=16, ge=2)
     max_error: float = Field(default=0.05, gt=0, lt=1)
     keep_moments: bool = False
+    earlier: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _once(self) -> "RetentionConfig":
+        names = [*self.references, *self.judges]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"`references` and `judges` name {twice[0]} twice; what gives second moments judges on other text by itself"
+            )
+        return self
 
 
 class PromotionConfig(Section):
@@ -300,6 +312,21 @@ class RunConfig(Section):
         dataset = values.get("dataset") if isinstance(values, dict) else None
         source = dataset.get("source") if isinstance(dataset, dict) else None
         return {"name": name_of(source), **values} if isinstance(source, str) else values
+
+    @model_validator(mode="after")
+    def _limits_known(self) -> "RunConfig":
+        from lora_select.evaluation.gate import REFERENCE
+
+        kept = self.retention
+        known = [REFERENCE] if kept.mode == "off" else [*kept.references, *kept.judges]
+        limits = self.promotion.max_forgetting
+        unknown = sorted(set(limits) - set(known)) if isinstance(limits, dict) else []
+        if unknown:
+            raise ValueError(
+                f"`promotion.max_forgetting` limits {unknown[0]}, which nothing measures; with `retention.mode: {kept.mode}` the sets are "
+                + ", ".join(known)
+            )
+        return self
 
     @property
     def constraints(self) -> Constraints:

@@ -43,7 +43,7 @@ def improvement(metric: str, rival: str, pair: MetricComparison, *, seed_noise: 
     if lower > 0 or change >= 0:
         return _made("superiority", metric, rival, pair, 0.0, value, FAILED, None, name)
     if high < 0:
-        name += f" by more than two seeds of one setting differ ({seeds:.3f}, `promotion.seed_noise` {seed_noise:.2g} of the loss)"
+        name += f" by more than two seeds of one setting differ ({seeds:.3f}, `promotion.seed_noise` {seed_noise:.2g} of a row's standard deviation)"
     else:
         name += " beyond its noise"
     return _made("superiority", metric, rival, pair, 0.0, value, UNDECIDED, needed, name)

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow
 from lora_select.evaluation import answers, metrics
 from lora_select.evaluation.answers import AnswerMetric
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap
 from lora_select.evaluation.material import EvaluationOptions, Material, gather
-from lora_select.evaluation.measure import Measured, Progress, measure
+from lora_select.evaluation.measure import Measured, Progress, label_counts, measure
 from lora_select.evaluation.names import SHARE_UNIT
 from lora_select.evaluation.power import paired_error
 from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, file_ref, write_text
@@ -94,8 +93,9 @@ def _compare(
     options: EvaluationOptions,
     answer_metrics: Sequence[AnswerMetric],
 ) -> dict[str, MetricComparison]:
-    labels = _label_counts(material.rows)
-    found = {"loss": comparison(before.losses, after.losses, labels, unit=LOSS_UNIT, better="lower", options=options)}
+    drawn = _drawn(options)
+    labels = label_counts(material.rows)
+    found = {"loss": comparison(before.losses, after.losses, labels, unit=LOSS_UNIT, better="lower", **drawn)}
     if len(material.questions) >= 2:
         found["exact_match"] = _share(_matches(before, material), _matches(after, material), options)
         if all(metrics.as_json(question.expected) is not None for question in material.questions):
@@ -103,11 +103,11 @@ def _compare(
         expected = [question.expected for question in material.questions]
         for metric in answer_metrics:
             first, second = (answers.scores(metric, one.answers, expected) for one in (before, after))
-            found[metric.name] = comparison(first, second, None, unit=metric.unit, better="higher", options=options)
+            found[metric.name] = comparison(first, second, None, unit=metric.unit, better="higher", **drawn)
     for name, scores in after.tasks.items():
         unit = SHARE_UNIT if scores.is_share and before.tasks[name].is_share else answers.SCORE_UNIT
         first = before.tasks[name].values
-        found[name] = comparison(first, scores.values, None, unit=unit, better=scores.better, options=options)
+        found[name] = comparison(first, scores.values, None, unit=unit, better=scores.better, **drawn)
     return found
 
 
@@ -121,16 +121,16 @@ def _checkable(material: Material, answer_metrics: Sequence[AnswerMetric]) -> tu
 
 
 def _forgetting(before: Measured, after: Measured, material: Material, options: EvaluationOptions) -> MetricComparison:
-    counts = _label_counts(material.reference)
-    return comparison(before.reference, after.reference, counts, unit=LOSS_UNIT, better="lower", options=options)
+    counts = label_counts(material.reference)
+    return comparison(before.reference, after.reference, counts, unit=LOSS_UNIT, better="lower", **_drawn(options))
 
 
-def _label_counts(rows: Sequence[TokenRow]) -> list[int]:
-    return [sum(row.label_mask) for row in rows]
+def _drawn(options: EvaluationOptions) -> dict[str, int]:
+    return {"samples": options.bootstrap_samples, "seed": options.seed}
 
 
 def _share(before: Sequence[float], after: Sequence[float], options: EvaluationOptions) -> MetricComparison:
-    return comparison(before, after, None, unit=SHARE_UNIT, better="higher", options=options)
+    return comparison(before, after, None, unit=SHARE_UNIT, better="higher", **_drawn(options))
 
 
 def _matches(measured: Measured, material: Material) -> list[float]:
@@ -149,12 +149,24 @@ def comparison(
     *,
     unit: str,
     better: str,
-    options: EvaluationOptions,
+    seed: int,
+    samples: int = 2000,
 ) -> MetricComparison:
-    """A metric on the same rows before and after, with its interval."""
-    first, second, difference, interval = paired_bootstrap(
-        before, after, weights, samples=options.bootstrap_samples, seed=options.seed
-    )
+    """A metric on the same rows before and after, with its paired 95 % interval over `samples` resamples of rows and its standard error.
+
+    Args:
+        before: one number per row; of a loss its sum in nats.
+        after: the same rows, after.
+        weights: label tokens of each row; None for a mean over rows.
+        unit: of the metric, such as `nats/token`.
+        better: `lower` or `higher`.
+        seed: of the resampling.
+        samples: resamples.
+
+    Raises:
+        InputError: fewer than two rows.
+    """
+    first, second, difference, interval = paired_bootstrap(before, after, weights, samples=samples, seed=seed)
     return MetricComparison(
         base=first,
         adapted=second,
@@ -200,7 +212,7 @@ def _notes(material: Material, measured: Mapping[str, Measured], options: Evalua
         )
     notes.append(
         f"forgetting on {len(material.reference)} chunks of Python's language reference "
-        f"({sum(_label_counts(material.reference))} tokens); compared: {', '.join(measured)}"
+        f"({sum(label_counts(material.reference))} tokens); compared: {', '.join(measured)}"
     )
     few = {"loss": len(material.rows), "exact match": len(material.questions), "forgetting": len(material.reference)}
     notes += [

@@ -147,6 +147,11 @@ def summed_losses(
     return losses
 
 
+def label_counts(rows: Sequence[TokenRow]) -> tuple[int, ...]:
+    """Label tokens of each row."""
+    return tuple(sum(row.label_mask) for row in rows)
+
+
 def row_losses(
     model: Any,
     rows: Sequence[TokenRow],

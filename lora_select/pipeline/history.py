@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_select import records
 from lora_select.errors import InputError
-from lora_select.records import DatasetProfile, Decision, Evaluation, Race, Spectra
+from lora_select.records import DatasetProfile, Decision, Evaluation, Race, Retention, Spectra
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,28 @@ def read_run(folder: str | Path) -> PastRun:
 def replay(folder: str | Path) -> list[str]:
     """Recompute the decision from `profile.json`, `spectra.json`, `race.json` where there is one, and the recorded constraints.
 
+    Where there is a `retention.json`, its decision is recomputed from its evidence too.
+
     Returns:
-        What differs from `decision.json`, line by line; empty when the same evidence gives the same bytes. Of a decision by an earlier
-        version of the rule the sentences are left out: they were worded otherwise.
+        What differs from `decision.json` or `retention.json`, line by line; empty when the same evidence gives the same bytes. Of a decision
+        by an earlier version of the rule the sentences are left out: they were worded otherwise.
     """
+    return _choice_again(folder) or _retention_again(Path(folder) / "retention.json")
+
+
+def _retention_again(file: Path) -> list[str]:
+    from lora_select.retention.decide import decide
+
+    if not file.is_file():
+        return []
+    try:
+        made = records.read(Retention, file)
+    except ValueError as error:
+        return [str(error)]
+    return _differences(records.to_json(made.decision), records.to_json(decide(made.evidence)))
+
+
+def _choice_again(folder: str | Path) -> list[str]:
     from lora_select.selection.rule import select
 
     try:
@@ -82,10 +100,14 @@ def replay(folder: str | Path) -> list[str]:
         recorded, recomputed = (records.to_json(_without_words(text)) for text in (recorded, recomputed))
         if recorded == recomputed:
             return []
+    return _differences(recorded, recomputed) or ["formatting of decision.json"]
+
+
+def _differences(recorded: str, recomputed: str) -> list[str]:
     lines = difflib.unified_diff(
         recorded.splitlines(), recomputed.splitlines(), "recorded", "recomputed", "", "", 0, ""
     )
-    return [line for line in lines if not line.startswith(("---", "+++", "@@"))][:20] or ["formatting of decision.json"]
+    return [line for line in lines if not line.startswith(("---", "+++", "@@"))][:20]
 
 
 def is_earlier(decision: Decision) -> bool:

@@ -6,7 +6,7 @@ rows -> profile -> spectra -> (race) -> decision -> plan -> adapter -> reload ch
 |------------------------------------- finetune -----------------------------------------------------------------------|
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lora_select.address import masked
 from lora_select.audit.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.evidence.cost import words
-from lora_select.pipeline import choose, judge, prepare, train, workspace
+from lora_select.pipeline import choose, judge, prepare, retaining, train, workspace
 from lora_select.pipeline.document import document
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
@@ -33,13 +33,12 @@ from lora_select.records import (
     Gate,
     Promotion,
     ReloadCheck,
-    Retention,
     TrainingPlan,
     read,
 )
 from lora_select.records.digests import key_of, source_digest
 from lora_select.report import answer
-from lora_select.training.validation import FEWEST, kept_rows
+from lora_select.training.validation import kept_rows
 from lora_select.training.worker.batches import total_steps
 
 INTAKE = (
@@ -140,6 +139,7 @@ def plan(run: Run) -> tuple[Chosen, Outcome[TrainingPlan]]:
     run.machine  # noqa: B018  (a GPU that is not here is refused before anything is measured)
     chosen = _chosen(run, analyze(run))
     made = run.do(train.plan, "plan", **_planning(run, chosen), spec=chosen.decision.record.choice)
+    retaining.refuse_references(run, chosen.measured.profile, made.record)
     return chosen, made
 
 
@@ -154,11 +154,9 @@ def finetune(run: Run) -> Finetuned:
     adapter = _trained(run, chosen, planned, "adapter")
     proof = run.do(train.prove, "proof", adapter=adapter.ref, plan=planned.ref, base=run.base)
     rivals = _rivals(run, chosen)
-    retention = _retained(run, chosen, planned, adapter, rivals)
-    served = adapter
-    if retention is not None and retention.record.decision.choice != "none":
-        served = run.do(train.serve, "served", adapter=adapter.ref, retention=retention.ref)
-    evaluation = _evaluated(run, chosen, served, proof, rivals)
+    retention = retaining.retained(run, chosen.measured.profile, planned, adapter, rivals)
+    served, proven = retaining.served(run, planned, adapter, proof, retention)
+    evaluation = _evaluated(run, chosen, served, proven, rivals)
     promotion = None
     if run.place.tracker is not None:
         promotion = run.do(
@@ -192,7 +190,7 @@ def finetune(run: Run) -> Finetuned:
     evidence = run.do(
         document,
         "evidence",
-        stages=known | {"served": served.ref},
+        stages=known | {"served": served.ref, "proof": proven.ref},
         base=run.base,
         name=run.config.name,
         run=run.key,
@@ -209,36 +207,6 @@ def finetune(run: Run) -> Finetuned:
     ):
         run.place.say(f"serving: {line}")
     return Finetuned(chosen, planned, adapter, proof, retention, served, evaluation, promotion, report)
-
-
-def _retained(
-    run: Run,
-    chosen: Chosen,
-    planned: Outcome[TrainingPlan],
-    adapter: Outcome[Adapter],
-    rivals: Mapping[str, StageRef],
-) -> Outcome[Retention] | None:
-    """What of the update is taken back so that general text keeps its loss; None where that is off or no rows are kept to choose by."""
-    if run.config.retention.mode == "off":
-        return None
-    if planned.record.validation_rows < FEWEST:
-        run.place.say(
-            f"retention was left out: it chooses on rows kept from training and needs {FEWEST} of them; bring more rows or raise "
-            "`training.validation`"
-        )
-        return None
-    return run.do(
-        train.retain,
-        "retention",
-        adapter=adapter.ref,
-        plan=planned.ref,
-        profile=chosen.measured.profile.ref,
-        base=run.base,
-        settings=run.config.retention,
-        device=run.machine.device,
-        quantize=run.config.base_model.quantize,
-        rivals=rivals,
-    )
 
 
 def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[Gate], Outcome[DatasetProfile]]:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_select import records
 from lora_select.config import RetentionConfig
@@ -23,10 +23,13 @@ from lora_select.records import (
     Spectra,
     TrainingPlan,
 )
-from lora_select.training.job import TrainingJob
+from lora_select.training.job import JOB, RESULT, TrainingJob
 from lora_select.training.machine import Machine
 from lora_select.training.planning import fit, memory
 from lora_select.training.planning.plan import check_disk, make_plan, planned
+
+if TYPE_CHECKING:
+    from lora_select.retention.settings import TaskRows
 
 OTHER_TRAINERS: Mapping[str, Any] = {
     "num_processes": 1,
@@ -122,13 +125,28 @@ def _train(
     return launch.train(job, context.folder.resolve(), progress=context.report)
 
 
-def _prove(context: Context, *, adapter: StageRef, plan: StageRef, base: BaseModel) -> ReloadCheck:
+def _prove(
+    context: Context, *, adapter: StageRef, plan: StageRef, base: BaseModel, precision: str | None = None
+) -> ReloadCheck:
+    """In the plan's precision; retention gives its own, because it measures in float32."""
     from lora_select.training import reload_check
 
-    precision = context.load(plan, TrainingPlan).precision
+    precision = precision or context.load(plan, TrainingPlan).precision
     made = reload_check.check_reload(base, context.folder_of(adapter), precision=precision, folder=context.folder)
     reload_check.refuse_failed(made, context.load(adapter, Adapter))
     return made
+
+
+def task_rows(folder: Path, profile: DatasetProfile, plan: TrainingPlan) -> "TaskRows":
+    """The task's rows in three parts: the rows that the plan keeps from training choose the strength."""
+    from lora_select.retention.settings import split_rows
+
+    return split_rows(
+        read_rows(folder / profile.train_tokens_file.path),
+        plan.validation_rows,
+        plan.seed,
+        read_rows(folder / profile.eval_tokens_file.path),
+    )
 
 
 def _retain(
@@ -142,18 +160,15 @@ def _retain(
     device: str,
     quantize: str | None,
     rivals: Mapping[str, StageRef],
+    source_digests: Sequence[str],
 ) -> Retention:
     from lora_select.retention.retain import retain_adapter
-    from lora_select.retention.settings import RetentionSettings, split_rows
+    from lora_select.retention.settings import RetentionSettings
 
+    del source_digests  # in the key only: other text under the same name is another retention
     made, known = context.load(plan, TrainingPlan), context.load(profile, DatasetProfile)
-    folder = context.folder_of(profile)
-    rows = split_rows(
-        read_rows(folder / known.train_tokens_file.path),
-        made.validation_rows,
-        made.seed,
-        read_rows(folder / known.eval_tokens_file.path),
-    )
+    trained = context.folder_of(adapter) / context.load(adapter, Adapter).reference_logits.path
+    rows = task_rows(context.folder_of(profile), known, made)
     told = RetentionSettings(**settings.model_dump(exclude={"mode"}), device=device, quantize=quantize, seed=made.seed)
     return retain_adapter(
         base,
@@ -162,22 +177,27 @@ def _retain(
         told,
         context.folder,
         others={name: _peft_folder(context, ref) for name, ref in rivals.items()},
+        reference_logits=trained,
         progress=context.report,
     )
 
 
 def _serve(context: Context, *, adapter: StageRef, retention: StageRef) -> Adapter:
-    """The adapter that is served: what retention left of the trained one, under the record of the training."""
+    """The adapter that is served: what retention left of the trained one, with its own logits and the training's steps, time and last loss."""
     trained, kept = context.load(adapter, Adapter), context.load(retention, Retention)
     source, made = context.folder_of(adapter), context.folder_of(retention)
-    for file in (trained.metrics_file, trained.reference_logits):
-        shutil.copyfile(source / file.path, context.folder / file.path)
+    assert kept.logits_file is not None  # `_retain` asks for them
+    for place, name in ((source, trained.metrics_file.path), (source, JOB), (made, kept.logits_file.path)):
+        shutil.copyfile(place / name, context.folder / name)
     shutil.copytree(made / kept.directory, context.folder / trained.directory, dirs_exist_ok=True)
     target = context.folder / trained.directory
     files = tuple(records.file_ref(file, context.folder) for file in sorted(target.iterdir()))
     weights = next(file.sha256 for file in files if file.path.endswith(".safetensors"))
     how = f"{trained.export}; {kept.decision.choice}, strength {kept.decision.strength:.3g}"
-    return dataclasses.replace(trained, files=files, digest=weights, export=how)
+    logits = records.file_ref(context.folder / kept.logits_file.path, context.folder)
+    served = dataclasses.replace(trained, files=files, digest=weights, export=how, reference_logits=logits)
+    records.write(context.folder / RESULT, served)
+    return served
 
 
 def _peft_folder(context: Context, ref: StageRef) -> Path:

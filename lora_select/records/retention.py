@@ -9,9 +9,8 @@ from lora_select.records.judgement import MetricComparison
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The largest rise of the task's loss: the least of so many paired standard errors, a share of the loss, nats per token."""
+    """The largest rise of the task's loss: a share of it, or nats per token."""
 
-    standard_errors: float | None
     share: float | None
     nats: float | None
 
@@ -126,3 +125,5 @@ class Retention:
     seconds: float
     processor_seconds: float
     notes: tuple[str, ...]
+    logits_file: FileRef | None = None
+    """What the adapter that should be served answers on the rows of the reload check; None where no training asked for it."""

@@ -1,10 +1,12 @@
 """One loaded base and an adapter's updates: second moments, the search for the strength, losses of every arm."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, final
 
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
+from lora_select.evaluation.measure import label_counts
 from lora_select.progress import Report as Progress
 from lora_select.records import LayerRetention, RetentionEvidence, Tolerance
 from lora_select.retention import filter as filtering
@@ -30,15 +32,17 @@ class Bench:
     def moments(
         self, rows: Sequence[TokenRow], sets: Sequence[ReferenceSet]
     ) -> tuple[dict[str, Pair], dict[str, list[str]], tuple[str, ...], Moments]:
-        """Pairs by owner, layers of each owner, notes, and the task's sums."""
-        task = self._stream(_until(rows, self.settings.task_tokens), "task rows")
+        """Pairs by owner, layers of each owner, notes, and the task's sums, whose `unseen` names every layer without a pair."""
+        task = self._stream(until(rows, self.settings.task_tokens), "task rows")
         given = [self._stream(one.give, f"reference text: {one.name}") for one in sets if one.give]
-        given += [load(file) for file in self.settings.earlier]
-        pairs, notes = filtering.pairs(task, given, ridge=self.settings.ridge, prior=self.settings.prior)
+        given += [load(Path(file)) for file in self.settings.earlier]
+        pairs, notes, left = filtering.pairs(task, given, ridge=self.settings.ridge, prior=self.settings.prior)
         layers: dict[str, list[str]] = {}
         for name, owner in task.owner.items():
             if owner in pairs:
                 layers.setdefault(owner, []).append(name)
+            else:
+                task.unseen[name] = left[owner] if owner in left else task.unseen[owner]
         return pairs, layers, notes, task
 
     def _stream(self, rows: Sequence[TokenRow], what: str) -> Moments:
@@ -52,22 +56,24 @@ class Bench:
         """Summed loss of each row in nats with the updates on the base."""
         return measure.losses(self.model, updates, rows, self.pad_id)
 
-    def judge(self, arms: measure.Arms, rows: Sequence[TokenRow], what: str) -> Judged:
+    def judge(self, arms: measure.Arms, rows: Sequence[TokenRow], what: str, *, divergence: bool) -> Judged:
         """Base and arms on the same rows."""
-        return measure.judge(self.model, arms, rows, self.pad_id, lambda done, total: self.progress(done, total, what))
+        return measure.judge(
+            self.model, arms, rows, self.pad_id, divergence=divergence,
+            progress=lambda done, total: self.progress(done, total, what),
+        )  # fmt: skip
 
     def search(
         self,
         pairs: Mapping[str, Pair],
         layers: Mapping[str, list[str]],
-        raw: tuple[float, ...],
+        spreads: Mapping[str, Spread],
         rows: Sequence[TokenRow],
         tolerance: Tolerance,
     ) -> tuple[RetentionEvidence, dict[str, Mapping[str, Update]], dict[str, forms.Written]]:
-        """Both paths, and the arms that stay within the tolerance."""
-        start = path.Losses(raw, measure.labels_of(rows))
+        """Both paths, and the arms that stay within the tolerance. `spreads` are those of the updates as trained."""
         updates = self.form.updates
-        spreads = self.spreads(pairs, layers, updates)
+        start = path.Losses(self.losses(updates, rows), label_counts(rows))
 
         def evaluate(make: Callable[[float], Mapping[str, Update]], what: str) -> Callable[[float], tuple[float, ...]]:
             def at(strength: float) -> tuple[float, ...]:
@@ -97,7 +103,7 @@ class Bench:
                 refused[arm] = str(error)
                 continue
             if forms_of[arm].method == "truncated":
-                rises[arm], _ = path.paired(raw, self.losses(arms[arm], rows), start.labels)
+                rises[arm], _ = path.paired(start.losses, self.losses(arms[arm], rows), start.labels)
         base = path.Losses(self.losses({}, rows), start.labels)
         evidence = RetentionEvidence(
             tolerance=tolerance,
@@ -113,36 +119,32 @@ class Bench:
         )
         return evidence, arms, forms_of
 
-    def spreads(
-        self, pairs: Mapping[str, Pair], layers: Mapping[str, list[str]], updates: Mapping[str, Update]
-    ) -> dict[str, Spread]:
-        """The traces that kappa is made of, by layer."""
-        return {
-            name: filtering.spread(updates[name].a, updates[name].b, pairs[owner])
-            for owner, names in layers.items()
-            for name in names
-        }
 
-    def layers(
-        self,
-        pairs: Mapping[str, Pair],
-        layers: Mapping[str, list[str]],
-        after: Mapping[str, Update],
-        sums: Moments,
-    ) -> tuple[LayerRetention, ...]:
-        """What was kept of each layer's update."""
-        first = self.spreads(pairs, layers, self.form.updates)
-        second = self.spreads(pairs, layers, after)
-        return tuple(
-            LayerRetention(
-                name=name,
-                tokens=sums.of(name).tokens,
-                kappa=first[name].kappa,
-                task_kept=_share(second[name].task, first[name].task),
-                reference_kept=_share(second[name].reference, first[name].reference),
-            )
-            for name in sorted(first)
+def spreads(
+    pairs: Mapping[str, Pair], layers: Mapping[str, list[str]], updates: Mapping[str, Update]
+) -> dict[str, Spread]:
+    """The traces that kappa is made of, by layer."""
+    return {
+        name: filtering.spread(updates[name].a, updates[name].b, pairs[owner])
+        for owner, names in layers.items()
+        for name in names
+    }
+
+
+def kept_of_layers(
+    before: Mapping[str, Spread], after: Mapping[str, Spread], sums: Moments
+) -> tuple[LayerRetention, ...]:
+    """What was kept of each layer's update."""
+    return tuple(
+        LayerRetention(
+            name=name,
+            tokens=sums.of(name).tokens,
+            kappa=before[name].kappa,
+            task_kept=_share(after[name].task, before[name].task),
+            reference_kept=_share(after[name].reference, before[name].reference),
         )
+        for name in sorted(before)
+    )
 
 
 def _share(part: float, whole: float) -> float:
@@ -168,7 +170,7 @@ def filter_updates(
     return made
 
 
-def _until(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
+def until(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
     """The first rows that together hold `tokens` tokens, or all."""
     found: list[TokenRow] = []
     held = 0

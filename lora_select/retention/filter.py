@@ -61,8 +61,8 @@ class Spread:
 
 def pairs(
     task: Moments, references: Sequence[Moments], *, ridge: float = RIDGE, prior: float = 0.0
-) -> tuple[dict[str, Pair], tuple[str, ...]]:
-    """One pair for each input, by the owner's name, and sentences about what had to be done otherwise.
+) -> tuple[dict[str, Pair], tuple[str, ...], dict[str, str]]:
+    """One pair for each input, by the owner's name; sentences about what had to be done otherwise; inputs without a pair, and why.
 
     Args:
         task: sums over task rows.
@@ -71,27 +71,31 @@ def pairs(
         prior: added to Zr, as a share of its mean diagonal: shrinks directions that no reference text used.
 
     Raises:
-        InputError: far too few tokens for a layer's width, or moments of another model.
+        InputError: moments of another model, or no input that can be filtered.
     """
-    found, raised, missing = {}, [], []
+    found: dict[str, Pair] = {}
+    left: dict[str, str] = {}
+    raised: list[str] = []
+    missing: list[str] = []
     for name, sums in task.sums.items():
         given = [other.of(name) for other in references if name in other.owner]
         if any(one.products.shape != sums.products.shape for one in given):
             raise InputError(
                 f"the reference's second moment of {name} is {given[-1].width} wide, the task's {sums.width}; take both from one model"
             )
-        if len(given) < len(references):
-            missing.append(name)
-        if not given:
+        try:
+            scarcity = _scarcity(name, sums, given)
+            raise_to = ridge * scarcity if scarcity > 1 else 0.0
+            found[name] = _pair(name, sums, given, max(ridge, raise_to), max(prior, raise_to))
+        except InputError as error:
+            left[name] = str(error)
             continue
-        _check_tokens(name, [sums, *given])
-        scarcity = max(1.0, sums.width / min(one.tokens for one in (sums, *given)))
-        if scarcity > 1:
-            raised.append(name)
-        found[name] = _pair(name, sums, given, ridge * scarcity, max(prior, ridge * scarcity if scarcity > 1 else 0.0))
+        missing += [name] if len(given) < len(references) else []
+        raised += [name] if scarcity > 1 else []
     if not found:
+        why = next(iter(left.values()), "the model has no input that can be measured")
         raise InputError(
-            "no reference has second moments of the adapted layers; take them from the model that the adapter is for"
+            f"no layer can be filtered: {why}; bring more or longer rows, and take moments from the model that the adapter is for"
         )
     notes: list[str] = []
     if missing:
@@ -101,16 +105,24 @@ def pairs(
             f"{len(raised)} inputs are wider than their tokens are many (first {raised[0]}): the ridge is raised from {ridge:g} by "
             "width over tokens there, on both sides"
         )
-    return found, tuple(notes)
+    return found, tuple(notes), left
 
 
-def _check_tokens(name: str, sums: Sequence[InputSums]) -> None:
-    fewest = min(one.tokens for one in sums)
-    if fewest < LEAST_TOKENS * sums[0].width:
+def _scarcity(name: str, task: InputSums, references: Sequence[InputSums]) -> float:
+    """How many times wider the layer is than its tokens are many, at least 1.
+
+    Raises:
+        InputError: no reference text, or far too few tokens for the width.
+    """
+    if not references:
+        raise InputError("no reference text reached it")
+    fewest = min(one.tokens for one in (task, *references))
+    if fewest < LEAST_TOKENS * task.width:
         raise InputError(
-            f"{fewest} tokens are too few for the second moment of {name}, which is {sums[0].width} wide; at least "
-            f"{int(LEAST_TOKENS * sums[0].width) + 1} are needed: bring more or longer rows"
+            f"{fewest} tokens are too few for the second moment of {name}, which is {task.width} wide: at least "
+            f"{int(LEAST_TOKENS * task.width) + 1} are needed"
         )
+    return max(1.0, task.width / fewest)
 
 
 def _pair(name: str, task: InputSums, references: Sequence[InputSums], ridge: float, prior: float) -> Pair:

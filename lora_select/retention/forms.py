@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "milora", "loraga", "lora_ga", "eva_residual")
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "milora", "loraga", "lora_ga")
 EXACT = 1e-6
 MOST_RANK = 128
 MAX_ERROR = 0.05
@@ -317,7 +317,7 @@ def least_rank(new: Mapping[str, Update], max_error: float) -> tuple[int, float]
     left = math.fsum(float(s[MOST_RANK:].square().sum()) for s in spectra)
     raise InputError(
         f"the filtered update is no LoRA of rank {MOST_RANK} or less: {math.sqrt(left / total):.2g} of its norm would be lost, over the limit of "
-        f"{max_error:g}; raise --max-error, or serve the adapter as it was trained"
+        f"{max_error:g}; raise `retention.max_error` (--max-error), or serve the adapter as it was trained"
     )
 
 

@@ -6,20 +6,13 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lora_select.data.tokens import IGNORED, TokenRow, collate
-from lora_select.evaluation.evaluate import LOSS_UNIT
-from lora_select.evaluation.interval import paired_bootstrap
-from lora_select.evaluation.measure import row_losses
-from lora_select.records import MetricComparison, finite
+from lora_select.evaluation.measure import label_counts, row_losses
+from lora_select.records import finite
 from lora_select.retention.forms import Update, applied
 
 BATCH_ROWS = 4
 LOSS_BATCH = 16
 Arms = Mapping[str, Mapping[str, Update]]
-
-
-def labels_of(rows: Sequence[TokenRow]) -> tuple[int, ...]:
-    """Label tokens of each row."""
-    return tuple(sum(row.label_mask) for row in rows)
 
 
 def losses(model: Any, updates: Mapping[str, Update], rows: Sequence[TokenRow], pad_id: int) -> tuple[float, ...]:
@@ -31,7 +24,7 @@ def losses(model: Any, updates: Mapping[str, Update], rows: Sequence[TokenRow], 
 @final
 @dataclass(frozen=True)
 class Judged:
-    """Summed loss of each row in nats of the base and of each arm, and the summed KL(base || arm) of each row over its label tokens."""
+    """Summed loss of each row in nats of the base and of each arm; `kl` the summed KL(base || arm) of each row over its label tokens, where asked."""
 
     labels: tuple[int, ...]
     base: tuple[float, ...]
@@ -40,9 +33,15 @@ class Judged:
 
 
 def judge(
-    model: Any, arms: Arms, rows: Sequence[TokenRow], pad_id: int, progress: Callable[[int, int], None] | None = None
+    model: Any,
+    arms: Arms,
+    rows: Sequence[TokenRow],
+    pad_id: int,
+    *,
+    divergence: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Judged:
-    """Base and arms on the same rows; the base's distribution is made once a batch.
+    """Base and arms on the same rows; the base's distribution is made once a batch. Without `divergence` there is no `kl`.
 
     Raises:
         RuntimeError: a loss is not finite.
@@ -53,7 +52,7 @@ def judge(
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     base = [0.0] * len(rows)
     found = {name: [0.0] * len(rows) for name in arms}
-    kl = {name: [0.0] * len(rows) for name in arms}
+    kl = {name: [0.0] * len(rows) for name in arms if divergence}
     with torch.inference_mode():
         for begin in range(0, len(order), BATCH_ROWS):
             chosen = order[begin : begin + BATCH_ROWS]
@@ -66,13 +65,14 @@ def judge(
                 with applied(model, updates):
                     after = _log_probabilities(model, batch, wanted)
                 _note(found[name], chosen, wanted, -_picked(after, targets, wanted))
-                _note(kl[name], chosen, wanted, (before.exp() * (before - after)).sum(-1))
+                if divergence:
+                    _note(kl[name], chosen, wanted, (before.exp() * (before - after)).sum(-1))
             if progress:
                 progress(min(begin + BATCH_ROWS, len(order)), len(order))
     for name, values in {"the base model": base, **found}.items():
         finite(math.fsum(values), f"the loss of {name} on reference text")
     return Judged(
-        labels_of(rows),
+        label_counts(rows),
         tuple(base),
         {name: tuple(values) for name, values in found.items()},
         {name: tuple(values) for name, values in kl.items()},
@@ -95,20 +95,3 @@ def _note(totals: list[float], chosen: Sequence[int], wanted: Any, values: Any) 
     whole[wanted] = values
     for index, value in zip(chosen, whole.sum(1).tolist(), strict=True):
         totals[index] = value
-
-
-def comparison(
-    before: Sequence[float], after: Sequence[float], labels: Sequence[int], *, seed: int, samples: int = 2000
-) -> MetricComparison:
-    """The loss before and after with its paired 95 % interval over rows."""
-    first, second, difference, interval = paired_bootstrap(before, after, labels, samples=samples, seed=seed)
-    return MetricComparison(
-        base=first,
-        adapted=second,
-        difference=difference,
-        interval=interval,
-        rows=len(labels),
-        unit=LOSS_UNIT,
-        better="lower",
-        significant=interval[0] > 0 or interval[1] < 0,
-    )

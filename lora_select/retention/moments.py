@@ -286,7 +286,9 @@ def load(file: Path) -> Moments:
             facts = json.loads((opened.metadata() or {})["moments"])
             held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise InputError(f"{file} holds no second moments (written by `lora-select retain --keep-moments`)") from error
+        raise InputError(
+            f"{file} holds no second moments (such as `retention.keep_moments` and `lora-select retain --keep-moments` write)"
+        ) from error
     sums = {
         name: InputSums(held[f"{name}|products"], facts["energy"][name], tokens, held.get(f"{name}|omega"))
         for name, tokens in facts["tokens"].items()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lora_select.errors import InputError
+from lora_select.evaluation.power import paired_error
 from lora_select.records import PathPoint, Tolerance
 
 FIRST = 0.1
@@ -42,18 +43,9 @@ class Losses:
 
 
 def paired(before: Sequence[float], after: Sequence[float], labels: Sequence[int]) -> tuple[float, float]:
-    """Rise of the loss in nats per label token, and its standard error with the row as the unit.
-
-    References:
-        Cochran (1977), *Sampling techniques*, eq. 6.13: the ratio estimate's variance.
-    """
-    tokens, n = sum(labels), len(labels)
-    change = [b - a for a, b in zip(before, after, strict=True)]
-    rise = math.fsum(change) / tokens
-    if n < 2:
-        return rise, 0.0
-    variance = math.fsum((c - rise * w) ** 2 for c, w in zip(change, labels, strict=True)) / (n - 1)
-    return rise, math.sqrt(variance * n) / tokens
+    """Rise of the loss in nats per label token, and its standard error with the row as the unit (0 of one row)."""
+    rise = math.fsum(b - a for a, b in zip(before, after, strict=True)) / sum(labels)
+    return rise, paired_error(before, after, labels) if len(labels) > 1 else 0.0
 
 
 def parse_tolerance(text: str | None) -> Tolerance:
@@ -69,7 +61,7 @@ def parse_tolerance(text: str | None) -> Tolerance:
         (0.02, 0.02, 0.01)
     """
     if text is None:
-        return Tolerance(standard_errors=None, share=DEFAULT_SHARE, nats=None)
+        return Tolerance(share=DEFAULT_SHARE, nats=None)
     number, percent = text.strip().removesuffix("%").strip(), text.strip().endswith("%")
     try:
         value = float(number) / (100 if percent else 1)
@@ -80,17 +72,13 @@ def parse_tolerance(text: str | None) -> Tolerance:
             f"`retention.tolerance` {text!r} must be a share of the loss, such as 1%, or nats per token, such as 0.02"
         )
     if percent:
-        return Tolerance(standard_errors=None, share=value, nats=None)
-    return Tolerance(standard_errors=None, share=None, nats=value)
+        return Tolerance(share=value, nats=None)
+    return Tolerance(share=None, nats=value)
 
 
-def allowed(tolerance: Tolerance, loss: float, standard_error: float) -> float:
+def allowed(tolerance: Tolerance, loss: float) -> float:
     """The largest rise in nats per token: the least of what the tolerance names."""
-    bounds = [
-        None if tolerance.standard_errors is None else tolerance.standard_errors * standard_error,
-        None if tolerance.share is None else tolerance.share * loss,
-        tolerance.nats,
-    ]
+    bounds = [None if tolerance.share is None else tolerance.share * loss, tolerance.nats]
     return min(bound for bound in bounds if bound is not None)
 
 
@@ -109,7 +97,7 @@ def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance
     def look(strength: float) -> bool:
         losses = evaluate(strength)
         rise, error = paired(raw.losses, losses, raw.labels)
-        limit = allowed(tolerance, raw.mean, error)
+        limit = allowed(tolerance, raw.mean)
         points[strength] = PathPoint(
             strength, math.fsum(losses) / sum(raw.labels), rise, error, limit, max(rise, error) <= limit
         )
@@ -123,7 +111,7 @@ def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance
 
 
 def _known(low: PathPoint, high: PathPoint) -> bool:
-    return high.strength / low.strength <= RESOLUTION or low.rise >= NEAR * low.limit
+    return high.strength / low.strength <= RESOLUTION or max(low.rise, low.standard_error) >= NEAR * low.limit
 
 
 def _bracket(look: Callable[[float], bool]) -> tuple[float | None, float | None]:

@@ -3,22 +3,26 @@
 from pathlib import Path
 
 from lora_select.records import Retention
+from lora_select.retention.path import chosen
 
 COLOURS = {"base": "#777777", "raw": "#b5473c", "scale": "#c9963b", "filter": "#2f6f8f"}
 LABELS = {"base": "base", "raw": "as trained", "scale": "scaled", "filter": "filtered"}
 
 
 def points(made: Retention) -> dict[str, dict[str, tuple[float, float]]]:
-    """Reference set -> arm -> (task loss, rise on the set), nats a token; the task's on rows that chose nothing where there are any."""
+    """Reference set -> arm -> (task loss, rise on the set), nats a token, of the adapter itself: rivals are not on its frontier.
+
+    The task's loss is that of rows that chose nothing where there are any, else of the rows that chose the strength.
+    """
     evidence = made.evidence
-    chosen = {"base": evidence.base_loss, "raw": evidence.raw_loss}
+    selected = {"base": evidence.base_loss, "raw": evidence.raw_loss}
     for arm, path in (("scale", evidence.scale_path), ("filter", evidence.filter_path)):
-        within = [point for point in path if point.within]
-        chosen |= {arm: within[-1].loss} if within else {}
-    losses = {arm: made.task[arm].adapted for arm in made.task} or chosen
+        if (point := chosen(path)) is not None:
+            selected[arm] = point.loss
+    losses = {arm: pair.adapted for arm, pair in made.task.items()} or selected
     return {
         one.name: {"base": (losses["base"], 0.0)}
-        | {arm: (losses[arm], rise.difference) for arm, rise in one.rise.items()}
+        | {arm: (losses[arm], rise.difference) for arm, rise in one.rise.items() if arm in LABELS}
         for one in made.references
     }
 

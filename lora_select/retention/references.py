@@ -11,12 +11,13 @@ import random
 import sysconfig
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from lora_select.data import samples
+from lora_select.data.gate import grams
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.tokenize import tokenize
 from lora_select.data.tokens import TokenRow
@@ -35,7 +36,6 @@ MOST_TOKENS = 512
 """Of one row of a user's own reference; what is longer is cut and counted."""
 GRID = 64
 """Places along a text are multiples of this many, so that giving text never meets the chunks of `evaluation.forgetting`."""
-NGRAM = 13
 LEAK_SHARE = 0.5
 COMMON = 0.05
 """n-grams that more of the task's rows hold are its template, not its content."""
@@ -55,6 +55,11 @@ class ReferenceSet:
     deciding: tuple[TokenRow, ...]
     judging: tuple[TokenRow, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> tuple[TokenRow, ...]:
+        """Of all three parts."""
+        return (*self.give, *self.deciding, *self.judging)
 
     @property
     def digest(self) -> str:
@@ -114,6 +119,36 @@ def gather(
     return tuple(
         _set(name, each if name in giving else 0, base, tokenizer, sizes.judging, seed, model, cache) for name in names
     )
+
+
+def refuse_unusable(
+    giving: Sequence[str],
+    judging: Sequence[str],
+    base: BaseModel,
+    tokenizer: Any,
+    task: Sequence[TokenRow],
+    *,
+    sizes: Sizes,
+    seed: int,
+) -> None:
+    """What can be known of the sets without the base model, so before a training: that they can be read, and hold none of the task's rows.
+
+    Text that the base model samples itself is not made for this.
+
+    Raises:
+        InputError: as of :func:`gather` and :func:`refuse_leaks`.
+    """
+
+    def none() -> Any:
+        raise AssertionError("no set here is sampled from the model")
+
+    each = -(-sizes.give_tokens // len(giving))
+    made = [
+        _set(name, each if name in giving else 0, base, tokenizer, sizes.judging, seed, none, Path())
+        for name in (*giving, *judging)
+        if name != SELF
+    ]
+    refuse_leaks(made, task)
 
 
 def _set(
@@ -198,9 +233,7 @@ def _from_user(source: str, tokens: int, tokenizer: Any, units: int, seed: int) 
             )
         except InputError as error:
             reason = str(error).replace("`dataset.source`", "`retention.references`").partition(": bring")[0]
-            raise InputError(
-                f"reference {source}: {reason}; a reference needs about {LEAST_ROWS} usable rows"
-            ) from error
+            raise InputError(f"reference {source}: {reason}; a reference needs {LEAST_ROWS} usable rows") from error
         first = list(read_canonical(Path(folder) / dataset.train_file.path))
         second = list(read_canonical(Path(folder) / dataset.eval_file.path))
     notes = [f"{item.count} rows left out: {item.reason}" for item in dataset.rejected]
@@ -209,9 +242,10 @@ def _from_user(source: str, tokens: int, tokenizer: Any, units: int, seed: int) 
     rest = [rows[row_id] for row_id, _ in second if rows[row_id] is not None]
     deciding = rest[: min(DECIDING, len(rest) // 3)]
     judging = rest[len(deciding) : len(deciding) + units]
-    if len(deciding) < 2 or len(judging) < 2:
+    if len(give_from) + len(rest) < LEAST_ROWS or len(deciding) < 2 or len(judging) < 2:
         raise InputError(
-            f"reference {source} has {len(give_from) + len(rest)} usable rows; about {LEAST_ROWS} are needed to give, decide and judge apart"
+            f"reference {source} has {len(give_from) + len(rest)} usable rows; {LEAST_ROWS} are needed to give, decide and judge apart: add "
+            "rows, or name another set"
         )
     give: list[TokenRow] = []
     for row in give_from:
@@ -235,20 +269,23 @@ def _row(row_id: str, row: Any, tokenizer: Any, notes: list[str]) -> TokenRow | 
 def refuse_leaks(sets: Sequence[ReferenceSet], task: Sequence[TokenRow]) -> None:
     """Reference text that holds the task's rows would keep the adapter from what it was trained for.
 
-    A reference row leaks when it is a task row, or when at least half of its 13-grams of tokens are in the task's rows; n-grams that
+    A reference row leaks when it is a task row, or when at least half of its 12-grams of tokens are in the task's rows; n-grams that
     more than 5 % of the task's rows hold are its template and do not count.
 
     Raises:
         InputError: names the set and the rows.
     """
     known = {row.row_id for row in task} | {row.input_ids for row in task}
-    seen = Counter(gram for row in task for gram in set(_grams(row)))
-    template = {gram for gram, count in seen.items() if count > max(2, COMMON * len(task))}
+    words = grams.index(_words(row) for one in sets for row in one.rows)
+    times = grams.counts(words, map(_words, task))
+    most = max(2, int(COMMON * len(task)))
     for one in sets:
         leaking = [
             row.row_id
-            for row in (*one.give, *one.deciding, *one.judging)
-            if row.row_id in known or row.input_ids in known or _overlap(row, seen, template) >= LEAK_SHARE
+            for row in one.rows
+            if row.row_id in known
+            or row.input_ids in known
+            or grams.share(_words(row), words, times, most)[0] >= LEAK_SHARE
         ]
         if leaking:
             listed = ", ".join(leaking[:5])
@@ -258,11 +295,6 @@ def refuse_leaks(sets: Sequence[ReferenceSet], task: Sequence[TokenRow]) -> None
             )
 
 
-def _grams(row: TokenRow) -> Iterator[tuple[int, ...]]:
-    ids = row.input_ids
-    return (ids[start : start + NGRAM] for start in range(len(ids) - NGRAM + 1))
-
-
-def _overlap(row: TokenRow, seen: Counter[tuple[int, ...]], template: set[tuple[int, ...]]) -> float:
-    own = [gram for gram in _grams(row) if gram not in template]
-    return sum(gram in seen for gram in own) / len(own) if own else 0.0
+def _words(row: TokenRow) -> str:
+    """The row as text whose words are its tokens."""
+    return " ".join(map(str, row.input_ids))

@@ -1,7 +1,6 @@
 """The one door: an adapter, its base, its task's rows and reference text in; the adapter that should be served and the evidence out."""
 
 import dataclasses
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,12 @@ from typing import Any
 from lora_select import models
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
+from lora_select.evaluation.evaluate import LOSS_UNIT, comparison
+from lora_select.evaluation.measure import label_counts
 from lora_select.records import (
     BaseModel,
+    FileRef,
+    MetricComparison,
     ReferenceJudgement,
     Retention,
     RetentionDecision,
@@ -21,13 +24,15 @@ from lora_select.records import (
     sha256_file,
 )
 from lora_select.retention import forms, measure, path
-from lora_select.retention.bench import Bench, Progress
+from lora_select.retention.bench import Bench, Progress, kept_of_layers, spreads
 from lora_select.retention.decide import FILTER, RAW, SCALE, decide
 from lora_select.retention.forms import Form, Update
 from lora_select.retention.measure import Judged
 from lora_select.retention.moments import Moments, save
 from lora_select.retention.references import ReferenceSet, Sizes, gather, refuse_leaks
 from lora_select.retention.settings import RetentionSettings, TaskRows
+from lora_select.training import reload_check
+from lora_select.training.job import REFERENCE_LOGITS
 
 ADAPTER, RAW_ADAPTER, MOMENTS = "adapter", "adapter-raw", "moments.safetensors"
 ROUNDING = 2e-2
@@ -42,6 +47,7 @@ def retain_adapter(
     folder: Path,
     *,
     others: Mapping[str, Path] | None = None,
+    reference_logits: Path | None = None,
     cache: Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> Retention:
@@ -54,6 +60,7 @@ def retain_adapter(
         settings: see :class:`RetentionSettings`.
         folder: existing; gets the two adapters.
         others: PEFT folders by name (`champion`, `plain_lora`) that are judged on the same rows and text; they decide nothing.
+        reference_logits: the training's logits for its reload check; the adapter that should be served writes its own on the same tokens.
         cache: where text that the base model sampled is kept (default: the product's cache).
         progress: called with (done, total, what).
 
@@ -79,9 +86,11 @@ def retain_adapter(
     refuse_leaks(sets, [*rows.moments, *rows.selection, *rows.evaluation])
     bench = Bench(model, form, pad_id, settings, progress)
     pairs, layers, notes, sums = bench.moments(rows.moments, sets)
-    raw = bench.losses(form.updates, rows.selection)
-    evidence, arms, written = bench.search(pairs, layers, raw, rows.selection, tolerance)
-    deciding = {one.name: bench.judge(arms, one.deciding, f"text that decides: {one.name}") for one in sets}
+    trained = spreads(pairs, layers, form.updates)
+    evidence, arms, written = bench.search(pairs, layers, trained, rows.selection, tolerance)
+    deciding = {
+        one.name: bench.judge(arms, one.deciding, f"text that decides: {one.name}", divergence=False) for one in sets
+    }
     evidence = dataclasses.replace(
         evidence,
         references={
@@ -91,25 +100,27 @@ def retain_adapter(
     )
     decision = decide(evidence)
     served = _write(form, arms, decision, folder, base.source, written, model)
-    kept = None
+    logits = _logits(model, folder, reference_logits) if reference_logits is not None else None
+    kept = spreads(pairs, layers, arms[RAW if decision.choice == "none" else decision.choice])
     if settings.keep_moments:
         save(sums, folder / MOMENTS)
-        kept = file_ref(folder / MOMENTS, folder)
     arms |= _rivals(others or {}, model, fresh)
-    judged = {one.name: bench.judge(arms, one.judging, f"text that judges: {one.name}") for one in sets}
+    judged = {
+        one.name: bench.judge(arms, one.judging, f"text that judges: {one.name}", divergence=True) for one in sets
+    }
     task = _task(bench, arms, rows.evaluation, settings.seed)
     files = tuple(file_ref(file, folder) for file in sorted((folder / ADAPTER).iterdir()))
     return Retention(
-        adapter_digest=adapter_digest(adapter),
+        adapter_digest=sha256_file(adapter / forms.WEIGHTS),
         base_digest=base.digest,
         directory=ADAPTER,
         files=files,
-        digest=adapter_digest(folder / ADAPTER),
+        digest=sha256_file(folder / ADAPTER / forms.WEIGHTS),
         evidence=evidence,
         decision=decision,
         task=task,
         references=tuple(_judgement(one, judged[one.name], settings.seed) for one in sets),
-        layers=bench.layers(pairs, layers, arms.get(FILTER, form.updates), sums),
+        layers=kept_of_layers(trained, kept, sums),
         left_alone=sums.unseen,
         form=form.kind,
         method=served.method,
@@ -119,7 +130,8 @@ def retain_adapter(
         prior=settings.prior,
         task_tokens=sums.tokens,
         reference_tokens=sum(len(row.input_ids) for one in sets for row in one.give),
-        moments_file=kept,
+        moments_file=file_ref(folder / MOMENTS, folder) if settings.keep_moments else None,
+        logits_file=logits,
         seconds=round(time.monotonic() - began, 1),
         processor_seconds=round(time.process_time() - spent, 1),
         notes=(
@@ -136,12 +148,6 @@ def _rivals(others: Mapping[str, Path], model: Any, fresh: Callable[[], Any]) ->
     if taken:
         raise InputError(f"{taken[0]!r} names an arm of the adapter itself; give the other adapter another name")
     return {name: forms.read(folder, model, load_base=fresh).updates for name, folder in others.items()}
-
-
-def adapter_digest(folder: Path) -> str:
-    """SHA-256 over the digests of the adapter's weights and config."""
-    lines = [f"{name}:{sha256_file(folder / name)}" for name in (forms.CONFIG, forms.WEIGHTS)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _write(
@@ -184,24 +190,37 @@ def _check_written(folder: Path, wanted: Mapping[str, Update], model: Any) -> No
             )
 
 
+def _logits(model: Any, folder: Path, reference: Path) -> FileRef:
+    """What the adapter in the folder, put on the base by hooks, answers on the tokens of `reference`: for the check in a new process."""
+    from safetensors.torch import load_file, save_file
+
+    asked = load_file(reference)
+    with forms.applied(model, forms.read(folder / ADAPTER, model, load_base=lambda: model).updates):
+        made = reload_check.logits_at(model, asked)
+    file = folder / REFERENCE_LOGITS
+    save_file(asked | {f"logits.{index}": values.contiguous() for index, values in enumerate(made)}, file)
+    return file_ref(file, folder)
+
+
 def _times(update: Update, x: Any) -> Any:
     seen = update.a.float().cpu() @ x
     return seen if update.b is None else update.b.float().cpu() @ seen
 
 
-def _task(bench: Bench, arms: measure.Arms, rows: Sequence[TokenRow], seed: int) -> dict[str, Any]:
+def _task(bench: Bench, arms: measure.Arms, rows: Sequence[TokenRow], seed: int) -> dict[str, MetricComparison]:
     """Each arm against the adapter as trained on rows that chose nothing."""
     if len(rows) < 2:
         return {}
-    labels = measure.labels_of(rows)
     found = {name: bench.losses(updates, rows) for name, updates in (("base", {}), *arms.items())}
-    return {name: measure.comparison(found[RAW], values, labels, seed=seed) for name, values in found.items()}
+    return {name: _compared(found[RAW], values, label_counts(rows), seed) for name, values in found.items()}
+
+
+def _compared(before: Sequence[float], after: Sequence[float], labels: Sequence[int], seed: int) -> MetricComparison:
+    return comparison(before, after, labels, unit=LOSS_UNIT, better="lower", seed=seed)
 
 
 def _judgement(one: ReferenceSet, judged: Judged, seed: int) -> ReferenceJudgement:
-    rise = {
-        arm: measure.comparison(judged.base, values, judged.labels, seed=seed) for arm, values in judged.arms.items()
-    }
+    rise = {arm: _compared(judged.base, values, judged.labels, seed) for arm, values in judged.arms.items()}
     tokens = sum(judged.labels)
     return ReferenceJudgement(
         name=one.name,

@@ -24,6 +24,7 @@ class RetentionSettings:
     `references` give second moments and judge on other text; `judges` only judge. `tolerance`: `1%` of the loss, nats, or None for 1 %.
     `prior` is the isotropic share of Zr. `task_tokens` and `reference_tokens` bound the rows that moments
     are taken from. `keep_moments` writes the task's second moments beside the adapter, for the next training's filter; `earlier` are such files.
+    The base is held in `dtype`, float32 also where the training was in bfloat16: 4 bytes a parameter.
     """
 
     references: tuple[str, ...] = (PROSE,)
@@ -38,7 +39,7 @@ class RetentionSettings:
     exact_width: int = EXACT_WIDTH
     sketch_columns: int = SKETCH_COLUMNS
     keep_moments: bool = False
-    earlier: tuple[Path, ...] = ()
+    earlier: tuple[str | Path, ...] = ()
     dtype: str = "float32"
     device: str = "cpu"
     quantize: str | None = None

@@ -13,7 +13,7 @@ from lora_select.records import BaseModel, Retention
 from lora_select.retention import forms, plot
 from lora_select.retention.bench import Progress
 from lora_select.retention.references import CODE, EMBEDDED, PROSE, SELF
-from lora_select.retention.retain import retain_adapter
+from lora_select.retention.retain import ADAPTER, RAW_ADAPTER, retain_adapter
 from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
 
 RECORD, FRONTIER = "retention.json", "frontier.png"
@@ -31,16 +31,18 @@ def retain(
     quantize: str | None = None,
     max_length: int = 1024,
     max_rows: int | None = 2000,
-    tokens: int = 8192,
-    prior: float = 0.0,
+    tokens: int = RetentionSettings.task_tokens,
+    prior: float = RetentionSettings.prior,
+    max_error: float = RetentionSettings.max_error,
     keep_moments: bool = False,
+    earlier: Sequence[str | Path] = (),
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> Retention:
     """Filter an adapter that was trained anywhere, so that it keeps its task and gives back what the base model knew.
 
     Args:
-        adapter: a PEFT folder, or a run's folder.
+        adapter: a PEFT folder, or a run's folder: of it what training left, before the run's own filter.
         data: the rows that it was trained on, or others of the task: a file, a folder, a hub id or `sample:NAME`.
         out: a new folder; gets `adapter` (what to serve), `adapter-raw`, `retention.json` and `frontier.png`.
         base: the base model; by default what the adapter's config names.
@@ -52,7 +54,9 @@ def retain(
         max_rows: rows of the task that are read at most.
         tokens: of the task and of reference text, for the second moments.
         prior: isotropic share of the reference's second moments; shrinks what no reference text used.
+        max_error: the largest share of its norm that an update which is no LoRA may lose where it is written as one.
         keep_moments: also write the task's second moments, for the next training's filter.
+        earlier: files that `keep_moments` wrote for earlier trainings of the same base; their tasks are kept as reference text is.
         seed: of splits and samples.
         progress: called with (done, total, what).
 
@@ -62,7 +66,7 @@ def retain(
     Raises:
         InputError: anything that cannot be used, named with the way out; nothing is written then.
     """
-    folder, target = _adapter_folder(Path(adapter)), Path(out)
+    folder, target = adapter_folder(Path(adapter)), Path(out)
     config = forms.config_of(folder)
     source = base or config.get("base_model_name_or_path")
     if not source:
@@ -76,7 +80,9 @@ def retain(
         prior=prior,
         task_tokens=tokens,
         reference_tokens=tokens,
+        max_error=max_error,
         keep_moments=keep_moments,
+        earlier=tuple(earlier),
         quantize=quantize,
         seed=seed,
     )
@@ -92,8 +98,10 @@ def retain(
     return made
 
 
-def _adapter_folder(folder: Path) -> Path:
-    return folder / "adapter" if (folder / "adapter" / forms.CONFIG).is_file() else folder
+def adapter_folder(folder: Path) -> Path:
+    """A PEFT folder as it is; of a run what training left, before a filter of the run's own."""
+    found = (folder / name for name in (RAW_ADAPTER, ADAPTER) if (folder / name / forms.CONFIG).is_file())
+    return next(found, folder)
 
 
 def _parent(target: Path) -> Path:
@@ -137,4 +145,7 @@ def read_rows(source: str, base: BaseModel, *, max_length: int, max_rows: int | 
     if empty := sum(not made.rows for made in every):
         notes.append(f"{empty} task rows have no label token and are not used")
     given = split_rows(parts[0], selection_rows(len(parts[0])), seed, parts[1])
+    notes.append(
+        "whether the adapter was trained on the rows that choose the strength is not known; if it was, their rise is too small"
+    )
     return dataclasses.replace(given, notes=tuple(notes))

@@ -1,11 +1,13 @@
 """The check after saving: a new process loads the adapter with plain PEFT on the pristine base and compares.
 
-That process is `python -m lora_select.training.reload_check BASE ADAPTER_STAGE PRECISION OUT`.
+That process is `python -m lora_select.training.reload_check BASE ADAPTER_STAGE PRECISION OUT`. What retention made of the adapter is checked
+in the same way: its stage's folder holds a result and logits of its own.
 """
 
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +94,8 @@ def examine(base: str, stage: Path, precision: str) -> ReloadCheck:
     logits = load_file(stage / adapter.reference_logits.path)
     held = read_job(stage / JOB).quantized_base
     model = models.load_model(base, dtype="bfloat16" if precision == "bf16" else "float32", quantize=held)
-    pristine = _logits(model, logits)
-    loaded = _logits(PeftModel.from_pretrained(model, str(folder)).eval(), logits)
+    pristine = logits_at(model, logits)
+    loaded = logits_at(PeftModel.from_pretrained(model, str(folder)).eval(), logits)
     wanted = [logits[f"logits.{index}"] for index in range(len(loaded))]
     difference = max(_largest(a, b) for a, b in zip(loaded, wanted, strict=True))
     change = max(_largest(a, b) for a, b in zip(loaded, pristine, strict=True))
@@ -120,15 +122,16 @@ def _changed(stage: Path, file: records.FileRef) -> bool:
     return not path.is_file() or records.sha256_file(path) != file.sha256
 
 
-def _logits(model: Any, reference: dict[str, Any]) -> list[Any]:
+def logits_at(model: Any, reference: Mapping[str, Any]) -> list[Any]:
+    """The model's logits (places, vocabulary), float32 in main memory, of each row `ids.N` at its `places.N`."""
     import torch
 
     found = []
     with torch.no_grad():
         for index in range(len(reference) // 3):
-            ids = reference[f"ids.{index}"][None]
+            ids = reference[f"ids.{index}"][None].to(next(iter(model.parameters())).device)
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            found.append(output[0, reference[f"places.{index}"]].float())
+            found.append(output[0].cpu()[reference[f"places.{index}"]].float())
     return found
 
 

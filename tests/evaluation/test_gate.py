@@ -8,13 +8,12 @@ import pytest
 
 from lora_select.errors import InputError
 from lora_select.evaluation.criteria import SHOWN_BY_NONE, share_interval
-from lora_select.evaluation.evaluate import EvaluationOptions, comparison
+from lora_select.evaluation.evaluate import comparison
 from lora_select.evaluation.gate import decide, judge
 from lora_select.evaluation.policy import Policy
 from lora_select.evaluation.power import holm, p_value, paired_error, rows_needed, standard_error
 from lora_select.records import Evaluation, FileRef, MetricComparison, Promotion, from_json, to_json
 
-OPTIONS = EvaluationOptions(exact_match_rows=0, max_new_tokens=1, bootstrap_samples=400, reference_tokens=512)
 ROWS_ALONE = Policy(seed_noise=0.0)
 
 
@@ -126,7 +125,7 @@ def test_equal_answers_on_few_rows_do_not_show_that_no_harm_was_done():
     """8 rows, all the same before and after: a bootstrap of no changes has no width, and proves nothing."""
 
     def answer(rows):
-        same = comparison([1.0] * rows, [1.0] * rows, None, unit="of rows", better="higher", options=OPTIONS)
+        same = comparison([1.0] * rows, [1.0] * rows, None, unit="of rows", better="higher", seed=0, samples=400)
         assert same.interval == (0.0, 0.0)
         return judge(evaluation(champion=-0.6, match_against=same), "3", Policy(margins={"exact_match": 0.1})).answer
 
@@ -196,7 +195,7 @@ def test_rows_asked_for_tell_in_four_runs_of_five():
     told = 0
     for _ in range(300):
         change = generator.normal(-0.1, 1.0, size=rows)
-        made = comparison([0.0] * rows, change.tolist(), None, unit="nats/token", better="lower", options=OPTIONS)
+        made = comparison([0.0] * rows, change.tolist(), None, unit="nats/token", better="lower", seed=0, samples=400)
         told += made.interval[1] < 0
     assert 0.72 <= told / 300 <= 0.88
 
@@ -210,7 +209,7 @@ def test_an_adapter_against_its_equal_is_rarely_promoted():
         base = labels * generator.gamma(2.0, 1.5, size=30)
         champion = base * 0.5
         challenger = champion + labels * (generator.exponential(0.3, size=30) - 0.3)
-        arguments = {"unit": "nats/token", "better": "lower", "options": OPTIONS}
+        arguments = {"unit": "nats/token", "better": "lower", "seed": 0, "samples": 400}
         one = comparison(base.tolist(), challenger.tolist(), labels.tolist(), **arguments)
         two = comparison(champion.tolist(), challenger.tolist(), labels.tolist(), **arguments)
         made = dataclasses.replace(evaluation(), metrics={"loss": one}, against={"champion": {"loss": two}})
@@ -229,7 +228,7 @@ def test_error_of_a_ratio_is_the_spread_of_resamples():
         resampled.append((adapted - base)[rows].sum() / weights[rows].sum())
     assert paired_error(base, adapted, weights) == pytest.approx(np.std(resampled), rel=0.06)
     made = comparison(
-        base.tolist(), adapted.tolist(), weights.tolist(), unit="nats/token", better="lower", options=OPTIONS
+        base.tolist(), adapted.tolist(), weights.tolist(), unit="nats/token", better="lower", seed=0, samples=400
     )
     old = dataclasses.replace(made, standard_error=None)
     assert standard_error(old) == pytest.approx(standard_error(made), rel=0.15)

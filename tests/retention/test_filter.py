@@ -142,9 +142,10 @@ def test_an_isotropic_prior_shrinks_what_no_reference_text_used():
 def test_too_few_tokens_raise_the_ridge_or_are_refused():
     plenty = moments(sums(rows(200, 64, 1, rank=8)))
     some = moments(sums(rows(32, 64, 2, rank=8)))
-    _, notes = pairs(plenty, [plenty])
-    assert notes == ()
-    [pair], notes = (lambda made: (made[0].values(), made[1]))(pairs(some, [plenty]))
+    assert pairs(plenty, [plenty])[1:] == ((), {})
+    found, notes, left = pairs(some, [plenty])
+    [pair] = found.values()
+    assert left == {}
     assert "layer" in notes[0]
     raised = pair.task.diagonal().mean() - some.sums["layer"].energy / 32 / 64
     assert float(raised) == pytest.approx(2e-4 * some.sums["layer"].energy / 32 / 64, rel=1e-2)
@@ -152,18 +153,27 @@ def test_too_few_tokens_raise_the_ridge_or_are_refused():
         pairs(moments(sums(rows(7, 64, 2, rank=8))), [plenty])
 
 
+def test_a_layer_of_too_few_tokens_is_left_out_and_the_others_are_filtered():
+    plenty, few = rows(200, 64, 1, rank=8), rows(7, 64, 2, rank=8)
+    task = Moments({"a": sums(plenty), "expert": sums(few)}, {"a": "a", "expert": "expert"})
+    found, _, left = pairs(task, [Moments({"a": sums(plenty), "expert": sums(plenty)}, {"a": "a", "expert": "expert"})])
+    assert set(found) == {"a"}
+    assert "7 tokens are too few" in left["expert"]
+
+
 def test_a_reference_that_lacks_a_layer_is_said_and_one_of_another_model_is_refused():
     one, other = rows(200, 16, 1, rank=8), rows(200, 16, 2, rank=8)
     task = Moments({"a": sums(one), "b": sums(other)}, {"a": "a", "b": "b"})
     some = Moments({"a": sums(other)}, {"a": "a"})
-    found, notes = pairs(task, [task, some])
+    found, notes, _ = pairs(task, [task, some])
     assert set(found) == {"a", "b"}
     assert "first b" in notes[0]
     torch.testing.assert_close(found["b"].reference, other.T.double() @ other.double() / 200, rtol=1e-5, atol=1e-5)
-    assert set(pairs(task, [some])[0]) == {"a"}
+    found, _, left = pairs(task, [some])
+    assert (set(found), set(left)) == ({"a"}, {"b"})
     with pytest.raises(InputError, match="one model"):
         pairs(task, [Moments({"a": sums(one[:, :8])}, {"a": "a"})])
-    with pytest.raises(InputError, match="no reference has"):
+    with pytest.raises(InputError, match="no layer can be filtered: no reference text reached it"):
         pairs(task, [Moments({"z": sums(one)}, {"z": "z"})])
 
 

@@ -40,7 +40,7 @@ def rising(scale, calls=None, power=1.0):
 @pytest.mark.parametrize("truth", [0.0025, 0.02, 0.5, 4.0])
 def test_the_largest_strength_within_the_tolerance_is_found_and_each_is_evaluated_once(truth, power):
     calls = []
-    points = morozov(RAW, rising(0.01 / truth**power, calls, power), Tolerance(None, 0.01, None))
+    points = morozov(RAW, rising(0.01 / truth**power, calls, power), Tolerance(0.01, None))
     assert len(calls) == len(set(calls)) == len(points) <= EVALUATIONS
     best = chosen(points)
     assert best is not None
@@ -50,8 +50,8 @@ def test_the_largest_strength_within_the_tolerance_is_found_and_each_is_evaluate
 
 
 def test_what_never_or_always_stays_within_ends_at_the_limits():
-    assert chosen(morozov(RAW, rising(1e6), Tolerance(None, 0.01, None))) is None
-    best = chosen(morozov(RAW, rising(0.0), Tolerance(None, 0.01, None)))
+    assert chosen(morozov(RAW, rising(1e6), Tolerance(0.01, None))) is None
+    best = chosen(morozov(RAW, rising(0.0), Tolerance(0.01, None)))
     assert best is not None
     assert best.strength == MOST
 
@@ -60,8 +60,22 @@ def test_rows_that_cannot_tell_a_rise_of_that_size_choose_nothing():
     def noisy(spread):
         return lambda _strength: tuple(a + spread * sign for a, sign in zip(RAW.losses, (1, -1, 1, -1), strict=True))
 
-    assert chosen(morozov(RAW, noisy(1.0), Tolerance(None, 0.01, None))) is None
-    assert chosen(morozov(RAW, noisy(0.01), Tolerance(None, 0.01, None))) is not None
+    assert chosen(morozov(RAW, noisy(1.0), Tolerance(0.01, None))) is None
+    assert chosen(morozov(RAW, noisy(0.01), Tolerance(0.01, None))) is not None
+
+
+def test_the_search_ends_where_the_standard_error_uses_the_tolerance():
+    """The rise is nothing and its standard error grows with the strength: at 0.1 it is nine tenths of what is allowed."""
+    calls = []
+
+    def noisy(strength):
+        calls.append(strength)
+        spread = 0.009 * 15 / 4 * 3**0.5 * strength / 0.1
+        return tuple(a + spread * sign for a, sign in zip(RAW.losses, (1, -1, 1, -1), strict=True))
+
+    points = morozov(RAW, noisy, Tolerance(0.01, None))
+    assert 0.8 * 0.01 < points[0].standard_error <= 0.01
+    assert calls == [0.1, 1.0]
 
 
 def test_a_loss_that_dips_back_under_the_tolerance_is_not_trusted():
@@ -78,12 +92,10 @@ def test_the_standard_error_is_that_of_paired_rows():
     assert (rise, error) == (pytest.approx(mean), pytest.approx(expected))
 
 
-def test_the_default_tolerance_is_one_per_cent_and_a_record_may_name_standard_errors():
-    default = parse_tolerance(None)
-    assert allowed(default, 2.0, 1e-9) == 0.02
-    assert allowed(dataclasses.replace(default, standard_errors=1.0), 2.0, 0.005) == 0.005
-    assert allowed(parse_tolerance("3%"), 2.0, 0.001) == pytest.approx(0.06)
-    assert allowed(parse_tolerance("0.1"), 2.0, 0.001) == 0.1
+def test_the_default_tolerance_is_one_per_cent_of_the_loss():
+    assert allowed(parse_tolerance(None), 2.0) == 0.02
+    assert allowed(parse_tolerance("3%"), 2.0) == pytest.approx(0.06)
+    assert allowed(parse_tolerance("0.1"), 2.0) == 0.1
     for text in ("0", "-1%", "x", "nan", ""):
         with pytest.raises(InputError, match="tolerance"):
             parse_tolerance(text)
@@ -102,7 +114,7 @@ def evidence(*, raw, scale, filtered, within=True, written=None, refused=None):
     )
     point = PathPoint(0.5, 1.01, 0.005, 0.004, 0.01, within)
     return RetentionEvidence(
-        Tolerance(1.0, 0.01, None),
+        Tolerance(0.01, None),
         3.0,
         1.0,
         48,

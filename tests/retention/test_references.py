@@ -9,7 +9,7 @@ from lora_select import models
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import reference_rows
-from lora_select.retention.references import ReferenceSet, Sizes, gather, refuse_leaks
+from lora_select.retention.references import LEAST_ROWS, ReferenceSet, Sizes, gather, refuse_leaks, refuse_unusable
 
 SIZES = Sizes(give_tokens=1024, judging=6)
 
@@ -79,6 +79,27 @@ def test_rows_of_a_user_in_any_format_are_split_by_prompt(base, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
     with pytest.raises(InputError, match="usable rows"):
         sets(base, [str(file)], ["code"], tmp_path)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[: LEAST_ROWS - 1]))
+    with pytest.raises(InputError, match="has 23 usable rows; 24 are needed"):
+        sets(base, [str(file)], ["code"], tmp_path)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:LEAST_ROWS]))
+    assert len(sets(base, [str(file)], ["code"], tmp_path)) == 2
+
+
+def test_sets_are_refused_before_a_training_without_the_model(base, tmp_path):
+    rows = [{"instruction": f"question {n}", "output": f"answer {n} " * 9} for n in range(60)]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [mine, _] = sets(base, [str(file)], ["code"], tmp_path)
+
+    def check(giving, task=()):
+        refuse_unusable(giving, ["code"], base, byte_tokenizer(), task, sizes=SIZES, seed=0)
+
+    check(["self", str(file)])
+    with pytest.raises(InputError, match="nothing.jsonl"):
+        check([str(tmp_path / "nothing.jsonl")])
+    with pytest.raises(InputError, match="holds 1 rows of the task"):
+        check([str(file)], mine.judging[:1])
 
 
 def row(name, ids):

@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
+from moved_adapters import MODULES
 from safetensors.torch import load_file
-from test_update_forms import MODULES, by_peft, edit, saved
+from test_update_forms import by_peft, edit, saved
 from training_jobs import plan, spec
 
 from lora_select import models, records
@@ -14,14 +15,13 @@ from lora_select.cli.main import main
 from lora_select.config import RetentionConfig
 from lora_select.data.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
-from lora_select.records import Retention
+from lora_select.records import PathPoint, Retention
 from lora_select.retention import forms
-from lora_select.retention.candidates import served
 from lora_select.retention.decide import decide, summary
-from lora_select.retention.limits import over_limit
+from lora_select.retention.plot import frontier, points
 from lora_select.retention.retain import retain_adapter
 from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
-from lora_select.retention.standalone import read_rows
+from lora_select.retention.standalone import adapter_folder, read_rows
 from lora_select.training import trials, validation
 
 SETTINGS = RetentionSettings(
@@ -116,6 +116,23 @@ def test_what_is_left_out_of_the_tasks_rows_is_said(tiny_model_folder, tmp_path)
     assert any("1 task rows are longer than 60 tokens" in note for note in found.notes)
 
 
+def test_the_point_of_an_arm_is_that_of_its_strength_also_where_a_later_one_dips_back(made):
+    record, _ = made
+    path = tuple(
+        PathPoint(strength, loss, 0, 0, 0, within)
+        for strength, loss, within in ((0.1, 1.0, True), (0.3, 3.0, False), (1.0, 2.0, True))
+    )
+    told = dataclasses.replace(record, task={}, evidence=dataclasses.replace(record.evidence, filter_path=path))
+    assert {arms["filter"][0] for arms in points(told).values()} == {1.0}
+
+
+def test_digests_are_those_of_the_weights_and_layers_are_those_that_are_served(made, trained):
+    record, folder = made
+    assert record.adapter_digest == records.sha256_file(trained / forms.WEIGHTS)
+    assert record.digest == records.sha256_file(folder / "adapter" / forms.WEIGHTS)
+    assert all(layer.reference_kept < layer.task_kept < 1 for layer in record.layers)
+
+
 def test_arms_were_measured_on_rows_that_chose_nothing(made):
     record, _ = made
     assert set(record.task) == {"base", "raw", "scale", "filter"}
@@ -134,6 +151,16 @@ def test_an_adapter_that_costs_nothing_is_served_as_it_is(tiny_model_folder, tmp
     record = run(tiny_model_folder, weak, tmp_path / "out")
     assert (record.decision.choice, record.method) == ("none", "as trained")
     assert (tmp_path / "out/adapter" / forms.WEIGHTS).read_bytes() == file.read_bytes()
+
+
+def test_of_a_run_what_training_left_is_filtered_and_not_what_was_filtered_before(made, tmp_path):
+    _, folder = made
+    assert adapter_folder(folder) == folder / "adapter-raw"
+    assert adapter_folder(folder / "adapter") == folder / "adapter"
+    run_without = tmp_path / "run"
+    (run_without / "adapter").mkdir(parents=True)
+    (run_without / "adapter" / forms.CONFIG).write_text("{}")
+    assert adapter_folder(run_without) == run_without / "adapter"
 
 
 def test_the_next_training_does_not_undo_this_one_through_moments_alone(made, trained, tiny_model_folder, tmp_path):
@@ -165,27 +192,16 @@ def test_the_rows_that_choose_are_those_that_training_kept_and_too_few_are_refus
         split_rows(every[:39], selection_rows(39), 0)
 
 
-def test_candidates_are_compared_as_they_would_be_served(made):
-    record, _ = made
-    point = next(point for point in record.evidence.filter_path if point.strength == record.decision.strength)
-    place = served(record)
-    assert place.task == point.loss
-    assert place.forgetting == pytest.approx(sum(one.rise["filter"].difference for one in record.references) / 2)
-    raw = dataclasses.replace(record, decision=dataclasses.replace(record.decision, choice="none"))
-    assert served(raw).forgetting > place.forgetting
-
-
-def test_others_are_judged_on_the_same_text_and_limits_go_by_set(made, trained, tiny_model_folder, tmp_path):
+def test_others_are_judged_on_the_same_text_and_stay_off_the_frontier(made, trained, tiny_model_folder, tmp_path):
     first, folder = made
     record = run(tiny_model_folder, trained, tmp_path / "out", others={"champion": folder / "adapter-raw"})
     for one, before in zip(record.references, first.references, strict=True):
         assert one.rise["champion"].difference == pytest.approx(before.rise["raw"].difference, abs=1e-4)
     assert record.decision == first.decision
-    raw = {one.name: one.rise["raw"].difference for one in record.references}
-    assert over_limit(record.references, "raw", max(raw.values())) == ()
-    assert len(over_limit(record.references, "raw", {"prose": raw["prose"] / 2})) == 1
-    with pytest.raises(InputError, match="law"):
-        over_limit(record.references, "raw", {"law": 0.1})
+    drawn = points(dataclasses.replace(record, task=first.task))
+    assert set(drawn) == {"prose", "code"}
+    assert all(set(arms) == {"base", "raw", "scale", "filter"} for arms in drawn.values())
+    frontier(record, tmp_path / "frontier.png")
     with pytest.raises(InputError, match="'raw' names an arm"):
         run(tiny_model_folder, trained, tmp_path / "again", others={"raw": trained})
 

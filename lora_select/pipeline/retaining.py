@@ -1,0 +1,101 @@
+"""Retention in the line: what is refused before a training, what is left out after it, and the check of what is served."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_select import models
+from lora_select.errors import InputError
+from lora_select.pipeline import train
+from lora_select.pipeline.run import Run
+from lora_select.pipeline.stage import Outcome
+from lora_select.pipeline.workspace import StageRef
+from lora_select.records import Adapter, DatasetProfile, ReloadCheck, Retention, TrainingPlan
+from lora_select.records.digests import source_digest
+from lora_select.training.validation import FEWEST
+
+
+def refuse_references(run: Run, profile: Outcome[DatasetProfile], plan: TrainingPlan) -> None:
+    """Stop before the training where reference text cannot be read, is too little, or holds the task's rows.
+
+    Raises:
+        InputError: names the set, or the file of earlier moments.
+    """
+    settings = run.config.retention
+    if settings.mode == "off" or plan.validation_rows < FEWEST:
+        return
+    from lora_select.retention.references import Sizes, refuse_unusable
+
+    for file in settings.earlier:
+        if not Path(file).is_file():
+            raise InputError(
+                f"`retention.earlier`: {file} does not exist; name a file that `retention.keep_moments` wrote"
+            )
+    rows = train.task_rows(profile.folder, profile.record, plan)
+    refuse_unusable(
+        settings.references,
+        settings.judges,
+        run.base,
+        models.load_tokenizer(run.base.path),
+        [*rows.moments, *rows.selection, *rows.evaluation],
+        sizes=Sizes(settings.reference_tokens, settings.judging_units),
+        seed=plan.seed,
+    )
+
+
+def retained(
+    run: Run,
+    profile: Outcome[DatasetProfile],
+    planned: Outcome[TrainingPlan],
+    adapter: Outcome[Adapter],
+    rivals: Mapping[str, StageRef],
+) -> Outcome[Retention] | None:
+    """What of the update is taken back so that general text keeps its loss.
+
+    None where that is off, no rows are kept to choose by, or this adapter and these rows cannot be filtered: a training is not lost by it.
+    """
+    settings = run.config.retention
+    if settings.mode == "off":
+        return None
+    if planned.record.validation_rows < FEWEST:
+        run.place.say(
+            f"retention was left out: it chooses on rows kept from training and needs {FEWEST} of them; bring more rows or raise "
+            "`training.validation`"
+        )
+        return None
+    sources = (*settings.references, *settings.judges, *settings.earlier)
+    try:
+        return run.do(
+            train.retain,
+            "retention",
+            adapter=adapter.ref,
+            plan=planned.ref,
+            profile=profile.ref,
+            base=run.base,
+            settings=settings,
+            device=run.machine.device,
+            quantize=run.config.base_model.quantize,
+            rivals=rivals,
+            source_digests=[source_digest(source) for source in sources],
+        )
+    except InputError as error:
+        run.place.say(f"retention was left out, the adapter is served as it was trained: {error}")
+        return None
+
+
+def served(
+    run: Run,
+    planned: Outcome[TrainingPlan],
+    adapter: Outcome[Adapter],
+    proof: Outcome[ReloadCheck],
+    retention: Outcome[Retention] | None,
+) -> tuple[Outcome[Adapter], Outcome[ReloadCheck]]:
+    """The adapter that is served, and its own reload check: what retention changed is loaded in a new process too.
+
+    Raises:
+        WorldError: the check of what retention made failed.
+    """
+    if retention is None or retention.record.decision.choice == "none":
+        return adapter, proof
+    made = run.do(train.serve, "served", adapter=adapter.ref, retention=retention.ref)
+    checked = run.do(train.prove, "served-proof", adapter=made.ref, plan=planned.ref, base=run.base, precision="fp32")
+    return made, checked

@@ -146,6 +146,8 @@ def _sentence(fault: Any) -> str:
     if fault["type"] != "extra_forbidden":
         given = "" if fault["type"] == "missing" else f", got {scrub(repr(fault['input']))}"
         words = fault["msg"].removeprefix("Value error, ")
+        if not location:
+            return words  # of several sections: it names their fields itself
         return f"`{name}`: {words[0].lower()}{words[1:]}{given}"
     if location[-1] in RENAMED:
         return f"`{name}` is called `{RENAMED[location[-1]]}`"

@@ -30,6 +30,15 @@ def gib(value: Any) -> Any:
     return float(found[1]) * UNITS[unit]
 
 
+def switched(value: Any) -> Any:
+    """`off`, which YAML reads as false, is the word again.
+
+    >>> switched(False), switched("auto")
+    ('off', 'auto')
+    """
+    return "off" if value is False else value
+
+
 def share(value: Any) -> Any:
     """A share, of the cost of a training: `300%` or `3`.
 
@@ -103,7 +112,9 @@ class GateConfig(Section):
     `package:path` whose items must not be among the training rows.
     """
 
-    actions: dict[str, Literal["refuse", "warn", "fix", "off"]] = Field(default_factory=dict)
+    actions: dict[str, Annotated[Literal["refuse", "warn", "fix", "off"], BeforeValidator(switched)]] = Field(
+        default_factory=dict
+    )
     apply_fixes: bool = True
     benchmarks: list[str] = Field(default_factory=list)
 
@@ -199,7 +210,7 @@ class RetentionConfig(Section):
     base, whose tasks are then kept as reference text is.
     """
 
-    mode: Literal["auto", "off"] = "auto"
+    mode: Annotated[Literal["auto", "off"], BeforeValidator(switched)] = "auto"
     tolerance: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(e-?\d+)?%?$")
     references: tuple[str, ...] = Field(default=("prose",), min_length=1)
     judges: tuple[str, ...] = Field(default=("code",), min_length=1)

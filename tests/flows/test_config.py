@@ -88,11 +88,20 @@ def test_broken_overrides(file, override, words):
         ("selection.race_budget=-1", "race_budget"),
         ("training.effective_batch_size=8", "`training.effective_batch_size` is called `batch_size`"),
         ("recipes.trainers=[trll]", "`recipes.trainers.0`"),
+        ("retention.references=[a.jsonl, a.jsonl]", "name a.jsonl twice"),
+        ("retention.judges=[prose]", "name prose twice"),
+        ("promotion.max_forgetting={prosa: 0.1}", r"yaml: `promotion.max_forgetting` limits prosa.* are prose, code$"),
+        ("promotion.max_forgetting={code: 0.1} --retention.mode=off", "limits code.* the sets are reference text"),
     ],
 )
 def test_what_is_wrong_with_a_constraint_is_said_when_the_config_is_loaded(file, override, words):
     with pytest.raises(InputError, match=words):
         config.load(str(file), override.split(" --"))
+
+
+def test_off_is_a_word_though_yaml_reads_it_as_false(file):
+    loaded = config.load(str(file), ["retention.mode=off", "gate.actions={near-duplicates: off}"])
+    assert (loaded.retention.mode, loaded.gate.actions) == ("off", {"near-duplicates": "off"})
 
 
 def test_units_and_shares_are_read(file):

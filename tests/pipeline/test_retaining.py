@@ -1,0 +1,73 @@
+"""Retention in the line, on a tiny model that is really trained: what is refused before, what is proven after, what is no reason to stop."""
+
+import json
+
+import pytest
+import torch
+
+import lora_select as ls
+from lora_select import records
+from lora_select.audit.verify import verify
+from lora_select.config import words
+from lora_select.pipeline import line, run
+from lora_select.records import Adapter, ReloadCheck, Retention
+from lora_select.retention.moments import InputSums, Moments, save
+
+pytestmark = pytest.mark.timeout(600)
+SETTINGS = {
+    "microbatches": 4,
+    "microbatch_size": 2,
+    "sketch_size": 16,
+    "base_loss_rows": 4,
+    "max_length": 64,
+    "batch_size": 16,
+    "epochs": 12,
+    "learning_rate": 0.01,
+    "tracking_uri": None,
+}
+SMALL = ["evaluation.exact_match_rows=0", "retention.judging_units=4", "retention.tolerance=20%"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_model_folder):
+    folder = tmp_path_factory.mktemp("line")
+    rows = [{"prompt": f"say {n}", "completion": f"<b>{n % 7}</b>"} for n in range(120)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finetuned(place, tiny_model_folder):
+    def make(*overrides):
+        patch.setenv("LORA_SELECT_CACHE", str(place / "cache"))
+        return ls.finetune(
+            str(tiny_model_folder), place / "rows.jsonl", runs_dir=str(place / "runs"), overrides=[*SMALL, *overrides],
+            **SETTINGS,
+        )  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def kept(finetuned):
+    return finetuned("retention.keep_moments=true")
+
+
+def record(made, name, kind):
+    return records.read(kind, made.folder / f"{name}.json")
+
+
+def test_what_is_served_has_its_own_logits_and_its_own_proof(kept):
+    retention, trained, served = (
+        record(kept, name, kind) for name, kind in (("retention", Retention), ("adapter", Adapter), ("served", Adapter))
+    )
+    assert retention.decision.choice != "none"
+    assert served.digest == retention.digest != trained.digest
+    assert served.reference_logits.sha256 != trained.reference_logits.sha256
+    proof, proven = record(kept, "proof", ReloadCheck), record(kept, "served-proof", ReloadCheck)
+    assert (proof.adapter_digest, proven.adapter_digest) == (trained.digest, served.digest)
+    assert proven.passed
+    assert proven.max_logit_difference < 1e-4 < 0.1 * proven.function_change
+    assert kept.evaluation.adapter_digest == served.digest
+    assert verify(kept.folder).faults == ()

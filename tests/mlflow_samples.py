@@ -206,7 +206,7 @@ def retention() -> records.Retention:
         )
 
     evidence = records.RetentionEvidence(
-        records.Tolerance(0.01, None), 2.0, 0.5, 24, 26.0, (), (), {}, {}, {}
+        records.Tolerance(0.01, None), 0.5, 24, 26.0, (), (), {}, {}, {}
     )  # fmt: skip
     judged = records.ReferenceJudgement(
         "prose", "embedded", True, "b" * 64, 3.0, {"raw": pair(3.0, 3.3), "filter": pair(3.0, 3.02)}, {"raw": 0.2}

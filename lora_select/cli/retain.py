@@ -102,6 +102,7 @@ def _retain(parsed: argparse.Namespace) -> int:
 
 def page(made: "Retention", out: Path, say: Callable[[str], None]) -> None:
     """What a person reads: the decision, a table before and after, and why."""
+    from lora_select.retention.plot import task_losses
     from lora_select.retention.standalone import FRONTIER, RECORD
 
     decision, evidence = made.decision, made.evidence
@@ -118,13 +119,9 @@ def page(made: "Retention", out: Path, say: Callable[[str], None]) -> None:
     width = max(28, *(len(one.name) + 16 for one in made.references))
     say("")
     say(f"{'nats a token':<{width}}{'base':>10}" + "".join(f"{arm:>10}" for arm in arms))
-    if made.task:
-        say(
-            f"{'task, rows that chose nothing':<{width}}{made.task['base'].adapted:>10.4f}"
-            + "".join(f"{made.task[arm].adapted:>10.4f}" for arm in arms)
-        )
-    else:
-        say(f"{'task, rows that chose':<{width}}{evidence.base_loss:>10.4f}{evidence.raw_loss:>10.4f}")
+    task = task_losses(made)
+    chose = "rows that chose nothing" if made.task else "rows that chose"
+    say(f"{'task, ' + chose:<{width}}{'':>10}" + "".join(f"{task[arm]:>10.4f}" for arm in arms))
     for one in made.references:
         name = f"{one.name}, {'other text' if one.gave else 'gave nothing'}"
         say(f"{name:<{width}}{one.base_loss:>10.4f}" + "".join(f"{one.rise[arm].difference:>+10.4f}" for arm in arms))

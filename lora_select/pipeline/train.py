@@ -170,11 +170,12 @@ def _retain(
     trained = context.folder_of(adapter) / context.load(adapter, Adapter).reference_logits.path
     rows = task_rows(context.folder_of(profile), known, made)
     told = RetentionSettings(**settings.model_dump(exclude={"mode"}), device=device, quantize=quantize, seed=made.seed)
+    each = sum(len(row.input_ids) for row in rows.moments) / len(rows.moments)
     return retain_adapter(
         base,
         _peft_folder(context, adapter),
         rows,
-        told,
+        told.beside(round(made.total_steps * made.effective_batch_size * each)),
         context.folder,
         others={name: _peft_folder(context, ref) for name, ref in rivals.items()},
         reference_logits=trained,

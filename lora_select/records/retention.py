@@ -1,7 +1,7 @@
 """Records of retention: what was taken out of an adapter so that the base model's knowledge stays, and the evidence for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_select.records.files import FileRef
 from lora_select.records.judgement import MetricComparison
@@ -38,13 +38,12 @@ class UnitLosses:
 
 @dataclass(frozen=True)
 class RetentionEvidence:
-    """All that the decision reads. Arms are `raw`, `scale` and `filter`; a path is empty where nothing was searched.
+    """All that the decision reads. Arms are `raw`, `scale` and `filter`; a path is empty where nothing was searched. `references` are the sets that gave.
 
     `kappa` = sqrt(<mu> <1/mu>) over the generalised eigenvalues of task against reference inputs: at 1 filtering is scaling.
     """
 
     tolerance: Tolerance
-    base_loss: float
     raw_loss: float
     selection_rows: int
     kappa: float
@@ -68,7 +67,7 @@ class RetentionDecision:
 
 @dataclass(frozen=True)
 class ReferenceJudgement:
-    """One set of reference text that judged. `rise` is adapted minus base in nats per label token, by arm.
+    """One set of reference text that judged. `rise` is adapted minus base in nats per label token: of `raw`, of what is served, of rivals.
 
     `kl` is the mean divergence KL(base || adapted) in nats per label token. `gave` says whether other text of the set gave second moments.
     """
@@ -97,7 +96,8 @@ class LayerRetention:
 class Retention:
     """An adapter before and after. `directory` is a standard PEFT folder: what should be served.
 
-    `task` holds the loss on evaluation rows (rows that chose nothing) by arm, against the adapter as it was trained; empty where there were none.
+    `task` holds the loss of `raw` and of what is served on evaluation rows (rows that chose nothing), against the adapter as it was trained; empty
+    where there were none.
     `form` says how the adapter was read (`lora`, `low rank`, `dense`), `method` how it was written (`as trained`, `lora`, `exact`,
     `truncated`), `error` what a truncation lost of the update's norm.
     """
@@ -127,3 +127,5 @@ class Retention:
     notes: tuple[str, ...]
     logits_file: FileRef | None = None
     """What the adapter that should be served answers on the rows of the reload check; None where no training asked for it."""
+    forward_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens that went forward through the model, by what for: `moments`, `search`, `decide`, `judge`. Padding does not count."""

@@ -1,5 +1,6 @@
 """One loaded base and an adapter's updates: second moments, the search for the strength, losses of every arm."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -19,13 +20,16 @@ from lora_select.retention.moments import Moments, load, stream
 from lora_select.retention.references import ReferenceSet
 from lora_select.retention.settings import RetentionSettings
 
+SEARCH = "search"
+
 
 @final
 class Bench:
-    """One loaded base and the adapter's updates: what is measured on them."""
+    """One loaded base and the adapter's updates: what is measured on them, and how many tokens went forward for it, by part of the work."""
 
     def __init__(self, model: Any, form: Form, pad_id: int, settings: RetentionSettings, progress: Progress) -> None:
         self.model, self.form, self.pad_id, self.settings, self.progress = model, form, pad_id, settings, progress
+        self.forward: Counter[str] = Counter()
         modules = forms.linear_modules(model)
         self.modules = {name: modules[name] for name in form.updates}
 
@@ -46,21 +50,24 @@ class Bench:
         return pairs, layers, notes, task
 
     def _stream(self, rows: Sequence[TokenRow], what: str) -> Moments:
+        self.forward["moments"] += _tokens(rows)
         return stream(
             self.model, self.modules, rows, self.pad_id,
             exact_width=self.settings.exact_width, columns=self.settings.sketch_columns, seed=self.settings.seed,
             progress=lambda done, total: self.progress(done, total, f"second moments of {what}"),
         )  # fmt: skip
 
-    def losses(self, updates: Mapping[str, Update], rows: Sequence[TokenRow]) -> tuple[float, ...]:
+    def losses(self, updates: Mapping[str, Update], rows: Sequence[TokenRow], part: str) -> tuple[float, ...]:
         """Summed loss of each row in nats with the updates on the base."""
+        self.forward[part] += _tokens(rows)
         return measure.losses(self.model, updates, rows, self.pad_id)
 
-    def judge(self, arms: measure.Arms, rows: Sequence[TokenRow], what: str, *, divergence: bool) -> Judged:
-        """Base and arms on the same rows."""
+    def judge(self, arms: measure.Arms, rows: Sequence[TokenRow], part: str, name: str, *, divergence: bool) -> Judged:
+        """Base and arms on the same rows of the reference set `name`."""
+        self.forward[part] += (1 + len(arms)) * _tokens(rows)
         return measure.judge(
             self.model, arms, rows, self.pad_id, divergence=divergence,
-            progress=lambda done, total: self.progress(done, total, what),
+            progress=lambda done, total: self.progress(done, total, f"{part}: {name}"),
         )  # fmt: skip
 
     def search(
@@ -73,12 +80,12 @@ class Bench:
     ) -> tuple[RetentionEvidence, dict[str, Mapping[str, Update]], dict[str, forms.Written]]:
         """Both paths, and the arms that stay within the tolerance. `spreads` are those of the updates as trained."""
         updates = self.form.updates
-        start = path.Losses(self.losses(updates, rows), label_counts(rows))
+        start = path.Losses(self.losses(updates, rows, SEARCH), label_counts(rows))
 
         def evaluate(make: Callable[[float], Mapping[str, Update]], what: str) -> Callable[[float], tuple[float, ...]]:
             def at(strength: float) -> tuple[float, ...]:
                 self.progress(0, 1, f"{what} at {strength:.3g}")
-                return self.losses(make(strength), rows)
+                return self.losses(make(strength), rows, SEARCH)
 
             return at
 
@@ -103,11 +110,9 @@ class Bench:
                 refused[arm] = str(error)
                 continue
             if forms_of[arm].method == "truncated":
-                rises[arm], _ = path.paired(start.losses, self.losses(arms[arm], rows), start.labels)
-        base = path.Losses(self.losses({}, rows), start.labels)
+                rises[arm], _ = path.paired(start.losses, self.losses(arms[arm], rows, SEARCH), start.labels)
         evidence = RetentionEvidence(
             tolerance=tolerance,
-            base_loss=base.mean,
             raw_loss=start.mean,
             selection_rows=len(rows),
             kappa=filtering.joined(spreads).kappa,
@@ -168,6 +173,10 @@ def filter_updates(
         kept = filtering.filtered(stacked, pairs[owner], strength).to(stacked).split([len(updates[n].a) for n in names])
         made |= {name: Update(part, updates[name].b) for name, part in zip(names, kept, strict=True)}
     return made
+
+
+def _tokens(rows: Sequence[TokenRow]) -> int:
+    return sum(len(row.input_ids) for row in rows)
 
 
 def until(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:

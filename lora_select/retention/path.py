@@ -1,8 +1,7 @@
-"""How strongly: Morozov's discrepancy principle, at most five strengths, each evaluated once.
+"""How strongly: Morozov's discrepancy principle, at most four strengths, each evaluated once.
 
 The strength lambda is the largest whose paired rise of loss on the selection rows is within the tolerance, and whose standard error is too: rows that
-cannot tell a rise of that size choose nothing. Scaling is searched with the same
-function: D / (1 + lambda) is the filter with Zt = Zr.
+cannot tell a rise of that size choose nothing. Scaling is searched with the same function: D / (1 + lambda) is the filter with Zt = Zr.
 
 References:
     Morozov (1966), *On the solution of functional equations by the method of regularization*.
@@ -24,7 +23,11 @@ RESOLUTION = 1.8
 """The search stops when the largest strength within the tolerance and the least beyond it are within this factor."""
 NEAR = 0.8
 """It stops too where a strength within the tolerance uses this share of it."""
-EVALUATIONS = 5
+AIM = 0.9
+"""Of the tolerance: where the next strength is expected to use that much, it is looked at."""
+APART = 1.2
+"""Two strengths differ at least by this factor."""
+EVALUATIONS = 4
 DEFAULT_SHARE = 0.01
 
 
@@ -85,7 +88,7 @@ def allowed(tolerance: Tolerance, loss: float) -> float:
 def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance: Tolerance) -> tuple[PathPoint, ...]:
     """Every strength that was evaluated, in order of strength; :func:`chosen` picks from them.
 
-    From 0.1 up or down by factors of ten until the tolerance is bracketed, then by bisection of its logarithm.
+    From 0.1 up or down by factors of ten until the tolerance is bracketed; then where the power law through both ends nearly uses it.
 
     Args:
         raw: of the adapter as it was trained.
@@ -105,13 +108,27 @@ def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance
 
     low, high = _bracket(look)
     while low is not None and high is not None and len(points) < EVALUATIONS and not _known(points[low], points[high]):
-        middle = math.sqrt(low * high)
+        middle = _between(points[low], points[high])
         low, high = (middle, high) if look(middle) else (low, middle)
     return tuple(points[strength] for strength in sorted(points))
 
 
 def _known(low: PathPoint, high: PathPoint) -> bool:
-    return high.strength / low.strength <= RESOLUTION or max(low.rise, low.standard_error) >= NEAR * low.limit
+    return high.strength / low.strength <= RESOLUTION or _used(low) >= NEAR * low.limit
+
+
+def _used(point: PathPoint) -> float:
+    """What is held against the limit, nats per token."""
+    return max(point.rise, point.standard_error)
+
+
+def _between(low: PathPoint, high: PathPoint) -> float:
+    """Where the power law through both would use most of the tolerance; their geometric mean where the lower one uses nothing."""
+    if _used(low) <= 0:
+        return math.sqrt(low.strength * high.strength)
+    power = math.log(_used(high) / _used(low)) / math.log(high.strength / low.strength)
+    aimed = low.strength * (AIM * low.limit / _used(low)) ** (1 / power)
+    return min(max(aimed, APART * low.strength), high.strength / APART)
 
 
 def _bracket(look: Callable[[float], bool]) -> tuple[float | None, float | None]:

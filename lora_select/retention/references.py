@@ -28,7 +28,7 @@ from lora_select.records import BaseModel
 PROSE, CODE, SELF = "prose", "code", "self"
 EMBEDDED = (PROSE, CODE, SELF)
 DECIDING = 8
-"""Units of each set that the decision reads; they neither give moments nor judge."""
+"""Units of each giving set that the decision reads; they neither give moments nor judge."""
 LEAST_ROWS = 24
 MOST_GIVING, MOST_JUDGING = 4000, 400
 """Rows of a user's reference that are read into either half; the others are counted."""
@@ -46,7 +46,7 @@ COMMON = 0.05
 class ReferenceSet:
     """Text that gives second moments, text that the decision reads, text that judges: three parts without a common row.
 
-    A set that only judges has no `give`. `kind` is `prose`, `code`, `self`, or `user`.
+    A set that only judges has neither `give` nor `deciding`. `kind` is `prose`, `code`, `self`, or `user`.
     """
 
     name: str
@@ -174,7 +174,7 @@ def _set(
     else:
         return _from_user(name, tokens, tokenizer, units, seed)
     give, deciding, judging = parts
-    return ReferenceSet(name, name, tuple(give), tuple(deciding), tuple(judging))
+    return ReferenceSet(name, name, tuple(give), tuple(deciding) if tokens else (), tuple(judging))
 
 
 Parts = tuple[Sequence[TokenRow], Sequence[TokenRow], Sequence[TokenRow]]
@@ -240,9 +240,9 @@ def _from_user(source: str, tokens: int, tokenizer: Any, units: int, seed: int) 
     rows = {row_id: _row(row_id, row, tokenizer, notes) for row_id, row in (*first, *second)}
     give_from = [rows[row_id] for row_id, _ in first if rows[row_id] is not None]
     rest = [rows[row_id] for row_id, _ in second if rows[row_id] is not None]
-    deciding = rest[: min(DECIDING, len(rest) // 3)]
+    deciding = rest[: min(DECIDING, len(rest) // 3)] if tokens else []
     judging = rest[len(deciding) : len(deciding) + units]
-    if len(give_from) + len(rest) < LEAST_ROWS or len(deciding) < 2 or len(judging) < 2:
+    if len(give_from) + len(rest) < LEAST_ROWS or (tokens and len(deciding) < 2) or len(judging) < 2:
         raise InputError(
             f"reference {source} has {len(give_from) + len(rest)} usable rows; {LEAST_ROWS} are needed to give, decide and judge apart: add "
             "rows, or name another set"

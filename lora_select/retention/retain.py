@@ -30,7 +30,7 @@ from lora_select.retention.forms import Form, Update
 from lora_select.retention.measure import Judged
 from lora_select.retention.moments import Moments, save
 from lora_select.retention.references import ReferenceSet, Sizes, gather, refuse_leaks
-from lora_select.retention.settings import RetentionSettings, TaskRows
+from lora_select.retention.settings import JUDGING_ROWS, RetentionSettings, TaskRows
 from lora_select.training import reload_check
 from lora_select.training.job import REFERENCE_LOGITS
 
@@ -59,7 +59,7 @@ def retain_adapter(
         rows: the task's rows.
         settings: see :class:`RetentionSettings`.
         folder: existing; gets the two adapters.
-        others: PEFT folders by name (`champion`, `plain_lora`) that are judged on the same rows and text; they decide nothing.
+        others: PEFT folders by name (`champion`, `plain_lora`) that are judged on the same text; they decide nothing.
         reference_logits: the training's logits for its reload check; the adapter that should be served writes its own on the same tokens.
         cache: where text that the base model sampled is kept (default: the product's cache).
         progress: called with (done, total, what).
@@ -89,7 +89,7 @@ def retain_adapter(
     trained = spreads(pairs, layers, form.updates)
     evidence, arms, written = bench.search(pairs, layers, trained, rows.selection, tolerance)
     deciding = {
-        one.name: bench.judge(arms, one.deciding, f"text that decides: {one.name}", divergence=False) for one in sets
+        one.name: bench.judge(arms, one.deciding, "decide", one.name, divergence=False) for one in sets if one.give
     }
     evidence = dataclasses.replace(
         evidence,
@@ -101,14 +101,14 @@ def retain_adapter(
     decision = decide(evidence)
     served = _write(form, arms, decision, folder, base.source, written, model)
     logits = _logits(model, folder, reference_logits) if reference_logits is not None else None
-    kept = spreads(pairs, layers, arms[RAW if decision.choice == "none" else decision.choice])
+    chosen = RAW if decision.choice == "none" else decision.choice
+    kept = spreads(pairs, layers, arms[chosen])
     if settings.keep_moments:
         save(sums, folder / MOMENTS)
-    arms |= _rivals(others or {}, model, fresh)
-    judged = {
-        one.name: bench.judge(arms, one.judging, f"text that judges: {one.name}", divergence=True) for one in sets
-    }
-    task = _task(bench, arms, rows.evaluation, settings.seed)
+    last = {name: arms[name] for name in (RAW, chosen)}
+    task = _task(bench, last, rows.evaluation[:JUDGING_ROWS], settings.seed)
+    last |= _rivals(others or {}, model, fresh)
+    judged = {one.name: bench.judge(last, one.judging, "judge", one.name, divergence=True) for one in sets}
     files = tuple(file_ref(file, folder) for file in sorted((folder / ADAPTER).iterdir()))
     return Retention(
         adapter_digest=sha256_file(adapter / forms.WEIGHTS),
@@ -132,6 +132,7 @@ def retain_adapter(
         reference_tokens=sum(len(row.input_ids) for one in sets for row in one.give),
         moments_file=file_ref(folder / MOMENTS, folder) if settings.keep_moments else None,
         logits_file=logits,
+        forward_tokens=dict(bench.forward),
         seconds=round(time.monotonic() - began, 1),
         processor_seconds=round(time.process_time() - spent, 1),
         notes=(
@@ -211,7 +212,7 @@ def _task(bench: Bench, arms: measure.Arms, rows: Sequence[TokenRow], seed: int)
     """Each arm against the adapter as trained on rows that chose nothing."""
     if len(rows) < 2:
         return {}
-    found = {name: bench.losses(updates, rows) for name, updates in (("base", {}), *arms.items())}
+    found = {name: bench.losses(updates, rows, "judge") for name, updates in arms.items()}
     return {name: _compared(found[RAW], values, label_counts(rows), seed) for name, values in found.items()}
 
 

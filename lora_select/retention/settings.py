@@ -1,5 +1,6 @@
 """What a retention run is told: its settings, and the task's rows in three parts."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ from lora_select.retention.references import CODE, PROSE
 from lora_select.training import validation
 
 LEAST_SELECTION, MOST_SELECTION = 8, 32
+JUDGING_ROWS = 32
+"""Evaluation rows that show what the filter cost the task; the evaluation itself reads all of them."""
+LEAST_TOKENS, SHARE_OF_TRAINING = 2048, 8
+"""Second moments are taken from an eighth of the tokens that training reads, but from no fewer than this."""
+LEAST_UNITS, TOKENS_A_UNIT = 8, 4096
+"""Of each set that judge: one for so many tokens of training, but no fewer than this."""
 
 
 @final
@@ -44,6 +51,22 @@ class RetentionSettings:
     device: str = "cpu"
     quantize: str | None = None
     seed: int = 0
+
+    def beside(self, training_tokens: int) -> "RetentionSettings":
+        """What a training that reads so many tokens pays for: the settings are the most that is read.
+
+        >>> short, long = (RetentionSettings().beside(tokens) for tokens in (36_000, 1_000_000))
+        >>> (short.task_tokens, short.judging_units), (long.task_tokens, long.judging_units)
+        ((4500, 8), (8192, 16))
+        """
+        tokens = max(LEAST_TOKENS, training_tokens // SHARE_OF_TRAINING)
+        units = max(LEAST_UNITS, training_tokens // TOKENS_A_UNIT)
+        return dataclasses.replace(
+            self,
+            task_tokens=min(self.task_tokens, tokens),
+            reference_tokens=min(self.reference_tokens, tokens),
+            judging_units=min(self.judging_units, units),
+        )
 
 
 @final

@@ -3,15 +3,11 @@
 import json
 
 import pytest
-import torch
 
 import lora_select as ls
 from lora_select import records
 from lora_select.audit.verify import verify
-from lora_select.config import words
-from lora_select.pipeline import line, run
 from lora_select.records import Adapter, ReloadCheck, Retention
-from lora_select.retention.moments import InputSums, Moments, save
 
 pytestmark = pytest.mark.timeout(600)
 SETTINGS = {

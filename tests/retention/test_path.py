@@ -115,7 +115,6 @@ def evidence(*, raw, scale, filtered, within=True, written=None, refused=None):
     point = PathPoint(0.5, 1.01, 0.005, 0.004, 0.01, within)
     return RetentionEvidence(
         Tolerance(0.01, None),
-        3.0,
         1.0,
         48,
         2.0,

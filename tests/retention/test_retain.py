@@ -135,10 +135,24 @@ def test_digests_are_those_of_the_weights_and_layers_are_those_that_are_served(m
 
 def test_arms_were_measured_on_rows_that_chose_nothing(made):
     record, _ = made
-    assert set(record.task) == {"base", "raw", "scale", "filter"}
+    assert set(record.task) == {"raw", "filter"}
     assert record.task["raw"].difference == 0
     assert record.task["filter"].rows == 16
-    assert record.task["base"].difference > 0.5
+
+
+def test_tokens_that_went_forward_are_counted_and_each_arm_is_judged_once(made, tiny_model_folder):
+    record, _ = made
+    give, decide_on, judged, code = 1536, 8 * 128, 6 * 128, 6 * 128
+    selection, evaluation = (sum(len(row.input_ids) for row in rows(16, seed=seed)) for seed in (1, 2))
+    paths = len(record.evidence.scale_path) + len(record.evidence.filter_path)
+    assert record.reference_tokens == give
+    assert record.forward_tokens == {
+        "moments": record.task_tokens + give,
+        "search": (1 + paths) * selection,
+        "decide": 4 * decide_on,
+        "judge": 3 * (judged + code) + 2 * evaluation,
+    }
+    assert set(record.evidence.references) == {"prose"}
 
 
 def test_an_adapter_that_costs_nothing_is_served_as_it_is(tiny_model_folder, tmp_path):
@@ -198,9 +212,9 @@ def test_others_are_judged_on_the_same_text_and_stay_off_the_frontier(made, trai
     for one, before in zip(record.references, first.references, strict=True):
         assert one.rise["champion"].difference == pytest.approx(before.rise["raw"].difference, abs=1e-4)
     assert record.decision == first.decision
-    drawn = points(dataclasses.replace(record, task=first.task))
+    drawn = points(record)
     assert set(drawn) == {"prose", "code"}
-    assert all(set(arms) == {"base", "raw", "scale", "filter"} for arms in drawn.values())
+    assert all(set(arms) == {"raw", "filter"} for arms in drawn.values())
     frontier(record, tmp_path / "frontier.png")
     with pytest.raises(InputError, match="'raw' names an arm"):
         run(tiny_model_folder, trained, tmp_path / "again", others={"raw": trained})

@@ -21,6 +21,7 @@ from lora_select.pipeline.observers import Tracking
 from lora_select.pipeline.stage import Observer, Outcome, Place, Runner, Stage, plainly
 from lora_select.records import BaseModel, Constraints
 from lora_select.records.digests import key_of, library_digest, source_digest
+from lora_select.tracking import names
 from lora_select.training.machine import Machine, detect_machine
 from lora_select.variants import support
 
@@ -240,7 +241,7 @@ def _check_disk(root: Path) -> None:
 
 
 def _tags(base: BaseModel) -> dict[str, str]:
-    return {"model.sha256": base.digest, "library.digest": library_digest(), "git.commit": _commit()}
+    return {names.MODEL_SHA256: base.digest, names.LIBRARY_DIGEST: library_digest(), names.GIT_COMMIT: _commit()}
 
 
 def _commit() -> str:

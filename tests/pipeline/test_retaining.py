@@ -1,13 +1,18 @@
 """Retention in the line, on a tiny model that is really trained: what is refused before, what is proven after, what is no reason to stop."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 import lora_select as ls
 from lora_select import records
 from lora_select.audit.verify import verify
+from lora_select.errors import InputError
 from lora_select.records import Adapter, ReloadCheck, Retention
+from lora_select.retention.moments import InputSums, Moments, save
 
 pytestmark = pytest.mark.timeout(600)
 SETTINGS = {
@@ -67,3 +72,54 @@ def test_what_is_served_has_its_own_logits_and_its_own_proof(kept):
     assert proven.max_logit_difference < 1e-4 < 0.1 * proven.function_change
     assert kept.evaluation.adapter_digest == served.digest
     assert verify(kept.folder).faults == ()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("retention.references=[{place}/rows.jsonl]", "rows.jsonl holds .* rows of the task"),
+        ("retention.judges=[{place}/none.jsonl]", "none.jsonl"),
+        ("retention.earlier=[{place}/none.safetensors]", "none.safetensors does not exist"),
+    ],
+)
+def test_text_that_cannot_be_used_is_refused_before_the_training(kept, finetuned, place, override, words):
+    trainings = sorted((place / "runs/stages/train").iterdir())
+    with pytest.raises(InputError, match=words):
+        finetuned("training.epochs=1", override.format(place=place))
+    assert sorted((place / "runs/stages/train").iterdir()) == trainings
+
+
+def test_an_adapter_that_cannot_be_filtered_is_served_as_it_was_trained(kept, finetuned, place):
+    other = record(kept, "retention", Retention).layers[0].name
+    save(Moments({other: InputSums(torch.eye(8).double(), 8.0, 100)}, {other: other}), place / "other.safetensors")
+    made = finetuned(f"retention.earlier=[{place}/other.safetensors]")
+    assert not (made.folder / "retention.json").exists()
+    assert made.evaluation.adapter_digest == record(made, "adapter", Adapter).digest
+    assert record(made, "adapter", Adapter) == record(kept, "adapter", Adapter)
+
+
+@pytest.fixture
+def copied(kept):
+    """The finished run's folder once more, beside it, and a function that changes one of its records."""
+    folder = Path(shutil.copytree(kept.folder, kept.folder.with_name("copied"), symlinks=True))
+
+    def change(name, **values):
+        file = folder / f"{name}.json"
+        told = json.loads(file.read_text()) | values
+        file.unlink()
+        file.write_text(json.dumps(told))
+        return folder
+
+    yield change
+    shutil.rmtree(folder)
+
+
+def test_a_retention_that_does_not_follow_from_its_evidence_is_a_difference(kept, copied):
+    assert kept.replay() == []
+    folder = copied("retention", decision={"choice": "none", "strength": 0.0, "reasons": []})
+    assert any('"none"' in line for line in ls.load(folder).replay())
+
+
+def test_a_proof_of_another_adapter_is_named(kept, copied):
+    folder = copied("served-proof", adapter_digest=record(kept, "adapter", Adapter).digest)
+    assert f"{folder / 'served-proof.json'} is the proof of another adapter" in verify(folder).faults

@@ -1,6 +1,8 @@
 """The one door on a tiny model that was trained for real: what is served, what is recorded, and the command around it."""
 
+import argparse
 import dataclasses
+import inspect
 import json
 
 import pytest
@@ -11,6 +13,7 @@ from test_update_forms import by_peft, edit, saved
 from training_jobs import plan, spec
 
 from lora_select import models, records
+from lora_select.cli import retain as command
 from lora_select.cli.main import main
 from lora_select.config import RetentionConfig
 from lora_select.data.tokens import TokenRow
@@ -21,7 +24,7 @@ from lora_select.retention.decide import decide, summary
 from lora_select.retention.plot import frontier, points
 from lora_select.retention.retain import retain_adapter
 from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
-from lora_select.retention.standalone import adapter_folder, read_rows
+from lora_select.retention.standalone import adapter_folder, read_rows, retain
 from lora_select.training import trials, validation
 
 SETTINGS = RetentionSettings(
@@ -223,6 +226,15 @@ def test_others_are_judged_on_the_same_text_and_stay_off_the_frontier(made, trai
 def test_the_config_says_what_the_library_takes():
     given = RetentionConfig().model_dump(exclude={"mode"})
     assert RetentionSettings(**given) == RetentionSettings()
+
+
+def test_the_command_has_the_defaults_of_the_library():
+    given = inspect.signature(retain).parameters
+    commands = argparse.ArgumentParser().add_subparsers()
+    command.add(commands)
+    parsed = vars(commands.choices["retain"].parse_args(["a", "--data", "d", "--out", "o"]))
+    same = ("tolerance", "quantize", "max_length", "tokens", "prior", "max_error", "keep_moments", "seed")
+    assert {name: parsed[name] for name in same} == {name: given[name].default for name in same}
 
 
 def write_task(file):

@@ -1,10 +1,12 @@
 """One bit and one digit of every file of a run: each is named by `verify`, and nothing changed is used again."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
 
 import books
+import mlflow_samples as samples
 import pytest
 
 from lora_select import records
@@ -198,3 +200,21 @@ def test_checkpoints_go_when_the_run_has_ended(root):
     assert runs.drop_checkpoints(folder) == 100
     assert verify(root / "r1").faults == ()
     assert workspace.finished(root, "adapter", folder.name) is not None
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_proof_of_another_adapter_than_the_one_that_is_served_is_named(tmp_path, other):
+    root = tmp_path / "runs"
+    run = books.finished_run(root)
+    digest = "0" * 64 if other else records.read(records.Adapter, run / "adapter.json").digest
+    proof = dataclasses.replace(samples.proof(), adapter_digest=digest)
+    for name, make in (("served", samples.adapter), ("served-proof", lambda _: proof)):
+        folder = workspace.folder_of(root, name, f"r1{name}")
+        folder.mkdir(parents=True)
+        workspace.write(folder, make(folder))
+        ref = workspace.finished(root, name, f"r1{name}")
+        assert ref is not None
+        workspace.view(root, "r1", ref, name)
+    runs.closed(run, sources={"train": "d" * 64}, model="tweets")
+    named = (f"{run / 'served-proof.json'} is the proof of another adapter",)
+    assert verify(run).faults == (named if other else ())

@@ -60,9 +60,8 @@ def record(made, name, kind):
 
 
 def test_what_is_served_has_its_own_logits_and_its_own_proof(kept):
-    retention, trained, served = (
-        record(kept, name, kind) for name, kind in (("retention", Retention), ("adapter", Adapter), ("served", Adapter))
-    )
+    retention = record(kept, "retention", Retention)
+    trained, served = record(kept, "adapter", Adapter), record(kept, "served", Adapter)
     assert retention.decision.choice != "none"
     assert served.digest == retention.digest != trained.digest
     assert served.reference_logits.sha256 != trained.reference_logits.sha256

@@ -56,7 +56,7 @@ class Recommended:
 class Finetuned:
     """What `finetune` ends with. `adapter` is as it was trained, `served` what retention left of it (the same where it changed nothing).
 
-    `retention` is None where it is off or no rows were kept to choose by, `promotion` where there is no registry.
+    `retention` is None where it is off, no rows were kept to choose by or the adapter cannot be filtered, `promotion` where there is no registry.
     """
 
     chosen: Chosen

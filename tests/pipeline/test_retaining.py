@@ -14,7 +14,7 @@ from lora_select.errors import InputError
 from lora_select.records import Adapter, ReloadCheck, Retention
 from lora_select.retention.moments import InputSums, Moments, save
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 SETTINGS = {
     "microbatches": 4,
     "microbatch_size": 2,

@@ -10,12 +10,13 @@ from flows.command import run_from_command_line
 from flows.finetune import finetune
 from lora_select import models
 from lora_select.config import load
+from lora_select.pipeline.history import is_over
 from lora_select.pipeline.run import run_key
 
 
 @flow(name="retrain", flow_run_name="{config}")
 def retrain(config: str, overrides: list[str] | None = None) -> State | str:
-    """Run `finetune` if its run has not been finished before.
+    """Run `finetune` unless its run is over; one whose promotion is deferred or whose request for approval expired is gone on with.
 
     Args:
         config: a YAML file (see `lora_select.config.RunConfig`).
@@ -24,7 +25,7 @@ def retrain(config: str, overrides: list[str] | None = None) -> State | str:
     loaded = load(config, overrides or [])
     base = models.resolve(loaded.base_model.source, loaded.base_model.revision)
     folder = Path(loaded.runs_dir) / run_key(loaded, base)
-    if (folder / "report.json").is_file():
+    if is_over(folder, tracked=loaded.tracking.uri is not None):
         message = f"dataset, base model, config and library are unchanged since {folder}; nothing to do"
         print(message, flush=True)
         get_run_logger().info("%s", message)

@@ -55,16 +55,24 @@ def rival_of(store: Store, runs_folder: Path, run: str, model: str, adapter_dige
     found = champion(store, model, adapter_digest)
     judged = standing.of_run(in_folder(runs_folder).entries(), run) if found.standing == ITSELF else None
     before = judged.decision.details["champion"] if judged else None
-    version = registry.by_number(store, model, before) if before else None
+    try:
+        version = registry.by_number(store, model, before) if before else None
+    except WorldError:
+        return AWAY
     return Champion(OTHER, version).rival if version else found.rival
 
 
 def answered(ledger_entries: list[Entry], run: str) -> str:
-    """What a promotion's key holds besides: whether a person's answer came since, so that an old `awaiting approval` is not shown again."""
+    """What a promotion's key holds besides: what came of the run since, by the number of its entry.
+
+    So neither an old `awaiting approval` nor an old `deferred` is shown again after an answer, a second expiry, or another outage.
+    """
     from lora_select.audit import standing
 
     found = standing.of_run(ledger_entries, run)
-    return "" if found is None or found.state in ("", "blocked") else found.state
+    said = "" if found is None or found.state in ("", "blocked") else f"{found.state} {found.last.sequence}"
+    deferred = [e.sequence for e in ledger_entries if e.run == run and e.kind == standing.DEFERRED]
+    return f"{said} deferred {deferred[-1]}".strip() if deferred else said
 
 
 def key_part(store: Store, runs_folder: Path, run: str, model: str, adapter_digest: str) -> str:

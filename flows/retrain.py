@@ -10,6 +10,7 @@ from flows.command import run_from_command_line
 from flows.finetune import finetune
 from lora_select import models
 from lora_select.config import load
+from lora_select.pipeline import sources
 from lora_select.pipeline.history import is_over
 from lora_select.pipeline.run import run_key
 
@@ -24,7 +25,7 @@ def retrain(config: str, overrides: list[str] | None = None) -> State | str:
     """
     loaded = load(config, overrides or [])
     base = models.resolve(loaded.base_model.source, loaded.base_model.revision)
-    folder = Path(loaded.runs_dir) / run_key(loaded, base)
+    folder = Path(loaded.runs_dir) / run_key(loaded, base, sources.digests(loaded))
     if is_over(folder, tracked=loaded.tracking.uri is not None):
         message = f"dataset, base model, config and library are unchanged since {folder}; nothing to do"
         print(message, flush=True)

@@ -363,7 +363,7 @@ def promoted(office, run):
     place = Place(office.ledger.path.parent, tracker)
     digest = read(Adapter, runs.stages(run)["adapter"].folder / "record.json").digest
     holder = key_part(office.store, place.root, run.name, MODEL, digest)
-    told = {"model_name": MODEL, "policy": PromotionConfig(), "tracking_uri": "", "run": run.name, "holder": holder}
+    told = {"model_name": MODEL, "policy": PromotionConfig(), "run": run.name, "key_only": {"holder": holder}}
     made = judge.promote(place, adapter=adapter, evaluation=evaluation, retention=None, **told)
     workspace.view(place.root, run.name, made.ref, "promotion")
     return made

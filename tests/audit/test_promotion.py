@@ -12,7 +12,7 @@ from books import BLOCKED, MODEL, PASSED
 from lora_select import records
 from lora_select.audit import anchor, approval, chain, runs, standing
 from lora_select.audit.approval import Answer
-from lora_select.audit.champion import AWAY, key_part, rival_of
+from lora_select.audit.champion import AWAY, answered, key_part, rival_of
 from lora_select.audit.promotion import AWAITING, DEFERRED, Office, alone, promote, recover
 from lora_select.audit.rollback import rollback
 from lora_select.audit.verify import verify
@@ -350,11 +350,14 @@ def test_what_a_judgement_and_a_promotion_are_kept_under(office, root):
     assert before[0].startswith("1 ")
     promote(office, books.candidate(office, second, "1"), PASSED)
     assert rival_of(*told) == before[0]
-    assert key_part(*told) == f"itself promoted {office.ledger.entries()[-1].sequence}" != before[1]
+    assert key_part(*told) == before[1]
     assert rival_of(office.store, root, "r1", MODEL, first_digest).startswith("2 ")
+    last = office.ledger.entries()[-1].sequence
+    rollback(office, MODEL, by="Ann", reason="answers got rude")
+    assert key_part(*told) == f"{before[1]} promoted {last}"
 
 
-def promoted(office, run):
+def promoted(office, run, policy=PromotionConfig()):  # noqa: B008  (frozen)
     """The promotion of a run as the line makes it: a sealed stage under a key."""
     [adapter, evaluation] = [
         workspace.finished(office.ledger.path.parent, name, f"{run.name}{name}") for name in ("adapter", "evaluation")
@@ -363,7 +366,7 @@ def promoted(office, run):
     place = Place(office.ledger.path.parent, tracker)
     digest = read(Adapter, runs.stages(run)["adapter"].folder / "record.json").digest
     holder = key_part(office.store, place.root, run.name, MODEL, digest)
-    told = {"model_name": MODEL, "policy": PromotionConfig(), "run": run.name, "key_only": {"holder": holder}}
+    told = {"model_name": MODEL, "policy": policy, "run": run.name, "key_only": {"holder": holder}}
     made = judge.promote(place, adapter=adapter, evaluation=evaluation, retention=None, **told)
     workspace.view(place.root, run.name, made.ref, "promotion")
     return made
@@ -388,24 +391,41 @@ def test_the_same_command_makes_what_was_deferred_in_the_middle(office, root, mo
     made = promoted(office, run)
     assert (made.record.alias, made.record.version, champion(office)) == ("champion", "1", "1")
     assert is_over(run, tracked=True)
-    assert promoted(office, run).record.alias == "champion"
     assert promoted(office, run).reused
     in_order(office)
+
+
+def test_the_same_command_finds_its_promotion_as_it_made_it(office, root):
+    run = books.finished_run(root)
+    first = promoted(office, run)
+    assert (first.record.alias, first.reused, promoted(office, run).reused) == ("champion", False, True)
+
+
+def test_the_same_command_finds_its_request_until_it_is_answered(office, root):
+    run = books.finished_run(root)
+    policy = PromotionConfig(approval="required")
+    first, second = (promoted(office, run, policy) for _ in range(2))
+    assert (first.record.alias, first.reused, second.reused) == (AWAITING, False, True)
+    runs.closed(run, model=MODEL)
+    approval.approve(office, run, ANN)
+    third, fourth = (promoted(office, run, policy) for _ in range(2))
+    assert (third.record.alias, third.reused, fourth.reused) == ("champion", False, True)
 
 
 def test_each_expiry_is_another_key_and_is_gone_on_with(office, root):
     run, _ = finish(office, root, approval="required", approval_days=2)
     records.write_text(run / "report.json", "{}")
     records.write(run / "promotion.json", Promotion(MODEL, "1", AWAITING, None, ()))
-    told = (office.store, root, "r1", MODEL, "another")
     assert is_over(run, tracked=True)
-    keys = [key_part(*told)]
+    said = [answered(office.ledger.entries(), "r1")]
     for days in (3, 6):
         late = dataclasses.replace(office.ledger, clock=lambda days=days: datetime.now(UTC) + timedelta(days=days))
         assert not is_over(run, tracked=True, now=late.clock())
+        said.append(answered(late.entries(), "r1", now=late.clock()))
         promote(Office(late, office.store), books.candidate(office, run), PASSED, approval="required", approval_days=2)
-        keys.append(key_part(*told))
-    assert len(set(keys)) == 3
+        assert answered(late.entries(), "r1", now=late.clock()) == said[-1]
+    requests = [entry.sequence for entry in office.ledger.entries() if entry.kind == "approval-requested"]
+    assert said == ["", f"expired {requests[0]}", f"expired {requests[1]}"]
 
 
 def test_mlflow_away_while_the_judged_rival_is_looked_up_is_an_answer(office, root, monkeypatch):

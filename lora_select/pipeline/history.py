@@ -57,7 +57,7 @@ def is_over(folder: Path, *, tracked: bool, now: datetime | None = None) -> bool
     """Whether the same command would find nothing left to do in a run's folder.
 
     A run is not over before its report; and where it is `tracked`, not without a promotion, with one that is deferred or was begun and
-    not ended, or with a request for approval whose time is over, which is asked again.
+    not ended, or with a request for approval that was answered or ran out since.
     """
     if not (folder / "report.json").is_file():
         return False
@@ -67,10 +67,11 @@ def is_over(folder: Path, *, tracked: bool, now: datetime | None = None) -> bool
         return False
     entries = in_folder(folder.parent).entries()
     stands = standing.of_run(entries, folder.name, now=now)
+    alias = records.read(Promotion, folder / "promotion.json").alias
     return (
-        records.read(Promotion, folder / "promotion.json").alias != DEFERRED
+        alias != DEFERRED
         and not any(entry.run == folder.name for entry in standing.unfinished(entries))
-        and (stands is None or stands.state != "expired")
+        and (alias != standing.AWAITING or (stands is not None and stands.state == standing.AWAITING))
     )
 
 

@@ -284,6 +284,8 @@ def _measured(run: Run, dataset: Outcome[Dataset], gate: Outcome[Gate], profile:
 
 
 def _chosen(run: Run, measured: Measured) -> Chosen:
+    if run.config.diagnostics.curvature:
+        diagnose(run, measured)
     evidence = {
         "profile": measured.profile.ref,
         "spectra": measured.spectra.ref,
@@ -309,7 +311,7 @@ def _planning(run: Run, chosen: Chosen) -> dict[str, Any]:
         "profile": chosen.measured.profile.ref,
         "base": run.base,
         "training": run.training,
-        "machine": run.machine,
+        "machine": run.trainer,
     }
 
 

@@ -21,6 +21,7 @@ from lora_select.pipeline.observers import Tracking
 from lora_select.pipeline.stage import Observer, Outcome, Place, Runner, Stage, plainly
 from lora_select.records import BaseModel, Constraints
 from lora_select.records.digests import key_of, library_digest
+from lora_select.tracking import names
 from lora_select.training.machine import Machine, detect_machine
 from lora_select.variants import support
 
@@ -104,6 +105,16 @@ def run_key(config: RunConfig, base: BaseModel, found: Mapping[str, str]) -> str
     return key_of({"config": config.digested(), "sources": found, "base": base.digest, "library": library_digest()})
 
 
+def folder_of(config: RunConfig) -> Path:
+    """Where the run of a config lies, or will lie, with the bytes that are behind it now.
+
+    Raises:
+        InputError: no such model.
+    """
+    base = models.resolve(config.base_model.source, config.base_model.revision)
+    return Path(config.runs_dir) / run_key(config, base, sources.digests(config))
+
+
 def check(config: RunConfig) -> None:
     """Refuse at once what needs neither the orchestrator nor the model to be seen.
 
@@ -168,7 +179,7 @@ def opened(
     changed = runs.opened(folder)
     records.write_private(folder / "config.json", config.model_dump_json(indent=2) + "\n")
     tracker = None if config.tracking.uri is None else _tracker(config, folder, key, _tags(base) | dict(tags or {}))
-    tracking = [Tracking(tracker)] if tracker else []
+    tracking = [Tracking(tracker, machine=config.tracking.system_metrics)] if tracker else []
     told = (*tracking, *observers)
     place = Place(root, tracker, told, runner)
     place.say(
@@ -243,7 +254,7 @@ def _check_disk(root: Path) -> None:
 
 
 def _tags(base: BaseModel) -> dict[str, str]:
-    return {"model.sha256": base.digest, "library.digest": library_digest(), "git.commit": _commit()}
+    return {names.MODEL_SHA256: base.digest, names.LIBRARY_DIGEST: library_digest(), names.GIT_COMMIT: _commit()}
 
 
 def _commit() -> str:

@@ -406,8 +406,11 @@ def test_the_same_command_finds_its_request_until_it_is_answered(office, root):
     policy = PromotionConfig(approval="required")
     first, second = (promoted(office, run, policy) for _ in range(2))
     assert (first.record.alias, first.reused, second.reused) == (AWAITING, False, True)
+    records.write_text(run / "report.json", "{}")
     runs.closed(run, model=MODEL)
+    assert is_over(run, tracked=True)
     approval.approve(office, run, ANN)
+    assert not is_over(run, tracked=True)  # its records say that it waits
     third, fourth = (promoted(office, run, policy) for _ in range(2))
     assert (third.record.alias, third.reused, fourth.reused) == ("champion", False, True)
 

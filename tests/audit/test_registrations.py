@@ -125,8 +125,8 @@ def server():
 def test_the_event_has_prefects_login_and_the_status_is_shown(server, manifest, monkeypatch):
     monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
     with pytest.raises(WorldError, match=r"HTTP 401 .*PREFECT_API_AUTH_STRING"):
-        emit_registered(manifest, server)
+        emit_registered(manifest.path, manifest.digest, server)
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:pass")
-    emit_registered(manifest, server, "tweets.yaml")
+    emit_registered(manifest.path, manifest.digest, server, "tweets.yaml")
     [event] = Server.taken
     assert event["payload"] == {"path": manifest.path, "sha256": manifest.digest, "config": "tweets.yaml"}

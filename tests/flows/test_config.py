@@ -160,10 +160,16 @@ def test_a_path_with_yamls_characters_is_one_path(file):
     assert config.load(str(file), [f"dataset.source={json.dumps(path)}"]).dataset.source == path
 
 
+def test_retention_is_preferred_only_where_a_race_compares(file):
+    with pytest.raises(InputError, match="give it a `race_budget`"):
+        config.load(str(file), ["selection.prefer_retention=true"])
+    assert config.load(str(file), ["selection.prefer_retention=true", "selection.race_budget=6"])
+
+
 def test_a_quantised_base_reaches_selection_and_training(file):
     loaded = config.load(str(file), ["base_model.quantize=nf4"])
     assert loaded.constraints.quantized_base == "nf4"
-    assert Run(loaded, None, "key", None).training["quantize"] == "nf4"
+    assert Run(loaded, None, {}, "key", None).training["quantize"] == "nf4"
     with pytest.raises(InputError, match=r"`base_model.quantize`: .*'nf4' or 'int8'.*got 'fp4'"):
         config.load(str(file), ["base_model.quantize=fp4"])
 

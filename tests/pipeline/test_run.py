@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -11,7 +13,7 @@ from lora_select.audit import runs
 from lora_select.audit.ledger import in_folder
 from lora_select.config import words
 from lora_select.errors import InputError, WorldError
-from lora_select.pipeline import run
+from lora_select.pipeline import line, run
 from lora_select.pipeline.stage import Observer
 from lora_select.records.digests import source_digest
 
@@ -133,6 +135,8 @@ def test_a_gpu_elsewhere_trains_there_and_measures_here(made, monkeypatch):
     with run.opened(made(memory="1GiB")) as opened:
         assert opened.trainer.memory_gib == 1.0
         assert opened.machine.memory_gib != 1.0
+        profiled = SimpleNamespace(measured=SimpleNamespace(profile=SimpleNamespace(ref=None)))
+        assert line._planning(opened, cast("Any", profiled))["machine"].memory_gib == 1.0
 
 
 @pytest.mark.parametrize(

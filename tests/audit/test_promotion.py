@@ -215,7 +215,7 @@ def _approve(root: Path, uri: str, run: Path, name: str) -> None:
 
 
 @pytest.mark.fault
-def test_approval_given_twice_at_once_counts_once(office, root):
+def test_approval_given_twice_at_once_counts_once(office, root, outcome):
     run, _ = finish(office, root, approval="required")
     context = multiprocessing.get_context("spawn")
     people = [context.Process(target=_approve, args=(root, office.store.uri, run, name)) for name in ("Ann", "Bob")]
@@ -226,6 +226,7 @@ def test_approval_given_twice_at_once_counts_once(office, root):
     assert sorted(person.exitcode or 0 for person in people) == [0, 7]
     assert kinds(office).count("approved") == kinds(office).count("promoted") == 1
     in_order(office)
+    outcome("approval given twice at once, by two processes", "the first counts; the second is refused with its name")
 
 
 def _promote(root: Path, uri: str, run: Path) -> None:
@@ -234,7 +235,7 @@ def _promote(root: Path, uri: str, run: Path) -> None:
 
 
 @pytest.mark.fault
-def test_two_promotions_at_once_make_one_champion(office, root):
+def test_two_promotions_at_once_make_one_champion(office, root, outcome):
     made = [books.finished_run(root, "r1"), books.finished_run(root, "r2", "dora")]
     context = multiprocessing.get_context("spawn")
     both = [context.Process(target=_promote, args=(root, office.store.uri, run)) for run in made]
@@ -246,6 +247,9 @@ def test_two_promotions_at_once_make_one_champion(office, root):
     assert kinds(office).count("promoted") == 1
     assert champion(office) == "1"  # the second was compared with none, and there is one now
     in_order(office)
+    outcome(
+        "two promotions at once, by two processes", "one champion; the other stays a challenger, compared with none"
+    )
 
 
 def test_back_to_the_version_before_and_forth(office, root):

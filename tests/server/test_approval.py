@@ -1,13 +1,13 @@
 """An approval through a real Prefect server: bad answers ask again, the worker may be killed, the good one promotes."""
 
 import dataclasses
-import json
 import os
 import signal
 
 import books
 import httpx
 import pytest
+import tiny_run
 from books import PASSED
 from prefect_harness import served, wait_for, worker
 
@@ -26,14 +26,10 @@ PATIENCE_S = 900
 @pytest.fixture
 def environment(tmp_path, tiny_model_folder):
     """A server and the deployments of a tiny run whose promotion waits for a person."""
-    rows = [{"prompt": f"say {n % 40}", "completion": f"<b>{n % 40}</b>"} for n in range(40)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sections = {
-        "dataset": {"source": str(tmp_path / "rows.jsonl"), "max_length": 64, "eval_fraction": 0.3},
-        "selection": {"learning_rate": 0.01},
-        "training": {"batch_size": 8, "epochs": 4, "num_processes": 1},
-        "promotion": {"approval": "required"},
-    }
+    tiny_run.written(tmp_path, tiny_model_folder)
+    dataset = tiny_run.SECTIONS["dataset"] | {"source": str(tmp_path / "rows.jsonl")}
+    training = tiny_run.SECTIONS["training"] | {"num_processes": 1}
+    sections = tiny_run.SECTIONS | {"dataset": dataset, "training": training, "promotion": {"approval": "required"}}
     with served(tmp_path, tiny_model_folder, **sections) as environment:
         yield environment
 

@@ -77,6 +77,7 @@ lint: $(STAMP)
 deploy: $(STAMP) ## to the server at PREFECT_API_URL
 	$(BIN)/prefect work-pool inspect lora-select >/dev/null 2>&1 || $(BIN)/prefect work-pool create --type process lora-select
 	LORA_SELECT_HOME=$(CURDIR) LORA_SELECT_CONFIG=$(CONFIG) $(BIN)/prefect --no-prompt deploy --all
+	test -z "$$LORA_SELECT_NOTIFY_URL" || $(BIN)/python infra/automations.py
 
 worker: $(STAMP)
 	$(BIN)/prefect worker start --pool lora-select

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 
@@ -30,7 +31,7 @@ def signature(secret: str, delivery: str, timestamp: str, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(secret.encode(), signed, hashlib.sha256).digest()).decode()
 
 
-def fault(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) -> str | None:
+def fault(secret: str, headers: "Mapping[str, str] | Message", body: bytes, *, now: float) -> str | None:
     """Why a delivery is not taken, or None."""
     delivery, timestamp = headers.get("X-MLflow-Delivery-Id"), headers.get("X-MLflow-Timestamp")
     given = headers.get("X-MLflow-Signature")
@@ -71,13 +72,17 @@ def server(secret: str, port: int, out=sys.stdout) -> ThreadingHTTPServer:
             if not 0 < length <= MAX_BYTES:
                 return self._answer(413, "too long")
             body = self.rfile.read(length)
-            why = fault(secret, dict(self.headers.items()), body, now=time.time())
+            why = fault(secret, self.headers, body, now=time.time())
             if why:
                 return self._answer(401, why)
+            try:
+                event = json.loads(body)
+                line = json.dumps({"event": f"{event['entity']}.{event['action']}", **event["data"]})
+            except (ValueError, KeyError, TypeError):
+                return self._answer(400, "no event")
             if not seen.is_new(self.headers["X-MLflow-Delivery-Id"]):
                 return self._answer(409, "seen before")
-            event = json.loads(body)
-            print(json.dumps({"event": f"{event['entity']}.{event['action']}", **event["data"]}), file=out, flush=True)
+            print(line, file=out, flush=True)
             return self._answer(200, "taken")
 
         def _answer(self, status: int, text: str) -> None:

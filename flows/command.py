@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import signal
-import sys
 from collections.abc import Callable
 
+from lora_select.address import masked
+from lora_select.cli.ending import exit_code
 from lora_select.config import load
-from lora_select.errors import InputError, WorldError
+from lora_select.errors import InputError
 from lora_select.pipeline.run import check
 
 
@@ -18,30 +18,14 @@ def run_from_command_line(flow: Callable[..., object], description: str, *, may_
     if may_dry_run:
         parser.add_argument("--dry-run", action="store_true", help="stop after the plan")
     known, rest = parser.parse_known_args()
-    signal.signal(signal.SIGTERM, _ended)
-    try:
-        overrides = _overrides(rest)
+    overrides = _overrides(rest)
+
+    def command() -> None:
         check(load(known.config, overrides))
         _prefect_answers(os.environ.get("PREFECT_API_URL"))
         flow(**vars(known), overrides=overrides)
-    except InputError as error:
-        return _fail(error, 2)
-    except WorldError as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("stopped; the same command goes on where this one ended", 130)
-    return 0
 
-
-def _ended(number: int, _frame: object) -> None:
-    """End as Python ends, so that what runs at exit (Prefect's own temporary server) is stopped too."""
-    signal.signal(number, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
-def _fail(error: object, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
+    return exit_code(command)
 
 
 def _overrides(rest: list[str]) -> list[str]:
@@ -69,6 +53,6 @@ def _prefect_answers(url: str | None) -> None:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
         raise InputError(
-            f"the Prefect server at PREFECT_API_URL={url} does not answer ({type(error).__name__}); start it with "
+            f"the Prefect server at PREFECT_API_URL={masked(url)} does not answer ({type(error).__name__}); start it with "
             "`prefect server start`, or unset the variable to use an ephemeral one"
         ) from error

@@ -2,14 +2,16 @@
 
 import sys
 
-from prefect import flow
+from prefect import State, flow
 from prefect.runtime import flow_run
 
 from flows.command import run_from_command_line
 from lora_select.api import results
-from lora_select.config import load
+from lora_select.config import RunConfig, load
 from lora_select.errors import InputError
 from lora_select.pipeline import line
+from tasks.approval import ask
+from tasks.outcome import ended
 from tasks.run import opened
 
 
@@ -24,21 +26,31 @@ def run_name() -> str:
 
 
 @flow(name="finetune", flow_run_name=run_name)
-def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = False) -> str:
-    """Profile, analyze, select, train, check, evaluate, promote, report; return the run's folder.
+def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = False) -> State[str] | str:
+    """Profile, analyze, select, train, check, evaluate, promote, report; the last state is named after the answer, its data the run's folder.
 
     Args:
         config: a YAML file (see `lora_select.config.RunConfig`).
         overrides: any field as `section.field=value`.
         dry_run: stop after the plan: what would be chosen and trained, how long, how much memory.
     """
-    with opened(load(config, overrides or [])) as run:
-        if dry_run:
-            _, plan = line.plan(run)
-            results.say_plan(run, plan.record)
-        else:
-            results.say_result(run, line.finetune(run))
+    loaded = load(config, overrides or [])
+    if not dry_run:
+        return walked(loaded)
+    with opened(loaded) as run:
+        _, plan = line.plan(run)
+        results.say_plan(run, plan.record)
         return str(run.folder)
+
+
+def walked(config: RunConfig) -> State[str]:
+    """Walk the line to its end; ask where its promotion awaits approval. A run that is resumed first enters what was answered."""
+    ask(config)
+    with opened(config) as run:
+        done = line.finetune(run)
+        results.say_result(run, done)
+    ask(config)
+    return ended(run, done)
 
 
 if __name__ == "__main__":

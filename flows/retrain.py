@@ -1,35 +1,35 @@
 """Retraining on a schedule: nothing when dataset, base model, config and library are unchanged, and it says so."""
 
 import sys
-from pathlib import Path
 
 from prefect import State, flow, get_run_logger
-from prefect.states import Completed
+from prefect.runtime import flow_run
 
 from flows.command import run_from_command_line
-from flows.finetune import finetune
-from lora_select import models
+from flows.finetune import walked
 from lora_select.config import load
-from lora_select.pipeline.run import run_key
+from lora_select.pipeline.history import is_over
+from lora_select.pipeline.run import folder_of
+from tasks.outcome import unchanged
 
 
 @flow(name="retrain", flow_run_name="{config}")
-def retrain(config: str, overrides: list[str] | None = None) -> State | str:
-    """Run `finetune` if its run has not been finished before.
+def retrain(config: str, overrides: list[str] | None = None) -> State[str]:
+    """Walk the line unless its run is over; one whose promotion is deferred, answered or no longer asked is gone on with.
 
     Args:
         config: a YAML file (see `lora_select.config.RunConfig`).
         overrides: any field as `section.field=value`.
     """
     loaded = load(config, overrides or [])
-    base = models.resolve(loaded.base_model.source, loaded.base_model.revision)
-    folder = Path(loaded.runs_dir) / run_key(loaded, base)
-    if (folder / "report.json").is_file():
-        message = f"dataset, base model, config and library are unchanged since {folder}; nothing to do"
-        print(message, flush=True)
-        get_run_logger().info("%s", message)
-        return Completed(name="Unchanged", message=message)
-    return finetune(config, overrides)
+    folder = folder_of(loaded)
+    resumed = flow_run.run_count > 1  # there is an answer to enter
+    if not resumed and is_over(folder, tracked=loaded.tracking.uri is not None):
+        state = unchanged(str(folder))
+        print(state.message, flush=True)
+        get_run_logger().info("%s", state.message)
+        return state
+    return walked(loaded)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,13 @@ from pydantic import ValidationError
 
 from lora_select.audit import approval, standing
 from lora_select.audit.approval import Answer
+from lora_select.audit.ledger import in_folder
 from lora_select.audit.promotion import Office
-from lora_select.errors import InputError
+from lora_select.audit.standing import Standing
+from lora_select.config import RunConfig
+from lora_select.errors import InputError, WorldError
+from lora_select.pipeline.run import folder_of
+from lora_select.tracking import store
 
 
 class Decision(RunInput):
@@ -27,33 +32,36 @@ class Decision(RunInput):
     override: bool = False
 
 
-def ask(office: Office, run: Path, question: str) -> str:
-    """Wait for a person's answer to a run that awaits approval, and enter it; call it from a flow, never from a task.
+def ask(config: RunConfig) -> None:
+    """Where the config's run awaits approval, wait for a person's answer and enter it; call it from a flow with no run open.
 
-    An answer that cannot be taken (no name, no reason, a criterion that is not met and no override) asks again and says why; it never
-    fails the run. A run that is resumed comes here again from its top and finds what was answered.
-
-    Args:
-        office: the ledger and the registry.
-        run: the run's folder, sealed.
-        question: what the person is shown.
-
-    Returns:
-        Where the run stands: `awaiting approval` at once where there is no deployment, else `promoted` or `rejected`.
-
-    Raises:
-        WorldError: a file of the run was changed, MLflow does not answer, or the ledger cannot be written.
+    An answer that cannot be taken (no name, no reason, a criterion that is not met and no override, MLflow away) asks again and says
+    why; it never fails the run. A flow run that is resumed begins at its top, comes here again and finds what was answered. Where
+    there is no deployment nothing can be resumed, and this returns at once.
     """
-    refusal = ""
+    if not deployment.id or config.tracking.uri is None or config.promotion.approval != "required":
+        return
+    run, refusal = folder_of(config), ""
+    ledger = in_folder(run.parent)
     for number in count():
-        stands = standing.of_run(office.ledger.entries(), run.name, now=office.ledger.clock())
-        if stands is None or stands.state not in (standing.AWAITING, "approved") or not deployment.id:
-            return stands.state if stands else ""
-        form = Decision.with_initial_data(description=f"{refusal}\n\n{question}".strip())
+        stands = standing.of_run(ledger.entries(), run.name, now=ledger.clock())
+        if stands is None or stands.state != standing.AWAITING:
+            return
+        form = Decision.with_initial_data(description=f"{refusal}\n\n{_question(run, stands)}".strip())
         try:
-            said = suspend_flow_run(wait_for_input=form, timeout=None, key=f"approval-{run.name}-{number}")
+            # The request's own number is in the key: what was said of one request is no answer to the next.
+            said = suspend_flow_run(form, timeout=None, key=f"approval-{run.name}-{stands.last.sequence}-{number}")
+            office = Office(ledger, store.prepare(config.tracking.uri, config.tracking.experiment))
             answer = Answer(said.by, said.reason, said.override)
             (approval.approve if said.decision == "approve" else approval.reject)(office, run, answer)
-        except (InputError, ValidationError) as error:
+        except (InputError, WorldError, ValidationError) as error:
             refusal = f"**The answer was not taken:** {error}"
-    raise AssertionError  # count() has no end
+
+
+def _question(run: Path, stands: Standing) -> str:
+    reasons = "\n".join(f"- {reason}" for reason in stands.decision.details["reasons"])
+    version, until = stands.last.details["version"], stands.last.details["until"]
+    return (
+        f"Shall version {version} of {stands.decision.model} be champion? Until {until}.\n\n{reasons}\n\n"
+        f"The report is {run / 'report.html'}."
+    )

@@ -8,6 +8,7 @@ from lora_select.config import RunConfig
 from lora_select.pipeline import run
 from lora_select.pipeline.observers import Terminal
 from lora_select.pipeline.run import Run
+from lora_select.tracking import names
 from tasks.observers import Log, Pages
 from tasks.stage import as_task
 
@@ -18,5 +19,5 @@ def opened(config: RunConfig) -> AbstractContextManager[Run]:
         config,
         runner=as_task,
         observers=(Terminal(), Log(), Pages()),
-        tags={"prefect.flow_run_id": str(flow_run.id or "")},
+        tags={names.FLOW_RUN_ID: str(flow_run.id or "")},
     )

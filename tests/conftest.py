@@ -1,5 +1,6 @@
-"""Shared fixtures: a tiny random Llama with a byte-level tokenizer, in Hugging Face layout, made in a second."""
+"""Shared fixtures: a tiny random Llama with a byte-level tokenizer, in Hugging Face layout, made in a second; a migrated MLflow store."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -64,3 +65,27 @@ def tiny_model_folder(tmp_path_factory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """One migrated SQLite store per session, copied for each test: a fresh migration costs seconds."""
+    from lora_select.tracking.store import prepare
+
+    folder = tmp_path_factory.mktemp("mlflow-template")
+    prepare(f"sqlite:///{folder}/mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def database(template, tmp_path) -> Path:
+    """A migrated database of the test's own."""
+    return Path(shutil.copy(template, tmp_path / "mlflow.db"))
+
+
+@pytest.fixture
+def store(database):
+    """Its experiment is the test's own: the template's one would put artifacts beside the template."""
+    from lora_select.tracking.store import prepare
+
+    return prepare(f"sqlite:///{database}", "test")

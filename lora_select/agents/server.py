@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
-import lora_select
 from lora_select.agents.jobs import Jobs, JobState
 from lora_select.agents.roots import inside, source
 from lora_select.errors import InputError, WorldError
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from mcp.server import MCPServer
 
 INSTRUCTIONS = """lora-select says which LoRA variant, rank and learning rate to train, from a measuring pass over the user's model and rows.
-`recommend` takes minutes: it returns a job, which `job` looks at and `cancel` ends; when it is done, `explain` the folder it wrote.
+`recommend` and `retain` take minutes: they return a job, which `job` looks at and `cancel` ends. `explain` what `recommend` wrote.
 An answer with `error` names what to change. A tie means that no variant is shown to be better: say so, and claim no winner."""
 
 Trainer = Literal["peft", "trl", "llamafactory", "axolotl", "ms-swift", "unsloth"]
@@ -63,7 +62,7 @@ def make_server(roots: Sequence[Path]) -> tuple["MCPServer", Jobs]:
             "`lora-select mcp` needs the package mcp; install it: pip install 'lora-select[mcp]'"
         ) from error
     server, jobs = MCPServer("lora-select", instructions=INSTRUCTIONS), Jobs(roots[0].resolve())
-    for tool in (*_job_tools(roots, jobs), *_reading_tools(roots), *_optional_tools(roots)):
+    for tool in (*_job_tools(roots, jobs), *_reading_tools(roots)):
         server.tool()(_told(tool))
     return server, jobs
 
@@ -100,18 +99,19 @@ def _job_tools(roots: Sequence[Path], jobs: Jobs) -> list[Callable[..., Any]]:
         serve: the engine that will serve the adapter. quantize: how the base is held in training. variant: only if the user insists.
         race_budget: 3 tries three learning rates in trainings as long as the real one first, 6 also a rival of LoRA.
         """
-        told = ["recommend", source(model, roots), source(data, roots), "--out", str(inside(out, roots))]
-        told += [
-            "--runs-dir",
-            str(inside("runs", roots)),
-            "--epochs",
-            str(epochs),
-            "--trainers",
-            *(trainers or ["peft"]),
-        ]
-        for option, value in (("--serve", serve), ("--quantize", quantize), ("--variant", variant)):
-            told += [option, value] if value else []
-        return jobs.start([*told, "--race-budget", str(race_budget)] if race_budget else told)
+        told = [f"--model={source(model, roots)}", f"--data={source(data, roots)}", f"--out={inside(out, roots)}"]
+        told += [f"--runs-dir={inside('runs', roots)}", f"--epochs={epochs}", f"--race-budget={race_budget}"]
+        for option, value in (("serve", serve), ("quantize", quantize), ("variant", variant)):
+            told += [f"--{option}={value}"] if value else []
+        return jobs.start(["recommend", *told, "--trainers", *(trainers or ["peft"])])
+
+    def retain(adapter: str, base: str, data: str, out: str) -> JobState:
+        """Make an adapter give back what its base model knew, and say what that costs; minutes. Poll the returned job.
+
+        adapter: a PEFT folder or a run's folder. base: its base model. data: the rows of its task. out: a new folder.
+        """
+        told = [f"--base={source(base, roots)}", f"--data={source(data, roots)}", f"--out={inside(out, roots)}"]
+        return jobs.start(["retain", *told, str(inside(adapter, roots))])
 
     def job(job: str) -> JobState:
         """Where a job stands: its state, how long it has run, and the end of what it printed."""
@@ -121,7 +121,7 @@ def _job_tools(roots: Sequence[Path], jobs: Jobs) -> list[Callable[..., Any]]:
         """End a job and everything that it started."""
         return jobs.cancel(job)
 
-    return [recommend, job, cancel]
+    return [recommend, retain, job, cancel]
 
 
 def _reading_tools(roots: Sequence[Path]) -> list[Callable[..., Any]]:
@@ -156,21 +156,13 @@ def _reading_tools(roots: Sequence[Path]) -> list[Callable[..., Any]]:
             for one in lines
         ]
 
-    return [explain, compare, variants]
-
-
-def _optional_tools(roots: Sequence[Path]) -> list[Callable[..., Any]]:
-    """Tools of functions that this installation may not have."""
-
     def check_data(data: str) -> Text:
-        """What is wrong with a dataset before anything is trained on it."""
-        return Text(str(getattr(lora_select, "check_data")(source(data, roots))))  # noqa: B009
+        """What would ruin a fine-tune on a dataset, by file and line, before anything is trained on it."""
+        from lora_select.data.gate import check, text
 
-    def retain(run: str) -> Text:
-        """Make a finished run's adapter forget less, and say what it cost."""
-        return Text(str(getattr(lora_select, "retain")(inside(run, roots))))  # noqa: B009
+        return Text(text.full(check.check_data(source(data, roots))))
 
-    return [tool for tool in (check_data, retain) if hasattr(lora_select, tool.__name__)]
+    return [explain, compare, variants, check_data]
 
 
 def _told(tool: Callable[..., Any]) -> Callable[..., Any]:

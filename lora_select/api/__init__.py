@@ -9,9 +9,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_select import environment
+
+environment.prepare()  # before what it quiets is imported
+
+# ruff: noqa: E402
 from lora_select.api import inputs
 from lora_select.api.results import Choice, FinetunedRun, Measurement
 from lora_select.config import RunConfig, words
+from lora_select.errors import InputError
 from lora_select.pipeline import line
 from lora_select.pipeline.observers import Terminal
 from lora_select.pipeline.run import Run, opened
@@ -70,7 +76,8 @@ def recommend(
     """
     config = _config(model, dataset, tokenizer, {"tracking_uri": None} | settings, overrides)
     with _opened(config, progress) as run:
-        return Choice(run, line.recommend(run, config.recipes.trainers if "trainers" in settings else ()))
+        asked = "trainers" in config.recipes.model_fields_set
+        return Choice(run, line.recommend(run, config.recipes.trainers if asked else ()))
 
 
 def finetune(
@@ -111,11 +118,13 @@ def load(folder: str | Path) -> FinetunedRun:
 def _config(
     model: "Model", dataset: "Data", tokenizer: Any, settings: Mapping[str, Any], overrides: Sequence[str]
 ) -> RunConfig:
-    root = Path(settings.get("runs_dir", RunConfig.model_fields["runs_dir"].default))
-    for name in settings:
-        words.setting(name)  # an unknown one is refused before rows are written
+    asked = words.of(
+        "", "", settings, overrides
+    )  # what is wrong is refused before rows are written, which lie below `runs_dir`
+    if asked.tracking.uri is not None and "name" not in settings and not isinstance(dataset, str | Path):
+        raise InputError('rows in memory have no name for the run and its registered model; say name="..."')
     source = inputs.model_source(model, tokenizer)
-    return words.of(source, inputs.dataset_source(dataset, root), settings, overrides)
+    return words.of(source, inputs.dataset_source(dataset, Path(asked.runs_dir)), settings, overrides)
 
 
 def _opened(config: RunConfig, progress: bool | None) -> AbstractContextManager[Run]:

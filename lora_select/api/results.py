@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 RECORDS = ("dataset", "profile", "spectra", "race", "decision")
 """What a folder of files keeps of the run, so that `explain` and `replay` read it."""
-PLAN = "plan-elsewhere"
 
 
 @final

@@ -1,8 +1,13 @@
 """The champion as it is now. Whoever reuses a judgement or a promotion asks this first, so that none outlives a moved alias."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from lora_select.audit import standing
+from lora_select.audit.ledger import in_folder
+from lora_select.audit.standing import Standing
 from lora_select.errors import WorldError
 from lora_select.records.ledger import Entry
 from lora_select.tracking import registry
@@ -49,26 +54,45 @@ def champion(store: Store, model: str, adapter_digest: str) -> Champion:
 
 def rival_of(store: Store, runs_folder: Path, run: str, model: str, adapter_digest: str) -> str:
     """`rival` for an evaluation's key. Of an adapter that is champion by now it is whom it was judged against, so that its judgement stays."""
-    from lora_select.audit import standing
-    from lora_select.audit.ledger import in_folder
-
     found = champion(store, model, adapter_digest)
-    judged = standing.of_run(in_folder(runs_folder).entries(), run) if found.standing == ITSELF else None
-    before = judged.decision.details["champion"] if judged else None
-    version = registry.by_number(store, model, before) if before else None
-    return Champion(OTHER, version).rival if version else found.rival
-
-
-def answered(ledger_entries: list[Entry], run: str) -> str:
-    """What a promotion's key holds besides: whether a person's answer came since, so that an old `awaiting approval` is not shown again."""
-    from lora_select.audit import standing
-
-    found = standing.of_run(ledger_entries, run)
-    return "" if found is None or found.state in ("", "blocked") else found.state
+    return _judged_against(store, found, standing.of_run(in_folder(runs_folder).entries(), run), model).rival
 
 
 def key_part(store: Store, runs_folder: Path, run: str, model: str, adapter_digest: str) -> str:
-    """`holder` and `answered` in one string."""
-    from lora_select.audit.ledger import in_folder
+    """Who is champion and what came of the run since, for a promotion's key.
 
-    return f"{champion(store, model, adapter_digest).holder} {answered(in_folder(runs_folder).entries(), run)}".strip()
+    The promotion's own success does not count, so that the same command finds it as it was made. A champion that was taken back counts.
+    """
+    entries = in_folder(runs_folder).entries()
+    found, stands = champion(store, model, adapter_digest), standing.of_run(entries, run)
+    moved = ""
+    if stands is not None and stands.state == "promoted":
+        moved = "" if found.standing == ITSELF else f"promoted {stands.last.sequence}"
+        found = _judged_against(store, found, stands, model)
+    return " ".join(filter(None, (found.holder, answered(entries, run), moved)))
+
+
+def answered(entries: Iterable[Entry], run: str, *, now: datetime | None = None) -> str:
+    """What came of a run but by its own promotion: a person's answer, an outage, a request that ran out, by the number of its entry.
+
+    So neither an old `awaiting approval` nor an old `deferred` is shown again after an answer, a second expiry, or another outage.
+    """
+    said = ""
+    for entry in entries:
+        if entry.run == run and entry.kind in (standing.APPROVED, standing.REJECTED, standing.DEFERRED):
+            said = f"{entry.kind} {entry.sequence}"
+        elif entry.run == run and entry.kind == standing.REQUESTED and standing.is_over(entry, now):
+            said = f"expired {entry.sequence}"
+    return said
+
+
+def _judged_against(store: Store, found: Champion, stands: Standing | None, model: str) -> Champion:
+    """The champion; of an adapter that is champion itself, the one that it was judged against."""
+    if found.standing != ITSELF or stands is None:
+        return found
+    before = stands.decision.details["champion"]
+    try:
+        version = registry.by_number(store, model, before) if before else None
+    except WorldError as error:
+        return Champion(AWAY, None, str(error))
+    return Champion(OTHER, version) if version else Champion(NONE)

@@ -8,28 +8,13 @@ from pathlib import Path
 from lora_select.records import sha256_file
 from lora_select.records.digests import library_digest
 
-RECORDS = (
-    "dataset",
-    "gate",
-    "profile",
-    "spectra",
-    "race",
-    "decision",
-    "plan",
-    "adapter",
-    "proof",
-    "retention",
-    "served",
-    "served-proof",
-    "evaluation",
-    "promotion",
-    "report",
-)
-
 
 def digests(run: Path) -> dict[str, str]:
-    """SHA-256 of every record that a run's folder holds, of the library's source and of the names and versions installed."""
-    found = {name: sha256_file(run / f"{name}.json") for name in RECORDS if (run / f"{name}.json").is_file()}
+    """SHA-256 of the record of every stage that a run's folder shows, of the library's source and of the names and versions installed."""
+    from lora_select.audit import runs
+
+    shown = {name: run / f"{name}.json" for name in runs.stages(run)}
+    found = {name: sha256_file(file) for name, file in shown.items() if file.is_file()}
     return found | {"library": library_digest(), "packages": packages()}
 
 

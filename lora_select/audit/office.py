@@ -59,6 +59,11 @@ def any_store(ledger: Ledger, uri: str | None = None, runs: list[str] | None = N
     raise InputError("no run's folder says where MLflow is; name it with --tracking-uri")
 
 
+def tracked(ledger: Ledger) -> bool:
+    """Whether any run of the ledger says where its MLflow is."""
+    return any(read_notes(ledger.path.parent / run) for run in {entry.run for entry in ledger.entries()} if run)
+
+
 def _store(folder: Path, uri: str | None) -> Store:
     notes = read_notes(folder)
     if not notes:

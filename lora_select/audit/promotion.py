@@ -106,9 +106,7 @@ def promote(
         try:
             done = carry_out(office, intent)
         except AwayError as error:
-            return _promotion(
-                candidate, "", DEFERRED, rival, (*judgement.reasons, f"the promotion is deferred: {error}")
-            )
+            return _deferred(office, candidate, judgement, str(error), rival)
         version = done.details["version"]
         if waits:
             return _promotion(
@@ -372,7 +370,9 @@ def _request(office: Office, candidate: Candidate, judgement: Judgement, days: f
     return (*judgement.reasons, how_to_answer(office, candidate.run, until))
 
 
-def _deferred(office: Office, candidate: Candidate, judgement: Judgement, why: str) -> Promotion:
+def _deferred(
+    office: Office, candidate: Candidate, judgement: Judgement, why: str, rival: str | None = None
+) -> Promotion:
     office.ledger.append(
         standing.DEFERRED,
         by=POLICY,
@@ -381,7 +381,7 @@ def _deferred(office: Office, candidate: Candidate, judgement: Judgement, why: s
         digests=candidate.digests,
         details={"reason": why},
     )
-    return _promotion(candidate, "", DEFERRED, None, (*judgement.reasons, f"the promotion is deferred: {why}"))
+    return _promotion(candidate, "", DEFERRED, rival, (*judgement.reasons, f"the promotion is deferred: {why}"))
 
 
 def _promotion(

@@ -7,7 +7,6 @@ from pathlib import Path
 from lora_select.audit import chain, runs
 from lora_select.audit.ledger import Ledger, in_folder
 from lora_select.errors import InputError
-from lora_select.records.digests import source_digest
 from lora_select.records.ledger import Entry
 
 DATASET = "dataset"
@@ -64,13 +63,14 @@ def pending(runs_folder: Path) -> list[Registration]:
     return [item for item in registered(ledger) if item.digest not in done]
 
 
-def admit(runs_folder: Path, path: str, digest: str, allowed: tuple[str, ...] = ()) -> Registration:
+def admit(runs_folder: Path, path: str, digest: str, there: str, allowed: tuple[str, ...] = ()) -> Registration:
     """The registration that an event names, after a look at the ledger and at the bytes: an event alone starts nothing.
 
     Args:
         runs_folder: where the ledger is.
         path: what the event says the dataset is.
         digest: what the event says its bytes are.
+        there: the digest of the bytes that lie there, and that the run will read.
         allowed: folders that datasets may lie in; none given: any.
 
     Raises:
@@ -84,7 +84,7 @@ def admit(runs_folder: Path, path: str, digest: str, allowed: tuple[str, ...] = 
     known = [item for item in registered(ledger) if item.path == str(Path(path).resolve())]
     if not known:
         raise InputError(f"an event names {path}, which nobody registered; `lora-select data register` does that")
-    if digest not in {item.digest for item in known} or source_digest(known[-1].path) != digest:
+    if digest not in {item.digest for item in known} or there != digest:
         raise InputError(f"the bytes at {path} are not those of the event; register the dataset again")
     return next(item for item in reversed(known) if item.digest == digest)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,7 @@ def opened(run: Path) -> list[str]:
         if fault.path.is_file() and not fault.path.is_symlink():
             place = run.parent / CHANGED
             place.mkdir(exist_ok=True)
-            number = sum(1 for _ in place.glob(f"{run.name}-*"))
-            shutil.move(fault.path, place / f"{run.name}-{number}-{fault.path.name}")
+            shutil.move(fault.path, place / f"{run.name}-{time.time_ns()}-{fault.path.name}")
     (run / seal.SEAL).unlink(missing_ok=True)
     return lines + changed
 

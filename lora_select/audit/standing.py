@@ -13,7 +13,6 @@ AWAITING = "awaiting approval"
 REQUESTED = "approval-requested"
 APPROVED = "approved"
 REJECTED = "rejected"
-EXPIRED = "expired"
 DEFERRED = "promotion-deferred"
 INTENDED = "promotion-intended"
 ROLLBACK = "rollback-intended"
@@ -49,7 +48,7 @@ def of_run(entries: Iterable[Entry], run: str, *, now: datetime | None = None) -
             state, last = _STATES[entry.kind], entry
     if decision is None or last is None:
         return None
-    if state == AWAITING and _over(last, now or datetime.now(UTC)):
+    if state == AWAITING and is_over(last, now):
         state = "expired"
     return Standing(state, decision, last)
 
@@ -58,7 +57,6 @@ _STATES = {
     REQUESTED: AWAITING,
     APPROVED: "approved",
     REJECTED: "rejected",
-    EXPIRED: "expired",
     PROMOTED: "promoted",
 }
 
@@ -111,6 +109,7 @@ def _version(version: str | None) -> str:
     return f"version {version}" if version else "no version"
 
 
-def _over(request: Entry, now: datetime) -> bool:
+def is_over(request: Entry, now: datetime | None = None) -> bool:
+    """Whether a request for approval ran out, now or at a given time."""
     until = request.details.get("until")
-    return bool(until) and now > datetime.fromisoformat(until)
+    return bool(until) and (now or datetime.now(UTC)) > datetime.fromisoformat(until)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_select.audit import anchor, chain, runs, seal, standing
+from lora_select.audit.ledger import Ledger
 from lora_select.errors import InputError, WorldError
 from lora_select.records import Adapter, Decision, Evaluation, ReloadCheck, read, sha256_file
 from lora_select.tracking.store import Store
@@ -62,16 +63,16 @@ def verify(run: Path, store: Store | None = None) -> Verification:
     if store is None:
         notes.append("the ledger's end was not compared with MLflow")
     else:
-        more, said = _with_mlflow(ledger, found, store)
-        faults, notes = faults + more, notes + said
+        faults += _with_mlflow(ledger, found, store)
     return Verification(folder.name, files, tuple(dict.fromkeys(faults)), tuple(notes))
 
 
-def _with_mlflow(ledger, found: chain.Chain, store: Store) -> tuple[list[str], list[str]]:
+def _with_mlflow(ledger: Ledger, found: chain.Chain, store: Store) -> list[str]:
+    """What MLflow says otherwise; that it does not answer is one too, since nothing was compared."""
     try:
-        return [*anchor.faults(ledger, found.entries, store), *standing.unexplained(found.entries, store)], []
+        return [*anchor.faults(ledger, found.entries, store), *standing.unexplained(found.entries, store)]
     except WorldError as error:
-        return [], [str(error)]
+        return [f"MLflow was not asked: {error} (--offline does without)"]
 
 
 def _against(folder: Path, digests: dict[str, str], sequence: int) -> list[str]:

@@ -136,7 +136,7 @@ def _register(parsed: argparse.Namespace) -> int:
         )
         return 0
     print(f"registered {manifest.path} ({manifest.digest[:12]}) in {parsed.ledger} (entry {entry.sequence})")
-    print(emit_registered(manifest, os.environ.get("PREFECT_API_URL"), parsed.config))
+    print(emit_registered(manifest.path, manifest.digest, os.environ.get("PREFECT_API_URL"), parsed.config))
     return 0
 
 
@@ -152,7 +152,9 @@ def _pending(parsed: argparse.Namespace) -> int:
         print(f"entry {item.sequence}: {item.path} ({item.digest[:12]}) {item.config}".rstrip())
         manifest = known.get((item.path, item.digest))
         if parsed.send and manifest is not None:
-            print(f"  {emit_registered(manifest, os.environ.get('PREFECT_API_URL'), item.config)}")
+            print(
+                f"  {emit_registered(manifest.path, manifest.digest, os.environ.get('PREFECT_API_URL'), item.config)}"
+            )
     if not found:
         print("every registered dataset has been trained on")
     return 0

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from lora_select.address import default_uri
+from lora_select.address import default_uri, expanded, masked
 from lora_select.cli import options
+from lora_select.errors import InputError, WorldError
 
 PINNED = {
     "torch": "2.13.0",
@@ -123,10 +124,18 @@ def _deepspeed() -> list[Finding]:
 
 
 def _tracking(uri: str) -> Finding:
-    if uri.startswith("sqlite:///"):
-        parent = Path(uri.removeprefix("sqlite:///")).resolve().parent
-        return Finding("mlflow store", uri, os.access(parent, os.W_OK), f"{parent} cannot be written")
-    return _reachable("mlflow store", uri, "start it (`lora-select ui`) or correct `tracking.uri`")
+    """The store as a run would find it: the address can hold one, its variables are set, and the server or the file's folder answers."""
+    from lora_select.tracking import store
+
+    try:
+        store.check(uri)
+        store.reach(uri)
+    except (InputError, WorldError) as error:
+        remedy = "start it (`lora-select ui`) or correct `tracking.uri`"
+        return Finding("mlflow store", str(error), False, remedy)
+    parent = store.database(expanded(uri)).parent if uri.startswith("sqlite:") else None
+    ok = parent is None or os.access(parent, os.W_OK)
+    return Finding("mlflow store", masked(uri), ok, f"{parent} cannot be written")
 
 
 def _prefect() -> Finding:
@@ -183,9 +192,9 @@ def _reachable(name: str, uri: str, remedy: str) -> Finding:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         with socket.create_connection((parts.hostname or "localhost", port), timeout=3):
-            return Finding(name, uri)
+            return Finding(name, masked(uri))
     except OSError as error:
-        return Finding(name, f"{uri} does not answer ({error.strerror or error})", False, remedy)
+        return Finding(name, f"{masked(uri)} does not answer ({error.strerror or error})", False, remedy)
 
 
 def _disk(folder: Path) -> Finding:

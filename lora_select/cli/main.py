@@ -8,6 +8,7 @@ from lora_select import __version__, environment
 from lora_select.cli import (
     data,
     doctor,
+    ending,
     export,
     mcp,
     node,
@@ -19,7 +20,6 @@ from lora_select.cli import (
 )
 from lora_select.cli.audit import answer, clean, ledger, rollback, verify
 from lora_select.cli.line import analyze, finetune, recommend
-from lora_select.errors import InputError, WorldError
 
 COMMANDS = (
     finetune,
@@ -44,20 +44,15 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 well, 1 a check said no or the world failed, 2 bad input."""
+    """Run one command and return its exit code: 0 well, 1 a check said no or the world failed, 2 bad input, 130 stopped."""
     environment.prepare()
-    try:
-        parsed, rest = _parser().parse_known_args(arguments)
-        options.take(parsed, rest)
-        return parsed.run(parsed)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except WorldError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return ending.exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parsed, rest = _parser().parse_known_args(arguments)
+    options.take(parsed, rest)
+    return parsed.run(parsed)
 
 
 def _parser() -> argparse.ArgumentParser:

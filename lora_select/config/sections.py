@@ -148,12 +148,18 @@ class SelectionConfig(Section):
     prefer_retention: bool = False
     claims: dict[str, bool] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _raced(self) -> "SelectionConfig":
+        if self.prefer_retention and not self.race_budget:
+            raise ValueError("`prefer_retention` compares the adapters of a race: give it a `race_budget`, such as 6")
+        return self
+
 
 class TrainingConfig(Section):
     """How training runs. `auto` lets the plan decide: one rank a GPU, two on CPU; the ZeRO stage that fits.
 
     `num_processes` counts the ranks of all `nodes`; see docs/operations.md for how other nodes join. `memory` is that of the device
-    that trains, such as `24GiB`, where another trainer will run on a machine that is not this one (null: this machine's).
+    that trains, such as `24GiB`: where it is not this machine, or where training may not take all of it (null: what this machine has).
     `packing` lays rows end to end instead of padding them: the loss and the gradients are the same, which every run checks
     on its own model first. `validation` is the share of the training rows (8 to 64 of them) that is kept from training to choose the
     checkpoint; `patience` ends the training after so many looks at them that were worse than the best one, `null` never.
@@ -293,7 +299,7 @@ class RecipesConfig(Section):
 
 
 class DiagnosticsConfig(Section):
-    """What `analyze` measures besides the spectra. It decides nothing. `curvature`: of the default candidate's adapter at its start."""
+    """What is measured besides the spectra. It decides nothing. `curvature`: of the default candidate's adapter at its start."""
 
     curvature: bool = False
 

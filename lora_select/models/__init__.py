@@ -311,7 +311,7 @@ def _from_hub(source: str, revision: str | None) -> Path:
 def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> BaseModel:
     files.refuse_adapter(folder)
     config = _read_config(folder)
-    weights = _check_folder(folder, config)
+    weights = _check_folder(folder, config, cache)
     config = config.get("text_config", config)
     vocab_size = _number(config, folder, "vocab_size")
     if vocab_size:
@@ -350,7 +350,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _check_folder(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+def _check_folder(folder: Path, config: Mapping[str, Any], cache: Path) -> list[Path]:
     """The weight files of a folder that can be used.
 
     Raises:
@@ -358,7 +358,7 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """
     if "auto_map" in config:
         raise InputError(f"{folder} wants to run code of its own (auto_map in config.json); remote code is never run")
-    files.check_kind(folder, config)
+    files.check_kind_once(folder, config, cache)
     weights = files.weight_files(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise InputError(f"{folder} has no tokenizer (tokenizer.json); copy the model's tokenizer files into it")

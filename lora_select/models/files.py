@@ -4,10 +4,12 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lora_select.errors import InputError
+from lora_select.records.digests import key_of, library_digest
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
@@ -15,6 +17,20 @@ POINTER = b"version https://git-lfs"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 AGAIN = "download it again"
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
+
+
+def check_kind_once(folder: Path, config: Mapping[str, Any], cache: Path) -> None:
+    """As :func:`check_kind`, and a config that passed is remembered in `cache`: the look imports torch, which takes seconds.
+
+    Raises:
+        InputError: as there.
+    """
+    known = {"config": config, "transformers": version("transformers"), "library": library_digest()}
+    note = cache / "kinds" / key_of(known)
+    if not note.is_file():
+        check_kind(folder, config)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
 
 
 def check_kind(folder: Path, config: Mapping[str, Any]) -> None:

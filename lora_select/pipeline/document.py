@@ -67,4 +67,14 @@ def _document(
     return write_evidence(inputs, context.folder, dataset_folder=dataset_folder, key=signing_key())
 
 
+def signed_by() -> str | None:
+    """SHA-256 of the file of the key that the environment names, for the stage's key: evidence that another key signed is other evidence.
+
+    Raises:
+        InputError: the environment names a file that is not there.
+    """
+    key = signing_key()
+    return None if key is None else sha256_file(key.path)
+
+
 document = Stage("evidence", EvidenceFiles, _document)

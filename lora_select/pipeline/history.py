@@ -4,12 +4,16 @@ import dataclasses
 import difflib
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lora_select import records
+from lora_select.audit import standing
+from lora_select.audit.ledger import in_folder
+from lora_select.audit.promotion import DEFERRED
 from lora_select.errors import InputError
-from lora_select.records import DatasetProfile, Decision, Evaluation, Race, Retention, Spectra
+from lora_select.records import DatasetProfile, Decision, Evaluation, Promotion, Race, Retention, Spectra
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,28 @@ def read_run(folder: str | Path) -> PastRun:
         )
     except (OSError, ValueError) as error:
         raise InputError(str(error)) from error
+
+
+def is_over(folder: Path, *, tracked: bool, now: datetime | None = None) -> bool:
+    """Whether the same command would find nothing left to do in a run's folder.
+
+    A run is not over before its report; and where it is `tracked`, not without a promotion, with one that is deferred or was begun and
+    not ended, or with a request for approval that was answered or ran out since.
+    """
+    if not (folder / "report.json").is_file():
+        return False
+    if not tracked:
+        return True
+    if not (folder / "promotion.json").is_file():
+        return False
+    entries = in_folder(folder.parent).entries()
+    stands = standing.of_run(entries, folder.name, now=now)
+    alias = records.read(Promotion, folder / "promotion.json").alias
+    return (
+        alias != DEFERRED
+        and not any(entry.run == folder.name for entry in standing.unfinished(entries))
+        and (alias != standing.AWAITING or (stands is not None and stands.state == standing.AWAITING))
+    )
 
 
 def replay(folder: str | Path) -> list[str]:

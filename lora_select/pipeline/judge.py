@@ -42,16 +42,13 @@ def _evaluate(
     context: Context,
     *,
     adapter: StageRef,
-    proof: StageRef,
     dataset: StageRef,
     profile: StageRef,
     base: BaseModel,
     rivals: Mapping[str, StageRef],
     options: Mapping[str, Any],
     model_name: str | None,
-    rival: str,
 ) -> Evaluation:
-    del proof, rival  # an adapter without proof is not judged; another champion is another evaluation
     trained, rows = context.load(adapter, Adapter), context.load(dataset, Dataset)
     tokens = context.load(profile, DatasetProfile).eval_tokens_file.path
     others = {name: _adapter_folder(context, ref) for name, ref in rivals.items()}
@@ -104,12 +101,9 @@ def _promote(
     retention: StageRef | None,
     model_name: str,
     policy: PromotionConfig,
-    tracking_uri: str,
     run: str,
-    holder: str,
 ) -> Promotion:
     served = "served" if retention_changed(context, retention) else "adapter"
-    del tracking_uri, holder  # in the key only: another registry, champion or answer of a person is another promotion
     judged = context.load(evaluation, Evaluation)
     asked = Policy(**policy.model_dump(exclude={"model_name", "approval", "approval_days"}))
     verdict = gate.judge(judged, judged.champion_version, asked, _rises(context, retention))

@@ -15,8 +15,8 @@ from lora_select.address import masked
 from lora_select.audit.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.evidence.cost import words
-from lora_select.pipeline import choose, judge, prepare, retaining, train, workspace
-from lora_select.pipeline.document import document
+from lora_select.pipeline import choose, judge, prepare, retaining, sources, train, workspace
+from lora_select.pipeline.document import document, signed_by
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
@@ -36,7 +36,7 @@ from lora_select.records import (
     TrainingPlan,
     read,
 )
-from lora_select.records.digests import key_of, source_digest
+from lora_select.records.digests import key_of
 from lora_select.report import answer
 from lora_select.training.validation import kept_rows
 from lora_select.training.worker.batches import total_steps
@@ -102,21 +102,21 @@ def recommend(run: Run, trainers: Sequence[str] = ()) -> Recommended:
 
 def diagnose(run: Run, measured: Measured) -> AdapterCosts | None:
     """What `diagnostics` and `base_model.quantize` ask `analyze` for beyond the pass, None where nothing is; decides nothing."""
-    from lora_select.diagnostics import costs
-
     config = run.config
     if not config.diagnostics.curvature and config.base_model.quantize is None:
         return None
-    size = {"microbatches": config.analysis.microbatches, "size": config.analysis.microbatch_size, "seed": config.seed}
-    batches = prepare.drawn(measured.profile.folder, measured.profile.record, run.base, **size)
-    return costs.measure(
-        measured.spectra.record,
-        measured.spectra.folder,
-        Path(run.base.path),
-        batches[0],
+    return run.do(
+        prepare.costs,
+        "costs",
+        profile=measured.profile.ref,
+        spectra=measured.spectra.ref,
+        base=run.base,
+        microbatches=config.analysis.microbatches,
+        microbatch_size=config.analysis.microbatch_size,
+        seed=config.seed,
         curvature=config.diagnostics.curvature,
         quantize=config.base_model.quantize,
-    )
+    ).record
 
 
 def check_installed() -> None:
@@ -150,6 +150,7 @@ def finetune(run: Run) -> Finetuned:
         InputError: an unusable input, or a model that does not fit.
         WorldError: training failed and no remedy was left.
     """
+    signed = signed_by()  # a key that is not there is told before anything is trained
     chosen, planned = plan(run)
     adapter = _trained(run, chosen, planned, "adapter")
     proof = run.do(train.prove, "proof", adapter=adapter.ref, plan=planned.ref, base=run.base)
@@ -167,9 +168,8 @@ def finetune(run: Run) -> Finetuned:
             retention=retention.ref if retention else None,
             model_name=_model_name(run),
             policy=run.config.promotion,
-            tracking_uri=masked(str(run.config.tracking.uri)),
             run=run.key,
-            holder=_holder(run, served.record),
+            key_only={"registry": masked(str(run.config.tracking.uri)), "holder": _holder(run, served.record)},
         )
     measured = chosen.measured
     stages: dict[str, Outcome[Any] | None] = {
@@ -196,6 +196,7 @@ def finetune(run: Run) -> Finetuned:
         run=run.key,
         config_sha256=key_of(run.config.digested()),
         prices=run.config.cost,
+        key_only={"signed_by": signed},
     )
     report = run.do(judge.report, "report", stages=known, base=run.base)
     _show(run, adapter, served, report.folder / report.record.file.path)
@@ -213,8 +214,6 @@ def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[Gate], Outcome[Datase
     config = run.config
     options = config.dataset.model_dump(include=set(INTAKE)) | {"name": config.name}
     rows = config.dataset.model_dump(include=set(prepare.ROW_OPTIONS))
-    digests = [source_digest(config.dataset.source), source_digest(config.dataset.eval_source or "")]
-    digests += [source_digest(name) for name in config.gate.benchmarks]
     dataset = run.do(
         prepare.intake,
         "dataset",
@@ -222,7 +221,7 @@ def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[Gate], Outcome[Datase
         rows=rows,
         gate=config.gate,
         base=run.base,
-        source_digests=digests,
+        key_only=sources.of(run.sources, "train", "eval", "benchmarks"),
     )
     gate = run.do(prepare.gate, "gate", dataset=dataset.ref)
     profile = run.do(
@@ -252,6 +251,8 @@ def _measured(run: Run, dataset: Outcome[Dataset], gate: Outcome[Gate], profile:
 
 
 def _chosen(run: Run, measured: Measured) -> Chosen:
+    if run.config.diagnostics.curvature:
+        diagnose(run, measured)
     evidence = {
         "profile": measured.profile.ref,
         "spectra": measured.spectra.ref,
@@ -277,7 +278,7 @@ def _planning(run: Run, chosen: Chosen) -> dict[str, Any]:
         "profile": chosen.measured.profile.ref,
         "base": run.base,
         "training": run.training,
-        "machine": run.machine,
+        "machine": run.trainer,
     }
 
 
@@ -316,14 +317,17 @@ def _evaluated(
         judge.evaluate,
         "evaluation",
         adapter=adapter.ref,
-        proof=proof.ref,
         dataset=chosen.measured.dataset.ref,
         profile=chosen.measured.profile.ref,
         base=run.base,
         rivals=rivals,
         options=options,
         model_name=_model_name(run),
-        rival=_rival(run, adapter.record),
+        key_only={
+            "proof": proof.ref,  # an adapter without proof is not judged
+            "rival": _rival(run, adapter.record),
+            "sources": sources.of(run.sources, "tasks", "metrics"),
+        },
     )
 
 

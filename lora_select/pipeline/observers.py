@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 NAME_WIDTH = 11
 SHIP_SECONDS = 5.0
+TRAINING = "train"
+"""The stage whose load on the machine is watched."""
 
 
 @final
@@ -51,10 +53,11 @@ def stage_lines(label: str, record: Any, *, reused: bool, seconds: float) -> lis
 
 @final
 class Tracking(Observer):
-    """Logs every record to MLflow, and the steps of a training while it runs."""
+    """Logs every record to MLflow, and the steps of a training while it runs; with `machine` also the machine's load beside it."""
 
-    def __init__(self, tracker: "Tracker"):
+    def __init__(self, tracker: "Tracker", *, machine: bool = False):
         self._tracker = tracker
+        self._machine = machine
         self._dataset = ""
         self._decision: Decision | None = None
         self.left = 0
@@ -75,7 +78,16 @@ class Tracking(Observer):
                 last = time.monotonic()
                 self._tracker.ship(work.folder / job.METRICS, work.label)
 
-        yield report
+        with self._watched(work):
+            yield report
+
+    def _watched(self, work: Work) -> AbstractContextManager[None]:
+        run_id = self._tracker.run_id(work.label)
+        if not self._machine or work.stage != TRAINING or run_id is None:
+            return nullcontext()
+        from lora_select.tracking.system_metrics import watched
+
+        return watched(self._tracker.store, run_id)
 
     def failed(self, work: Work, error: BaseException) -> None:
         """Close the child run as failed or killed."""

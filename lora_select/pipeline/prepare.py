@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from lora_select.data.formats import RowOptions
 from lora_select.data.microbatches import draw
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
-from lora_select.records import BaseModel, Dataset, DatasetProfile, Gate, Spectra
+from lora_select.records import AdapterCosts, BaseModel, Dataset, DatasetProfile, Gate, Spectra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +29,11 @@ ROW_OPTIONS = ("columns", "ignore_columns", "reasoning", "learn")
 def _intake(
     context: Context,
     *,
-    source_digests: Sequence[str],
     options: Mapping[str, Any],
     rows: Mapping[str, Any],
     gate: GateConfig,
     base: BaseModel,
 ) -> Dataset:
-    del source_digests  # in the key only: they stand for the bytes behind the sources
     from lora_select.data.gate import check, mend
 
     dataset, found = mend.gated_intake(
@@ -122,6 +120,33 @@ def _spectra(
     )
 
 
+def _costs(
+    context: Context,
+    *,
+    profile: StageRef,
+    spectra: StageRef,
+    base: BaseModel,
+    microbatches: int,
+    microbatch_size: int,
+    seed: int,
+    curvature: bool,
+    quantize: Any,
+) -> AdapterCosts:
+    """What an adapter meets besides the gradient; decides nothing."""
+    from lora_select.diagnostics import costs as diagnostics
+
+    size = {"microbatches": microbatches, "size": microbatch_size, "seed": seed}
+    return diagnostics.measure(
+        context.load(spectra, Spectra),
+        context.folder_of(spectra),
+        Path(base.path),
+        drawn(context.folder_of(profile), context.load(profile, DatasetProfile), base, **size)[0],
+        curvature=curvature,
+        quantize=quantize,
+        progress=context.report,
+    )
+
+
 def drawn(
     folder: Path, profile: DatasetProfile, base: BaseModel, *, microbatches: int, size: int, seed: int
 ) -> "list[dict[str, Tensor]]":
@@ -135,3 +160,4 @@ intake = Stage("intake", Dataset, _intake)
 gate = Stage("gate", Gate, _gate)
 profile = Stage("profile", DatasetProfile, _profile, retries=1)
 spectra = Stage("analyze", Spectra, _spectra, retries=1)
+costs = Stage("costs", AdapterCosts, _costs)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from lora_select import models
 from lora_select.errors import InputError
-from lora_select.pipeline import train
+from lora_select.pipeline import sources, train
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
 from lora_select.pipeline.workspace import StageRef
 from lora_select.records import Adapter, DatasetProfile, ReloadCheck, Retention, TrainingPlan
-from lora_select.records.digests import source_digest
 from lora_select.training.validation import FEWEST
 
 
@@ -62,7 +61,6 @@ def retained(
             "`training.validation`"
         )
         return None
-    sources = (*settings.references, *settings.judges, *settings.earlier)
     try:
         return run.do(
             train.retain,
@@ -75,7 +73,7 @@ def retained(
             device=run.machine.device,
             quantize=run.config.base_model.quantize,
             rivals=rivals,
-            source_digests=[source_digest(source) for source in sources],
+            key_only=sources.of(run.sources, "references", "judges", "earlier"),
         )
     except InputError as error:
         run.place.say(f"retention was left out, the adapter is served as it was trained: {error}")

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from lora_select import __version__, models, records, serving
-from lora_select.audit import anchor, runs
+from lora_select.audit import anchor, runs, seal
 from lora_select.audit.ledger import in_folder
 from lora_select.audit.registrations import admit, inside
 from lora_select.config import RunConfig
 from lora_select.data.intake import check_source
 from lora_select.errors import InputError, WorldError, require
-from lora_select.pipeline import workspace
+from lora_select.pipeline import sources, workspace
 from lora_select.pipeline.observers import Tracking
 from lora_select.pipeline.stage import Observer, Outcome, Place, Runner, Stage, plainly
 from lora_select.records import BaseModel, Constraints
-from lora_select.records.digests import key_of, library_digest, source_digest
+from lora_select.records.digests import key_of, library_digest
 from lora_select.tracking import names
 from lora_select.training.machine import Machine, detect_machine
 from lora_select.variants import support
@@ -35,10 +35,11 @@ NEEDED_DISK_GIB = 2.0
 @final
 @dataclass(frozen=True)
 class Run:
-    """An open run: what it was asked, the base model, its key and where it works."""
+    """An open run: what it was asked, the base model, the bytes behind its sources as they were at its opening, its key, where it works."""
 
     config: RunConfig
     base: BaseModel
+    sources: Mapping[str, str]
     key: str
     place: Place
 
@@ -99,10 +100,19 @@ class Run:
         return outcome
 
 
-def run_key(config: RunConfig, base: BaseModel) -> str:
-    """The run's name: the same config on the same bytes with the same library is the same run."""
-    sources = [source_digest(config.dataset.source), source_digest(config.dataset.eval_source or "")]
-    return key_of({"config": config.digested(), "sources": sources, "base": base.digest, "library": library_digest()})
+def run_key(config: RunConfig, base: BaseModel, found: Mapping[str, str]) -> str:
+    """The run's name: the same config on the same bytes (:func:`sources.digests`) with the same library is the same run."""
+    return key_of({"config": config.digested(), "sources": found, "base": base.digest, "library": library_digest()})
+
+
+def folder_of(config: RunConfig) -> Path:
+    """Where the run of a config lies, or will lie, with the bytes that are behind it now.
+
+    Raises:
+        InputError: no such model.
+    """
+    base = models.resolve(config.base_model.source, config.base_model.revision)
+    return Path(config.runs_dir) / run_key(config, base, sources.digests(config))
 
 
 def check(config: RunConfig) -> None:
@@ -117,8 +127,6 @@ def check(config: RunConfig) -> None:
             if config.dataset.allowed_folders:
                 inside(source, config.dataset.allowed_folders)
             check_source(source)
-    if config.dataset.registered:
-        admit(Path(config.runs_dir), config.dataset.source, config.dataset.registered, config.dataset.allowed_folders)
     if config.tracking.uri is not None:
         _check_tracking(config.tracking.uri)
     _check_disk(Path(config.runs_dir))
@@ -158,17 +166,20 @@ def opened(
     """
     check(config)
     root = Path(config.runs_dir)
+    found = sources.digests(config)
+    if config.dataset.registered:
+        admit(root, config.dataset.source, config.dataset.registered, found["train"], config.dataset.allowed_folders)
     base = models.resolve(config.base_model.source, config.base_model.revision)
     check_variant(config, base.architecture)
     if refused := serving.unsupported_base(config.selection.serve, base.architecture):
         raise InputError(f"`selection.serve` {config.selection.serve}: {refused[0]}")
-    key = run_key(config, base)
+    key = run_key(config, base, found)
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
     changed = runs.opened(folder)
     records.write_private(folder / "config.json", config.model_dump_json(indent=2) + "\n")
     tracker = None if config.tracking.uri is None else _tracker(config, folder, key, _tags(base) | dict(tags or {}))
-    tracking = [Tracking(tracker)] if tracker else []
+    tracking = [Tracking(tracker, machine=config.tracking.system_metrics)] if tracker else []
     told = (*tracking, *observers)
     place = Place(root, tracker, told, runner)
     place.say(
@@ -177,7 +188,8 @@ def opened(
     for line in changed:
         place.say(line)
     try:
-        yield Run(config, base, key, place)
+        yield Run(config, base, found, key, place)
+        _enter(config, found, folder, tracker, place)
     except BaseException as error:
         for observer in told:
             observer.ended(folder, "FAILED" if isinstance(error, Exception) else "KILLED")
@@ -186,14 +198,15 @@ def opened(
         observer.ended(folder, "FINISHED")
     for left in (one.left for one in tracking if one.left):
         place.say(f"MLflow missed {left} entries; they are kept and sent by the next run of the same config")
-    _enter(config, folder, tracker, place)
+    if seal.faults(folder):  # MLflow came back at the very end, and the notes on it are others now
+        _enter(config, found, folder, tracker, place)
 
 
-def _enter(config: RunConfig, folder: Path, tracker: "Tracker | None", place: Place) -> None:
-    """Seal the run's folder, enter it in the ledger, and tell MLflow the ledger's head."""
-    sources = {"train": source_digest(config.dataset.source)}
-    sources |= {"eval": source_digest(config.dataset.eval_source)} if config.dataset.eval_source else {}
-    runs.closed(folder, sources=sources, model=config.promotion.model_name or config.name)
+def _enter(config: RunConfig, found: Mapping[str, str], folder: Path, tracker: "Tracker | None", place: Place) -> None:
+    """Seal the run's folder, enter it in the ledger with the bytes that it was opened on, and tell MLflow the ledger's head."""
+    if tracker is not None:
+        tracker.flush()
+    runs.closed(folder, sources=found, model=config.promotion.model_name or config.name)
     if tracker is not None and (said := anchor.push(in_folder(folder.parent), tracker.store, run_id=tracker.parent)):
         place.say(said)
 

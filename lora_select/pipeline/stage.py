@@ -142,16 +142,19 @@ class Stage(Generic[R]):
     compute: Callable[..., R]
     retries: int = 0
 
-    def __call__(self, place: Place, *, label: str = "", **inputs: Any) -> Outcome[R]:
+    def __call__(
+        self, place: Place, *, label: str = "", key_only: Mapping[str, Any] | None = None, **inputs: Any
+    ) -> Outcome[R]:
         """Run the stage, or take it up when the same inputs were finished before by the same library.
 
         Args:
             place: where the run works.
             label: what this use of the stage is called, when one run uses a stage twice.
+            key_only: what else makes it other work, though the function is not told: bytes behind a path, who is champion now.
             inputs: JSON values, records, sections of the config, and references to earlier stages; digests stand for the last in the key.
         """
         started = time.monotonic()
-        parts = {name: _key_part(value) for name, value in inputs.items()}
+        parts = {name: _key_part(value) for name, value in {**inputs, "key_only": key_only or {}}.items()}
         key = key_of({"stage": self.name, "library": library_digest(), "inputs": parts})
         made: list[Any] = []
 

@@ -4,9 +4,11 @@ import functools
 from typing import Any
 
 from lora_select.data.gate.text import one_line
+from lora_select.diagnostics import costs
 from lora_select.evaluation import names
 from lora_select.records import (
     Adapter,
+    AdapterCosts,
     Dataset,
     DatasetProfile,
     Decision,
@@ -70,6 +72,11 @@ def _(record: Spectra) -> str:
         f"{len(record.layers)} layers over {record.microbatches} microbatches ({record.tokens:,} tokens); signal above "
         f"noise in {sum(rank > 0 for rank in ranks)} of them, signal rank up to {max(ranks, default=0)}"
     )
+
+
+@summary.register
+def _(record: AdapterCosts) -> str:
+    return "\n".join(costs.sentences(record))
 
 
 @summary.register

@@ -160,12 +160,10 @@ def _retain(
     device: str,
     quantize: str | None,
     rivals: Mapping[str, StageRef],
-    source_digests: Sequence[str],
 ) -> Retention:
     from lora_select.retention.retain import retain_adapter
     from lora_select.retention.settings import RetentionSettings
 
-    del source_digests  # in the key only: other text under the same name is another retention
     made, known = context.load(plan, TrainingPlan), context.load(profile, DatasetProfile)
     trained = context.folder_of(adapter) / context.load(adapter, Adapter).reference_logits.path
     rows = task_rows(context.folder_of(profile), known, made)

@@ -6,6 +6,7 @@ before is an unfinished attempt, which the stage may take up again. What was cha
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,8 +100,7 @@ def set_aside(root: str | Path, stage: str, key: str) -> Path:
     """Move a changed stage to `runs/changed/`, where nothing looks for it but the person who wants to know."""
     place = Path(root) / CHANGED
     place.mkdir(parents=True, exist_ok=True)
-    number = sum(1 for _ in place.glob(f"{stage}-{key}-*"))
-    return folder_of(root, stage, key).rename(place / f"{stage}-{key}-{number}")
+    return folder_of(root, stage, key).rename(place / f"{stage}-{key}-{time.time_ns()}")
 
 
 def view(root: str | Path, run_key: str, ref: StageRef, name: str) -> None:

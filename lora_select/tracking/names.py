@@ -42,6 +42,7 @@ LABELS = {
     "Gate": "gate",
     "DatasetProfile": "profile",
     "Spectra": "spectra",
+    "AdapterCosts": "costs",
     "Race": "race",
     "Trial": "probe",
     "Decision": "decision",

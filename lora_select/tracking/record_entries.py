@@ -334,6 +334,13 @@ def _report(record: records.Report) -> Entries:
     return Entries(files={record.file.path: "report", **{figure.path: "report/figures" for figure in record.figures}})
 
 
+def _costs(record: records.AdapterCosts) -> Entries:
+    errors = sorted(error.relative_error for error in record.quantisation.values())
+    metrics = {"costs/curvature": record.curvature.value} if record.curvature else {}
+    metrics |= {"costs/quantisation_median": errors[len(errors) // 2]} if errors else {}
+    return Entries(metrics=metrics)
+
+
 MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.Dataset: _dataset,
     records.Gate: _gate,
@@ -341,6 +348,7 @@ MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.BaseModel: _base_model,
     records.DatasetProfile: _profile,
     records.Spectra: _spectra,
+    records.AdapterCosts: _costs,
     records.Race: _race,
     records.Trial: _probe,
     records.Decision: _decision,

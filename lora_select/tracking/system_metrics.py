@@ -12,14 +12,14 @@ SECONDS = 10.0
 
 
 @contextmanager
-def watched(store: Store, run_id: str, *, node: str | None = None, seconds: float = SECONDS) -> Iterator[None]:
+def watched(store: Store, run_id: str, *, node: str | None = None, seconds: float | None = None) -> Iterator[None]:
     """Sample the machine every `seconds` while the block runs; a run taken up again goes on after its last step.
 
     Args:
         store: from `store.prepare`.
         run_id: the run that gets the metrics; it must be RUNNING.
         node: a name for this machine where several write to one run: `system/<node>/...`.
-        seconds: between samples.
+        seconds: between samples, `SECONDS` where not given.
 
     A monitor that cannot start, or a server that goes away, is a warning: the work in the block is never touched.
     """
@@ -28,7 +28,9 @@ def watched(store: Store, run_id: str, *, node: str | None = None, seconds: floa
     monitor: Any = None
     make: Any = SystemMetricsMonitor  # its annotations say int where fractions of a second work
     try:
-        monitor = make(run_id, sampling_interval=seconds, resume_logging=True, node_id=node, tracking_uri=store.uri)
+        monitor = make(
+            run_id, sampling_interval=seconds or SECONDS, resume_logging=True, node_id=node, tracking_uri=store.uri
+        )
         monitor.start()
     except Exception as error:
         log.warning("the machine's load is not recorded (%s)", str(error)[:200])

@@ -1,6 +1,7 @@
 """The server in a process of its own, asked by the SDK's client."""
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -8,11 +9,16 @@ import time
 
 import pytest
 
-from lora_select.agents.jobs import Jobs
+from lora_select.agents.jobs import FOLDER, Jobs
 from lora_select.agents.roots import inside, source
+from lora_select.agents.server import _job_tools
+from lora_select.cli import options
+from lora_select.cli.main import _parser
+from lora_select.data.gate import text
+from lora_select.data.gate.check import check_data
 from lora_select.errors import InputError
 
-ALWAYS = {"recommend", "job", "cancel", "explain", "compare", "variants"}
+TOOLS = {"recommend", "retain", "job", "cancel", "explain", "compare", "variants", "check_data"}
 
 
 def ask(root, *calls):
@@ -47,13 +53,14 @@ def test_the_tools_are_typed_and_a_job_is_polled_and_cancelled(tiny_model_folder
         ("job", {"job": "none"}),
         ("variants", {"model": "model", "serve": "vllm", "r": 8}),
         ("recommend", {"model": "model", "data": "rows.jsonl", "serve": "vlm"}),
+        ("check_data", {"data": "rows.jsonl"}),
     )
     by_name = {tool.name: tool for tool in tools}
-    assert set(by_name) >= ALWAYS
+    assert set(by_name) == TOOLS
     assert set(by_name["recommend"].input_schema["required"]) == {"model", "data"}
-    started, looked, cancelled, outside, above, missing, unknown, variants, misspelt = answers
+    started, looked, cancelled, outside, above, missing, unknown, variants, misspelt, checked = answers
     assert started.structured_content["state"] == "running"
-    assert "--serve vllm" in started.structured_content["command"]
+    assert "--serve=vllm" in started.structured_content["command"]
     assert looked.structured_content["state"] == "running"
     assert looked.structured_content["seconds"] >= started.structured_content["seconds"]
     assert cancelled.structured_content["state"] == "cancelled"
@@ -67,6 +74,7 @@ def test_the_tools_are_typed_and_a_job_is_polled_and_cancelled(tiny_model_folder
     assert not lines["lora"]["refused"]
     assert any("vLLM" in sentence for sentence in lines["dora"]["refused"])
     assert misspelt.is_error
+    assert checked.structured_content["text"] == text.full(check_data(str(tmp_path / "rows.jsonl")))
 
 
 def finished(jobs: Jobs, name: str):
@@ -95,6 +103,52 @@ def test_closing_ends_what_still_runs(tmp_path):
     started = jobs.start(["ui", "--tracking-uri", f"sqlite:///{tmp_path}/m.db", "--port", "0"])
     jobs.close()
     assert jobs.state(started.job).state in {"cancelled", "failed"}
+
+
+def parsed_by_the_job(root, tool, **arguments):
+    """What the command line of a started job makes of the words that it was given."""
+    jobs = Jobs(root)
+    state = next(one for one in _job_tools([root], jobs) if one.__name__ == tool)(**arguments)
+    jobs.close()
+    return _parser().parse_args(json.loads((root / FOLDER / state.job / "command.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [("--data=/etc/secret.jsonl", "sample:m"), ("run.yaml", "runs_dir=/tmp/x"), ("--runs-dir=/tmp/x", "--out=/tmp/y")],
+)
+def test_no_argument_is_read_as_an_option_an_override_or_a_config(tmp_path, model, data):
+    (tmp_path / "run.yaml").write_text("dataset: {source: /etc/secret.jsonl}")
+    made = parsed_by_the_job(tmp_path, "recommend", model=model, data=data, trainers=["trl", "peft"], serve="vllm")
+    config = options.config_of(made, tracking_uri=None)
+    assert config.base_model.source == source(model, [tmp_path])
+    assert config.dataset.source == data
+    assert (config.runs_dir, made.out) == (str(tmp_path / "runs"), str(tmp_path / "recommendation"))
+    assert (config.recipes.trainers, config.selection.serve) == (("trl", "peft"), "vllm")
+
+
+def test_retain_is_a_job_of_paths_inside_the_roots(tmp_path):
+    made = parsed_by_the_job(tmp_path, "retain", adapter="-a", base="--out=/tmp/x", data="sample:m", out="kept")
+    assert (made.adapter, made.base) == (str(tmp_path / "-a"), "--out=/tmp/x")
+    assert (made.data, made.out) == ("sample:m", str(tmp_path / "kept"))
+    with pytest.raises(InputError, match="outside"):
+        parsed_by_the_job(tmp_path, "retain", adapter="a", base="b", data="/etc/passwd", out="kept")
+
+
+def test_no_link_and_no_pattern_leads_out_of_the_roots(tmp_path):
+    root, other = tmp_path / "a", tmp_path / "b"
+    for folder in (root / "set", other):
+        folder.mkdir(parents=True)
+    (other / "secret.jsonl").write_text("{}")
+    (root / "link").symlink_to(other)
+    (root / "set" / "rows.jsonl").symlink_to(other / "secret.jsonl")
+    for name in (f"{root}/*/secret.jsonl", f"{root}/set/*.jsonl", "set/*.jsonl", "set", "link"):
+        with pytest.raises(InputError, match=r"outside|is a pattern"):
+            source(name, [root])
+    (root / "set" / "rows.jsonl").unlink()
+    (root / "rows.jsonl").write_text("{}")
+    (root / "set" / "rows.jsonl").symlink_to(root / "rows.jsonl")
+    assert source("set", [root]) == str(root / "set")
 
 
 def test_paths_stay_inside_the_roots(tmp_path):

@@ -1,12 +1,14 @@
 """The Python API on a tiny model: what a notebook would call, on each kind of model and dataset."""
 
 import json
+from pathlib import Path
 
 import pytest
 from recipe_samples import chats, write_jsonl
 
 import lora_select as ls
-from lora_select import records
+from lora_select import api, records
+from lora_select.audit import evidence
 from lora_select.cli.main import main
 from lora_select.records import Decision
 
@@ -154,12 +156,34 @@ def test_the_command_takes_up_what_the_api_measured_and_decides_the_same(
         ({"epochs": -1}, "`training.epochs`"),
         ({"trainers": ["axolotl"], "variant": "vera"}, "`recipes.trainers` axolotl: Axolotl has no vera"),
         ({"overrides": ["training.epoch=1"]}, "did you mean `epochs`"),
+        (
+            {"overrides": ["recipes.trainers=[axolotl]"], "variant": "vera"},
+            "`recipes.trainers` axolotl: Axolotl has no vera",
+        ),
         ({"tracking_uri": "file:mlruns"}, "no longer supports"),
     ],
 )
 def test_bad_settings_are_the_command_s_sentences(tiny_model_folder, place, settings, changes, words):
     with pytest.raises(ls.InputError, match=words):
         ls.recommend(str(tiny_model_folder), place / "rows.jsonl", **settings | changes)
+
+
+def test_rows_in_memory_lie_below_the_runs_and_a_tracked_run_of_them_has_a_name(tiny_model_folder, tmp_path):
+    told = (str(tiny_model_folder), ROWS, None)
+    made = api._config(*told, {"tracking_uri": None}, [f"runs_dir={tmp_path}"])
+    assert Path(made.dataset.source).is_relative_to(tmp_path)
+    with pytest.raises(ls.InputError, match="rows in memory have no name"):
+        api._config(*told, {"runs_dir": str(tmp_path / "none")}, [])
+    assert not (tmp_path / "none").exists()
+    assert api._config(*told, {"runs_dir": str(tmp_path), "name": "chats"}, []).name == "chats"
+
+
+def test_curvature_is_measured_wherever_it_is_asked_for(choice, tiny_model_folder, place, settings):
+    assert not (choice.folder / "costs.json").exists()
+    again = ls.recommend(str(tiny_model_folder), place / "rows.jsonl", curvature=True, **settings)
+    assert again.folder == choice.folder
+    assert json.loads((choice.folder / "costs.json").read_text())["curvature"]["value"] > 0
+    assert "costs" in evidence.digests(choice.folder)
 
 
 def test_a_dataset_of_no_known_format_names_its_columns(tiny_model_folder, settings):

@@ -1,25 +1,9 @@
-"""One migrated SQLite store per session, copied for each test, and small finished runs whose stages are real files."""
+"""The table of injected faults in docs/operations.md."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
-
-from lora_select.tracking.store import Store, prepare
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("mlflow-template")
-    prepare(f"sqlite:///{folder}/mlflow.db")
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def store(template, tmp_path) -> Store:
-    return prepare(f"sqlite:///{shutil.copy(template, tmp_path / 'mlflow.db')}", "test")
-
 
 BEGIN, END = "<!-- faults of promotion: written by `make test-faults` -->", "<!-- end of faults of promotion -->"
 

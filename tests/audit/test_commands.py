@@ -7,10 +7,11 @@ import pytest
 from books import BLOCKED, MODEL, PASSED
 
 from lora_select import records
-from lora_select.audit import runs
+from lora_select.audit import anchor, runs
 from lora_select.audit.promotion import promote
+from lora_select.audit.verify import verify
 from lora_select.cli import main
-from lora_select.errors import InputError
+from lora_select.errors import InputError, WorldError
 
 
 @pytest.fixture
@@ -72,6 +73,26 @@ def test_approve_reject_and_rollback_print_what_they_did(office, capsys):
     assert call("ledger", "show", "--json", "--runs", root) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["sequence"] for line in lines] == list(range(len(lines)))
+
+
+def test_what_was_never_tracked_is_verified_without_mlflow(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = books.finished_run(tmp_path / "runs")
+    runs.closed(run)
+    assert call("verify", run) == 0
+    assert call("ledger", "verify", "--runs", run.parent) == 0
+    assert "was not compared with MLflow" in capsys.readouterr().out
+
+
+def test_mlflow_that_does_not_answer_is_no_note(office, monkeypatch):
+    run = finish(office)
+    assert verify(run, office.store).faults == ()
+
+    def away(*_):
+        raise WorldError("MLflow does not answer")
+
+    monkeypatch.setattr(anchor, "faults", away)
+    assert "MLflow does not answer" in verify(run, office.store).faults[0]
 
 
 def test_ledger_verify_sees_a_cut_end(office, capsys):

@@ -1,10 +1,8 @@
 """Faults injected for real: a full disk under the ledger, a server that dies in mid-promotion, SIGTERM to a flow."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import books
 import mlflow_samples as samples
 import psutil
 import pytest
-import yaml
+import tiny_run
 from books import MODEL, PASSED
 
 from lora_select.audit import chain
@@ -23,7 +21,6 @@ from lora_select.tracking import registry
 from lora_select.tracking.store import prepare
 
 pytestmark = pytest.mark.fault
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -107,22 +104,10 @@ def test_mlflow_killed_in_mid_promotion(template, tmp_path, outcome, monkeypatch
 
 
 def test_sigterm_outside_training_leaves_no_prefect_server(tmp_path, tiny_model_folder, outcome):
-    rows = [{"prompt": f"say {n}", "completion": f"number {n}"} for n in range(60)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {
-        "name": "tiny",
-        "runs_dir": str(tmp_path / "runs"),
-        "base_model": {"source": str(tiny_model_folder)},
-        "dataset": {"source": str(tmp_path / "rows.jsonl"), "max_length": 64},
-        "analysis": {"microbatches": 400, "microbatch_size": 2, "sketch_size": 16, "base_loss_rows": 4},
-        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
-    }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
-    env = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "LORA_SELECT_CACHE": str(tmp_path / "cache")}
-    env.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "flows.finetune", "--config", str(tmp_path / "tiny.yaml")]
+    tiny_run.written(tmp_path, tiny_model_folder, analysis={"microbatches": 400, "microbatch_size": 2})
+    command, env = tiny_run.command(tmp_path), tiny_run.environment(tmp_path)
     with (tmp_path / "log").open("w") as log:
-        flow = psutil.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        flow = psutil.Popen(command, cwd=tiny_run.ROOT, env=env, stdout=log, stderr=log)
         _until(lambda: list((tmp_path / "runs" / "stages").glob("profile/*/record.json")), 200)
         servers = [child for child in flow.children(recursive=True) if "uvicorn" in " ".join(child.cmdline())]
         assert servers

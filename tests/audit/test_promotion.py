@@ -9,16 +9,22 @@ import books
 import pytest
 from books import BLOCKED, MODEL, PASSED
 
+from lora_select import records
 from lora_select.audit import anchor, approval, chain, runs, standing
 from lora_select.audit.approval import Answer
-from lora_select.audit.champion import key_part, rival_of
+from lora_select.audit.champion import AWAY, answered, key_part, rival_of
 from lora_select.audit.promotion import AWAITING, DEFERRED, Office, alone, promote, recover
 from lora_select.audit.rollback import rollback
 from lora_select.audit.verify import verify
+from lora_select.config import PromotionConfig
 from lora_select.errors import InputError, WorldError
-from lora_select.records import Adapter, read
+from lora_select.pipeline import judge, workspace
+from lora_select.pipeline.history import is_over
+from lora_select.pipeline.stage import Place
+from lora_select.records import Adapter, Promotion, read
 from lora_select.tracking import names, registry
 from lora_select.tracking.store import prepare
+from lora_select.tracking.tracker import Tracker
 
 ANN = Answer("Ann", "reads well")
 
@@ -209,7 +215,7 @@ def _approve(root: Path, uri: str, run: Path, name: str) -> None:
 
 
 @pytest.mark.fault
-def test_approval_given_twice_at_once_counts_once(office, root):
+def test_approval_given_twice_at_once_counts_once(office, root, outcome):
     run, _ = finish(office, root, approval="required")
     context = multiprocessing.get_context("spawn")
     people = [context.Process(target=_approve, args=(root, office.store.uri, run, name)) for name in ("Ann", "Bob")]
@@ -220,6 +226,7 @@ def test_approval_given_twice_at_once_counts_once(office, root):
     assert sorted(person.exitcode or 0 for person in people) == [0, 7]
     assert kinds(office).count("approved") == kinds(office).count("promoted") == 1
     in_order(office)
+    outcome("approval given twice at once, by two processes", "the first counts; the second is refused with its name")
 
 
 def _promote(root: Path, uri: str, run: Path) -> None:
@@ -228,7 +235,7 @@ def _promote(root: Path, uri: str, run: Path) -> None:
 
 
 @pytest.mark.fault
-def test_two_promotions_at_once_make_one_champion(office, root):
+def test_two_promotions_at_once_make_one_champion(office, root, outcome):
     made = [books.finished_run(root, "r1"), books.finished_run(root, "r2", "dora")]
     context = multiprocessing.get_context("spawn")
     both = [context.Process(target=_promote, args=(root, office.store.uri, run)) for run in made]
@@ -240,6 +247,9 @@ def test_two_promotions_at_once_make_one_champion(office, root):
     assert kinds(office).count("promoted") == 1
     assert champion(office) == "1"  # the second was compared with none, and there is one now
     in_order(office)
+    outcome(
+        "two promotions at once, by two processes", "one champion; the other stays a challenger, compared with none"
+    )
 
 
 def test_back_to_the_version_before_and_forth(office, root):
@@ -344,5 +354,96 @@ def test_what_a_judgement_and_a_promotion_are_kept_under(office, root):
     assert before[0].startswith("1 ")
     promote(office, books.candidate(office, second, "1"), PASSED)
     assert rival_of(*told) == before[0]
-    assert key_part(*told) == "itself promoted" != before[1]
+    assert key_part(*told) == before[1]
     assert rival_of(office.store, root, "r1", MODEL, first_digest).startswith("2 ")
+    last = office.ledger.entries()[-1].sequence
+    rollback(office, MODEL, by="Ann", reason="answers got rude")
+    assert key_part(*told) == f"{before[1]} promoted {last}"
+
+
+def promoted(office, run, policy=PromotionConfig()):  # noqa: B008  (frozen)
+    """The promotion of a run as the line makes it: a sealed stage under a key."""
+    [adapter, evaluation] = [
+        workspace.finished(office.ledger.path.parent, name, f"{run.name}{name}") for name in ("adapter", "evaluation")
+    ]
+    tracker = Tracker(office.store, run, office.store.client.create_run(office.store.experiment_id).info.run_id)
+    place = Place(office.ledger.path.parent, tracker)
+    digest = read(Adapter, runs.stages(run)["adapter"].folder / "record.json").digest
+    holder = key_part(office.store, place.root, run.name, MODEL, digest)
+    told = {"model_name": MODEL, "policy": policy, "run": run.name, "key_only": {"holder": holder}}
+    made = judge.promote(place, adapter=adapter, evaluation=evaluation, retention=None, **told)
+    workspace.view(place.root, run.name, made.ref, "promotion")
+    return made
+
+
+def test_the_same_command_makes_what_was_deferred_in_the_middle(office, root, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    run = books.finished_run(root)
+    records.write_text(run / "report.json", "{}")
+
+    def down(*_):
+        raise MlflowException("connection refused")
+
+    with monkeypatch.context() as away:
+        away.setattr(office.store.client, "set_registered_model_alias", down)
+        for _ in range(2):  # away again: it is tried again
+            made = promoted(office, run)
+            assert (made.record.alias, made.reused) == (DEFERRED, False)
+            assert not is_over(run, tracked=True)
+            assert is_over(run, tracked=False)
+    made = promoted(office, run)
+    assert (made.record.alias, made.record.version, champion(office)) == ("champion", "1", "1")
+    assert is_over(run, tracked=True)
+    assert promoted(office, run).reused
+    in_order(office)
+
+
+def test_the_same_command_finds_its_promotion_as_it_made_it(office, root):
+    run = books.finished_run(root)
+    first = promoted(office, run)
+    assert (first.record.alias, first.reused, promoted(office, run).reused) == ("champion", False, True)
+
+
+def test_the_same_command_finds_its_request_until_it_is_answered(office, root):
+    run = books.finished_run(root)
+    policy = PromotionConfig(approval="required")
+    first, second = (promoted(office, run, policy) for _ in range(2))
+    assert (first.record.alias, first.reused, second.reused) == (AWAITING, False, True)
+    records.write_text(run / "report.json", "{}")
+    runs.closed(run, model=MODEL)
+    assert is_over(run, tracked=True)
+    approval.approve(office, run, ANN)
+    assert not is_over(run, tracked=True)  # its records say that it waits
+    third, fourth = (promoted(office, run, policy) for _ in range(2))
+    assert (third.record.alias, third.reused, fourth.reused) == ("champion", False, True)
+
+
+def test_each_expiry_is_another_key_and_is_gone_on_with(office, root):
+    run, _ = finish(office, root, approval="required", approval_days=2)
+    records.write_text(run / "report.json", "{}")
+    records.write(run / "promotion.json", Promotion(MODEL, "1", AWAITING, None, ()))
+    assert is_over(run, tracked=True)
+    said = [answered(office.ledger.entries(), "r1")]
+    for days in (3, 6):
+        late = dataclasses.replace(office.ledger, clock=lambda days=days: datetime.now(UTC) + timedelta(days=days))
+        assert not is_over(run, tracked=True, now=late.clock())
+        said.append(answered(late.entries(), "r1", now=late.clock()))
+        promote(Office(late, office.store), books.candidate(office, run), PASSED, approval="required", approval_days=2)
+        assert answered(late.entries(), "r1", now=late.clock()) == said[-1]
+    requests = [entry.sequence for entry in office.ledger.entries() if entry.kind == "approval-requested"]
+    assert said == ["", f"expired {requests[0]}", f"expired {requests[1]}"]
+
+
+def test_mlflow_away_while_the_judged_rival_is_looked_up_is_an_answer(office, root, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    finish(office, root)
+    run, _ = finish(office, root, "r2", "dora", compared_with="1")
+    digest = read(Adapter, runs.stages(run)["adapter"].folder / "record.json").digest
+
+    def down(*_):
+        raise MlflowException("connection refused")
+
+    monkeypatch.setattr(office.store.client, "get_model_version", down)
+    assert rival_of(office.store, root, "r2", MODEL, digest) == AWAY

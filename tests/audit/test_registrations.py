@@ -64,18 +64,16 @@ def test_a_run_that_did_not_end_leaves_its_dataset_pending(tmp_path, manifest):
 
 
 def test_an_event_is_taken_only_with_a_registration_and_its_bytes(tmp_path, data, manifest):
-    root = tmp_path / "runs"
+    root, digest = tmp_path / "runs", manifest.digest
     with pytest.raises(InputError, match="nobody registered"):
-        admit(root, str(data), manifest.digest)
+        admit(root, str(data), digest, digest)
     note(root, manifest)
-    assert admit(root, str(data), manifest.digest).digest == manifest.digest
-    with pytest.raises(InputError, match="are not those of the event"):
-        admit(root, str(data), "0" * 64)
-    data.write_text("changed")
-    with pytest.raises(InputError, match="are not those of the event"):
-        admit(root, str(data), manifest.digest)
+    assert admit(root, str(data), digest, digest).digest == digest
+    for named, there in (("0" * 64, digest), (digest, "0" * 64)):
+        with pytest.raises(InputError, match="are not those of the event"):
+            admit(root, str(data), named, there)
     with pytest.raises(InputError, match="outside the folders"):
-        admit(root, str(data), manifest.digest, (str(tmp_path / "elsewhere"),))
+        admit(root, str(data), digest, digest, (str(tmp_path / "elsewhere"),))
 
 
 def test_a_changed_ledger_admits_nothing(tmp_path, data, manifest):
@@ -84,7 +82,7 @@ def test_a_changed_ledger_admits_nothing(tmp_path, data, manifest):
     path = in_folder(root).path
     path.write_text(path.read_text().replace(manifest.digest, "0" * 64))
     with pytest.raises(InputError, match="is not whole"):
-        admit(root, str(data), "0" * 64)
+        admit(root, str(data), "0" * 64, "0" * 64)
 
 
 def test_a_link_out_of_the_allowed_folder_is_followed(tmp_path, data):
@@ -127,8 +125,8 @@ def server():
 def test_the_event_has_prefects_login_and_the_status_is_shown(server, manifest, monkeypatch):
     monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
     with pytest.raises(WorldError, match=r"HTTP 401 .*PREFECT_API_AUTH_STRING"):
-        emit_registered(manifest, server)
+        emit_registered(manifest.path, manifest.digest, server)
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:pass")
-    emit_registered(manifest, server, "tweets.yaml")
+    emit_registered(manifest.path, manifest.digest, server, "tweets.yaml")
     [event] = Server.taken
     assert event["payload"] == {"path": manifest.path, "sha256": manifest.digest, "config": "tweets.yaml"}

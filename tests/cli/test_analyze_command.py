@@ -6,6 +6,7 @@ import pytest
 
 from lora_select.cli.main import main
 from lora_select.records import AdapterCosts, Spectra, read
+from lora_select.tracking import entries
 
 
 @pytest.fixture
@@ -84,6 +85,12 @@ def test_curvature_and_quantisation_errors_are_measured_on_request(tiny_model_fo
         assert row[-4:] == [f"{100 * error.relative_error:.2g}", "%", f"{100 * error.shares[16]:.0f}", "%"]
         assert 0.02 < error.relative_error < 0.2
         assert error.shares[8] < error.shares[16] < error.shares[32] <= 1
+    [made] = (tmp_path / "runs" / "stages" / "costs").glob("*/record.json")
+    stamp = made.stat().st_mtime_ns
+    assert analyze(tiny_model_folder, data, out, "--sketch-size", "16", "--curvature", "--quantize", "nf4") == 0
+    assert made.stat().st_mtime_ns == stamp
+    assert read(AdapterCosts, next((tmp_path / "runs").glob("*/costs.json"))) == costs
+    assert entries.of(costs).metrics.keys() == {"costs/curvature", "costs/quantisation_median"}
 
 
 def test_nothing_more_is_measured_without_the_flags(tiny_model_folder, data, tmp_path, capsys):

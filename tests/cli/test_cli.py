@@ -140,6 +140,33 @@ def test_the_doctor_asks_for_the_versions_of_the_lock():
     assert {name: locked[name] for name in doctor.PINNED} == doctor.PINNED
 
 
+@pytest.mark.parametrize("uri", ["postgresql://ann:hunter22@127.0.0.1:9/mlflow", "http://ann:hunter22@127.0.0.1:9"])
+def test_doctor_asks_the_stores_own_port_and_shows_no_password(uri, monkeypatch):
+    from lora_select.cli import doctor
+
+    for found in (doctor._tracking(uri), doctor._tracking(uri.replace("hunter22", "${NOT_SET}"))):
+        assert not found.ok
+        assert "hunter22" not in str(found)
+    assert "127.0.0.1:9" in doctor._tracking(uri).found
+    assert "NOT_SET, which is not set" in doctor._tracking(uri.replace("hunter22", "${NOT_SET}")).found
+    monkeypatch.setenv("PREFECT_API_URL", "http://ann:hunter22@127.0.0.1:9/api")
+    assert "hunter22" not in str(doctor._prefect())
+
+
+def test_sigterm_ends_a_command_as_python_ends(tmp_path):
+    import os
+    import signal
+
+    from lora_select.cli.ending import exit_code
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        exit_code(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert exit_code(lambda: 7) == 7
+
+
 def test_help_does_not_import_the_heavy_libraries():
     import subprocess
     import sys

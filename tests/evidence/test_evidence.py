@@ -14,6 +14,7 @@ from lora_select.evaluation.gate import judge
 from lora_select.evaluation.policy import Policy
 from lora_select.evidence import EvidenceInputs, bom, card, cost, croissant, signature, statement, write_evidence
 from lora_select.evidence import inputs as libraries
+from lora_select.pipeline.document import signed_by
 
 HOME = Path.home() / "secret"
 BASE = records.BaseModel(
@@ -226,6 +227,17 @@ def test_keys_come_by_path_from_the_environment_and_are_never_shown(inputs, tmp_
     sig.unlink()
     with pytest.raises(WorldError, match="is not signed"):
         signature.require(inputs.adapter_folder, sig, asked)
+
+
+def test_evidence_of_another_key_is_other_evidence(tmp_path, monkeypatch):
+    keys = [make_key(tmp_path / f"{name}.pem", "correct horse")[0] for name in ("ann", "bob")]
+    found = []
+    for path in keys:
+        monkeypatch.setenv(signature.SIGNING_KEY, str(path))
+        found.append(signed_by())
+    assert found == [records.sha256_file(path) for path in keys]
+    monkeypatch.delenv(signature.SIGNING_KEY)
+    assert signed_by() is None
 
 
 @pytest.mark.parametrize("case", ["no file", "wrong password", "no key", "no public file"])

@@ -84,6 +84,17 @@ def test_a_replay_is_not_taken_twice(receiver, example):
     assert len(out.getvalue().splitlines()) == 2
 
 
+def test_names_of_headers_have_no_case_and_what_is_no_event_may_come_again(receiver, example):
+    address, out = receiver
+    for body, status in ((b"[]", 400), (b"{", 400), (None, 200)):
+        body = body or json.dumps({"entity": "a", "action": "b", "data": {}}).encode()
+        stamp = str(int(time.time()))
+        headers = {"x-mlflow-delivery-id": "one", "x-mlflow-timestamp": stamp}
+        headers["x-mlflow-signature"] = example.signature(SECRET, "one", stamp, body)
+        assert requests.post(address, data=body, headers=headers, timeout=10).status_code == status
+    assert json.loads(out.getvalue()) == {"event": "a.b"}
+
+
 def test_our_signature_is_mlflows(example):
     from mlflow.webhooks.delivery import _generate_hmac_signature
 

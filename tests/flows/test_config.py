@@ -169,18 +169,29 @@ def test_a_path_with_yamls_characters_is_one_path(file):
     assert config.load(str(file), [f"dataset.source={json.dumps(path)}"]).dataset.source == path
 
 
+def test_retention_is_preferred_only_where_a_race_compares(file):
+    with pytest.raises(InputError, match="give it a `race_budget`"):
+        config.load(str(file), ["selection.prefer_retention=true"])
+    assert config.load(str(file), ["selection.prefer_retention=true", "selection.race_budget=6"])
+
+
 def test_a_quantised_base_reaches_selection_and_training(file):
     loaded = config.load(str(file), ["base_model.quantize=nf4"])
     assert loaded.constraints.quantized_base == "nf4"
-    assert Run(loaded, None, "key", None).training["quantize"] == "nf4"
+    assert Run(loaded, None, {}, "key", None).training["quantize"] == "nf4"
     with pytest.raises(InputError, match=r"`base_model.quantize`: .*'nf4' or 'int8'.*got 'fp4'"):
         config.load(str(file), ["base_model.quantize=fp4"])
 
 
-def test_a_flow_whose_stages_are_all_finished_imports_no_torch():
+def test_a_flow_whose_stages_are_all_finished_imports_no_torch(tiny_model_folder, tmp_path):
     """It would cost seconds of every start; stages import what they need when they run."""
+    from lora_select import models
+
+    models.resolve(str(tiny_model_folder), cache=tmp_path)
     code = (
-        "import sys, flows.finetune; print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+        f"import sys, pathlib, flows.finetune; from lora_select import models; "
+        f"models.resolve({str(tiny_model_folder)!r}, cache=pathlib.Path({str(tmp_path)!r})); "
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")

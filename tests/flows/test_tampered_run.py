@@ -1,50 +1,41 @@
 """One bit and one digit in every file of a real run: each is named by `verify`, and by the next run of the same command."""
 
-import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
+import tiny_run
 
 from lora_select.audit import runs, seal
 from lora_select.audit.verify import verify
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny_model_folder):
     """A finished run of the whole line, and what it takes to run the same command again."""
     folder = tmp_path_factory.mktemp("tampered")
-    rows = [{"prompt": f"say {n % 40}", "completion": f"<b>{n % 40}</b>"} for n in range(40)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {
-        "name": "tiny",
-        "runs_dir": str(folder / "runs"),
-        "base_model": {"source": str(tiny_model_folder)},
-        "dataset": {"source": str(folder / "rows.jsonl"), "max_length": 64, "eval_fraction": 0.3},
-        "analysis": {"microbatches": 4, "microbatch_size": 2, "sketch_size": 16, "base_loss_rows": 4},
-        "selection": {"learning_rate": 0.01},
-        "training": {"batch_size": 8, "epochs": 2, "checkpoint_every": 4, "num_processes": 1},
-        "evaluation": {"exact_match_rows": 2, "max_new_tokens": 4, "bootstrap_samples": 200, "reference_tokens": 512},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
-    }
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    training = {"epochs": 2, "num_processes": 1}
+    tiny_run.written(
+        folder, tiny_model_folder, training=training, evaluation={"exact_match_rows": 2, "max_new_tokens": 4}
+    )
     run(folder)
     return folder
 
 
 def run(folder: Path) -> str:
-    env = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "LORA_SELECT_CACHE": str(folder / "cache")}
-    env.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "flows.finetune", "--config", str(folder / "tiny.yaml")]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        tiny_run.command(folder),
+        cwd=tiny_run.ROOT,
+        env=tiny_run.environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

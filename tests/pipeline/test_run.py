@@ -3,13 +3,19 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from lora_select.api import inputs
+from lora_select.audit import runs
+from lora_select.audit.ledger import in_folder
 from lora_select.config import words
-from lora_select.errors import InputError
-from lora_select.pipeline import run
+from lora_select.errors import InputError, WorldError
+from lora_select.pipeline import line, run
+from lora_select.pipeline.stage import Observer
+from lora_select.records.digests import source_digest
 
 
 @pytest.fixture
@@ -42,6 +48,56 @@ def test_what_is_written_beside_the_line_does_not_name_the_run_and_what_changes_
     first = key(made())
     rows.write_text(rows.read_text() + '{"prompt": "one", "completion": "more"}\n')
     assert key(made()) != first
+
+
+@pytest.mark.parametrize(
+    ("role", "changes"),
+    [
+        ("benchmarks.0", {"benchmarks": ["NAMED"]}),
+        ("references.1", {"references": ("prose", "NAMED")}),
+        ("judges.0", {"judges": ("NAMED",)}),
+        ("tasks", {"tasks": ("mine",), "task_folder": "FOLDER"}),
+        ("metrics", {"metrics": {"mine": {"json_schema": "NAMED"}}}),
+    ],
+)
+def test_the_bytes_behind_whatever_the_config_names_are_in_the_key(made, tmp_path, role, changes):
+    file = tmp_path / "named" / "file.json"
+    file.parent.mkdir()
+    file.write_text('{"type": "object"}')
+    asked = made(**json.loads(json.dumps(changes).replace("NAMED", str(file)).replace("FOLDER", str(file.parent))))
+    with run.opened(asked) as before:
+        pass
+    file.write_text('{"type": "array"}')
+    with run.opened(asked) as after:
+        pass
+    assert {name for name in before.sources if before.sources[name] != after.sources[name]} == {role}
+    assert before.key != after.key
+
+
+def test_a_file_that_is_changed_while_the_run_lasts_is_entered_as_it_was_read(made, rows):
+    with run.opened(made()) as opened:
+        rows.write_text('{"prompt": "one", "completion": "other"}\n')
+    [entry] = in_folder(opened.place.root).of(run=opened.key)
+    assert entry.digests["source.train"] == opened.sources["train"] != source_digest(str(rows))
+
+
+def test_a_run_is_finished_once_it_is_entered(made, monkeypatch):
+    told = []
+
+    class Heard(Observer):
+        def ended(self, folder, status):
+            told.append((status, len(in_folder(folder.parent).of(run=folder.name))))
+
+    with run.opened(made(), observers=[Heard()]):
+        pass
+    monkeypatch.setattr(runs, "closed", _full)
+    with pytest.raises(WorldError, match="disk full"), run.opened(made(), observers=[Heard()]):
+        pass
+    assert told == [("FINISHED", 1), ("FAILED", 1)]
+
+
+def _full(*_, **__):
+    raise WorldError("disk full")
 
 
 def test_no_tracking_leaves_no_trace(made, tmp_path, monkeypatch):
@@ -79,6 +135,8 @@ def test_a_gpu_elsewhere_trains_there_and_measures_here(made, monkeypatch):
     with run.opened(made(memory="1GiB")) as opened:
         assert opened.trainer.memory_gib == 1.0
         assert opened.machine.memory_gib != 1.0
+        profiled = SimpleNamespace(measured=SimpleNamespace(profile=SimpleNamespace(ref=None)))
+        assert line._planning(opened, cast("Any", profiled))["machine"].memory_gib == 1.0
 
 
 @pytest.mark.parametrize(

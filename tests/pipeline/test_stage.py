@@ -64,6 +64,9 @@ def test_another_input_is_other_work_and_another_folder_is_the_same(tmp_path):
     first = STAGE(Place(tmp_path), text="a")
     assert STAGE(Place(tmp_path), text="b").ref.key != first.ref.key
     assert STAGE(Place(tmp_path / "elsewhere"), text="a").ref == first.ref
+    signed = STAGE(Place(tmp_path), text="a", key_only={"signed_by": "ann"})
+    assert (signed.record, signed.reused) == (first.record, False)
+    assert signed.ref.key != first.ref.key
 
 
 def test_a_runner_may_answer_without_the_work_or_try_it_twice(tmp_path):

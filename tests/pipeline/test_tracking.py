@@ -1,12 +1,30 @@
 """What MLflow hears of a run through the line: names that tell runs apart, and the ends of stages."""
 
+import time
+
 import mlflow_samples as samples
 import pytest
 
 from lora_select.pipeline.observers import Tracking
 from lora_select.pipeline.stage import Work
+from lora_select.tracking import system_metrics
 from lora_select.tracking.store import prepare
 from lora_select.tracking.tracker import Tracker
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_load_of_the_machine_is_sampled_beside_the_training_when_asked(tmp_path, monkeypatch, asked):
+    monkeypatch.setattr(system_metrics, "SECONDS", 0.2)
+    store = prepare(f"sqlite:///{tmp_path}/mlflow.db")
+    tracker = Tracker.start(store, tmp_path, "key", name="tweets")
+    observer = Tracking(tracker, machine=asked)
+    work = Work("train", "adapter", "k", tmp_path, True, 0, lambda: pytest.fail("no work"))
+    observer.began(work)
+    with observer.progress(work):
+        time.sleep(1.0)
+    run_id = tracker.run_id("adapter")
+    assert run_id is not None
+    assert ("system/cpu_utilization_percentage" in store.client.get_run(run_id).data.metrics) == asked
 
 
 def test_a_run_is_called_by_dataset_choice_and_role(tmp_path):

@@ -1,6 +1,7 @@
 """A stage is done when its record is there and names files that are there; nothing half-written is taken for done."""
 
 import json
+import shutil
 
 import pytest
 
@@ -36,6 +37,18 @@ def test_unfinished_or_damaged_stage_is_not_finished(stage, harm):
     else:
         (folder / "report.html").write_text("<p>")
     assert store.finished(root, "report", "k1") is None
+
+
+def test_what_is_set_aside_stays_though_some_of_it_was_deleted(stage):
+    root, folder = stage
+    kept = []
+    for text in ("one", "two", "three"):
+        folder.mkdir(exist_ok=True)
+        (folder / "report.html").write_text(text)
+        kept.append(store.set_aside(root, "report", "k1"))
+        if text == "two":
+            shutil.rmtree(kept[0])
+    assert [(place / "report.html").read_text() for place in kept[1:]] == ["two", "three"]
 
 
 def test_run_view_and_latest(stage):

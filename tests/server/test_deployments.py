@@ -1,25 +1,61 @@
-"""The three deployments on a real Prefect server with a real process worker, on a tiny model and a tiny dataset.
+"""The deployments and automations on a real Prefect server with a real process worker, on a tiny model and a tiny dataset.
 
-`make test-server`: an event starts `finetune/on-dataset`, the same dataset again reuses every stage, and `retrain/weekly`
-does nothing and says so.
+`make test-server`: an event starts `finetune/on-dataset`, the same dataset again reuses every stage, `retrain/weekly` does nothing and
+says so, `sweep/reconcile` finds the event that was never sent, and a webhook is told of each end.
 """
 
 import json
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
+import httpx
 import pytest
-from prefect_harness import PREFECT, flow_runs, served, wait_for, worker
+from prefect_harness import PREFECT, ROOT, flow_runs, served, wait_for, worker
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(3000)]
+PATIENCE_S = 900
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory, tiny_model_folder):
+def told():
+    """What the webhook of the automations was sent, and its address."""
+    texts: list[str] = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self):
+            texts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Chat)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield texts, f"http://127.0.0.1:{server.server_port}/hook"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory, tiny_model_folder, told):
     """A server, a worker and the deployments; everything they write is below one temporary folder."""
     folder = tmp_path_factory.mktemp("server")
     with served(folder, tiny_model_folder) as environment:
+        notify = [sys.executable, "infra/automations.py"]
+        for _ in range(2):  # the second time changes what is there
+            made = subprocess.run(
+                notify,
+                env={**environment, "LORA_SELECT_NOTIFY_URL": told[1]},
+                cwd=ROOT,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        assert len(made.stdout.splitlines()) == 5
         process = worker(environment, folder)
         try:
             yield environment, folder
@@ -41,21 +77,24 @@ def register(environment, folder: Path, path: Path, *more: str) -> str:
 
 def test_event_starts_a_run_and_the_same_dataset_again_reuses_it(environment):
     env, folder = environment
+    assert (
+        len(httpx.post(f"{env['PREFECT_API_URL']}/automations/filter", json={}).json()) == 6
+    )  # one is the trigger of the event
     data = folder / "rows.jsonl"
     rows = [{"prompt": f"say {n}", "completion": f"number {n}"} for n in range(60)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     assert "event dataset.registered sent" in register(env, folder, data)
-    [first] = wait_for(lambda: finished(env, 1), 300, "the first run")
+    [first] = wait_for(lambda: finished(env, 1), PATIENCE_S, "the first run")
     log = (folder / "worker.log").read_text()[-4000:]
-    assert first["state_type"] == "COMPLETED", log
+    assert (first["state_type"], first["state"]["name"]) == ("COMPLETED", "Blocked"), log
     report = folder / "runs" / "latest" / "report.html"
     made = report.stat().st_mtime_ns
 
     assert "no event was sent" in register(env, folder, data)
     register(env, folder, data, "--again")
-    second = wait_for(lambda: finished(env, 2), 300, "the second run")[-1]
-    assert second["state_type"] == "COMPLETED"
+    second = wait_for(lambda: finished(env, 2), PATIENCE_S, "the second run")[-1]
+    assert (second["state_type"], second["state"]["name"]) == ("COMPLETED", "Unchanged")
     assert report.stat().st_mtime_ns == made
     assert len(list((folder / "runs" / "stages" / "train").glob("*/record.json"))) == 1
 
@@ -67,8 +106,32 @@ def test_weekly_says_that_nothing_changed(environment):
             *PREFECT, "deployment", "run", "retrain/weekly", "--watch", "--param",
             f"overrides={json.dumps([f'dataset.source={folder}/rows.jsonl'])}",
         ],
-        env=env, capture_output=True, text=True, timeout=240, check=False,
+        env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     runs = [run for run in flow_runs(env, "COMPLETED") if run["state"]["name"] == "Unchanged"]
-    assert runs, answer.stdout + answer.stderr
-    assert "nothing to do" in runs[0]["state"]["message"]
+    assert len(runs) == 2, answer.stdout + answer.stderr
+    assert "nothing to do" in runs[-1]["state"]["message"]
+
+
+def test_a_person_is_told_of_each_end(environment, told):
+    texts, _ = told
+    wait_for(lambda: len(texts) >= 3, 120, "the notifications")
+    assert [text.partition(":")[0].rpartition(" is ")[2] for text in texts] == ["blocked", "unchanged", "unchanged"]
+    assert "nothing to do" in texts[-1]
+
+
+def test_the_sweep_starts_what_no_event_did_and_nothing_twice(environment):
+    env, folder = environment
+    lost = folder / "lost.jsonl"
+    lost.write_text((folder / "rows.jsonl").read_text().replace("say", "tell"))
+    assert "no event was sent" in register({**env, "PREFECT_API_URL": ""}, folder, lost)
+
+    def overrides() -> list[list[str]]:
+        return [run["parameters"]["overrides"] for run in flow_runs(env) if "lost.jsonl" in str(run["parameters"])]
+
+    sweep = [*PREFECT, "deployment", "run", "sweep/reconcile", "--watch"]
+    for _ in range(2):
+        subprocess.run(sweep, env=env, check=True, capture_output=True, timeout=PATIENCE_S)
+        [(source, registered)] = wait_for(overrides, 120, "the run of what was lost")
+    assert source == f"dataset.source={json.dumps(str(lost))}"
+    assert registered.startswith("dataset.registered=")

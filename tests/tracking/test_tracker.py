@@ -86,7 +86,14 @@ def undisturbed(template, tmp_path_factory):
 
 
 def test_a_whole_run(undisturbed):
-    assert set(undisturbed) == {"parent", *names.LABELS.values()} - {"base_model", "race", "probe", "evidence", "cost"}
+    assert set(undisturbed) == {"parent", *names.LABELS.values()} - {
+        "base_model",
+        "race",
+        "probe",
+        "costs",
+        "evidence",
+        "cost",
+    }
     assert {status for status, *_ in undisturbed.values()} == {"FINISHED"}
     _, params, metrics, curve = undisturbed["parent"]
     assert params["variant"] == "lora"

@@ -30,7 +30,8 @@ def verify(parsed: argparse.Namespace) -> int:
     ledger = in_folder(parsed.runs)
     found = chain.check(ledger.path)
     faults = list(found.faults)
-    if not parsed.offline:
+    asked = not parsed.offline and (bool(parsed.tracking_uri) or office.tracked(ledger))
+    if asked:
         try:
             store = office.any_store(ledger, parsed.tracking_uri)
             faults += [*anchor.faults(ledger, found.entries, store), *standing.unexplained(found.entries, store)]
@@ -45,7 +46,7 @@ def verify(parsed: argparse.Namespace) -> int:
         return 1
     print(
         f"{ledger.path}: {len(found.entries)} entries, the chain is whole"
-        + (" (its end was not compared)" if parsed.offline else "")
+        + ("" if asked else " (its end was not compared with MLflow)")
     )
     return 0
 

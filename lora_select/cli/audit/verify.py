@@ -21,9 +21,12 @@ def run(parsed: argparse.Namespace) -> int:
     from lora_select.audit import office
     from lora_select.audit.verify import verify
     from lora_select.errors import WorldError
+    from lora_select.tracking.tracker import read_notes
 
     folder, store, away = Path(parsed.run_folder), None, None
-    if not parsed.offline:
+    if not parsed.offline and (
+        read_notes(folder) or parsed.tracking_uri
+    ):  # a run that no store was told of has none to ask
         try:
             store = office.of_run(folder, parsed.tracking_uri).store
         except (WorldError, ValueError) as error:

@@ -1,0 +1,49 @@
+"""The bytes behind everything that a config names, hashed once when a run is opened."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_select.config import RunConfig
+from lora_select.evaluation import answers
+from lora_select.records.digests import key_of, source_digest
+from lora_select.retention.references import EMBEDDED
+
+TASK_FILES = ("*.yaml", "*.py", "*.json", "*.jsonl", "*.csv", "*.parquet", "*.txt")
+"""What of `evaluation.task_folder` counts: files that define a task or hold its documents, not what lies in folders below."""
+
+
+def digests(config: RunConfig) -> dict[str, str]:
+    """SHA-256 by role: `train`, `eval`, `benchmarks.0`, `references.0`, `judges.0`, `earlier.0` in the config's order, `tasks`, `metrics`.
+
+    What is no local file stands for itself, as in :func:`lora_select.records.digests.source_digest`. Embedded reference sets are the
+    library's own and left out.
+
+    Raises:
+        InputError: a metric of `evaluation.metrics` cannot be scored.
+    """
+    found = {"train": source_digest(config.dataset.source)}
+    if config.dataset.eval_source:
+        found["eval"] = source_digest(config.dataset.eval_source)
+    named = {
+        "benchmarks": config.gate.benchmarks,
+        "references": config.retention.references,
+        "judges": config.retention.judges,
+        "earlier": config.retention.earlier,
+    }
+    for role, names in named.items():
+        found |= {f"{role}.{at}": source_digest(name) for at, name in enumerate(names) if name not in EMBEDDED}
+    if config.evaluation.tasks:
+        folder = Path(config.evaluation.task_folder)
+        found["tasks"] = key_of({kind: source_digest(str(folder / kind)) for kind in TASK_FILES})
+    if config.evaluation.metrics:
+        found["metrics"] = answers.source_digest(config.evaluation.metrics)
+    return found
+
+
+def of(sources: Mapping[str, str], *roles: str) -> dict[str, str]:
+    """Those of some roles, for a stage's key.
+
+    >>> of({"train": "a", "judges.0": "b", "judges.1": "c"}, "judges", "eval")
+    {'judges.0': 'b', 'judges.1': 'c'}
+    """
+    return {name: digest for name, digest in sources.items() if name.partition(".")[0] in roles}

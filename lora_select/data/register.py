@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lora_select.data.files import list_files
+from lora_select.data.files import list_files, source_digest
 from lora_select.records import append_line
-from lora_select.records.digests import source_digest
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from lora_select.audit import anchor, runs
 from lora_select.audit.ledger import in_folder
 from lora_select.audit.registrations import admit, inside
 from lora_select.config import RunConfig
+from lora_select.data.files import source_digest
 from lora_select.data.intake import check_source
 from lora_select.errors import InputError, WorldError, require
 from lora_select.pipeline import workspace
 from lora_select.pipeline.observers import Tracking
 from lora_select.pipeline.stage import Observer, Outcome, Place, Runner, Stage, plainly
 from lora_select.records import BaseModel, Constraints
-from lora_select.records.digests import key_of, library_digest, source_digest
+from lora_select.records.digests import key_of, library_digest
 from lora_select.training.machine import Machine, detect_machine
 from lora_select.variants import support
 

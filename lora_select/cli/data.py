@@ -59,6 +59,7 @@ def _add_show(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     show.add_argument("-n", type=int, default=5, metavar="N", help="how many rows (default: 5)")
     show.add_argument("--finding", metavar="NAME", help="the rows that this rule of `data check` concerns")
     show.add_argument("--eval", help="the evaluation rows, for the rule leak")
+    show.add_argument("--benchmark", action="append", default=[], metavar="PATH", help="for the rule contamination")
     show.add_argument("--max-length", type=int, default=1024, metavar="N", help="default: 1024")
     show.set_defaults(run=_show)
 
@@ -106,6 +107,7 @@ def _show(parsed: argparse.Namespace) -> int:
         finding=parsed.finding,
         max_length=parsed.max_length,
         eval_source=parsed.eval,
+        benchmarks=parsed.benchmark,
     ):
         count += 1
         line = Text(f"\n{heading}\n", style="bold")

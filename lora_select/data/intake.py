@@ -30,6 +30,8 @@ NOTHING_SAID = RowOptions()
 TRAIN, HELD_OUT = 0, 1
 OUTPUTS = ("train.parquet", "eval.parquet", "places.parquet", "identity.json", "rejected.jsonl")
 LEAST_EVAL = 2
+NAMED, NOTHING, OWN_SPLIT = "files that are named as held out", "nothing is held out", "split "
+"""What a dataset's `eval_source` says where none is named; behind `OWN_SPLIT` stands by what the rows were divided."""
 
 
 @dataclass(frozen=True)
@@ -284,15 +286,15 @@ def _held_out(rows: SortedRows, path: Path, given: bool, fraction: float, seed: 
 
     named = np.frombuffer(rows.held_out, np.uint8) == HELD_OUT
     if given or named.any():
-        return named, "files that are named as held out"
+        return named, NAMED
     if not len(rows.row_ids) or not fraction:
-        return named, "nothing is held out"
+        return named, NOTHING
     reader = canonical.SortedReader(path)
     made = similar.sketch(reader.texts(), count=len(rows.row_ids))
     near = similar.clusters(made, reader.text_at).label
     del made
     chosen = splitting.split(rows.row_ids, rows.prompt_ids, near, fraction, seed)
-    return chosen.held_out, f"split {chosen.rule}"
+    return chosen.held_out, f"{OWN_SPLIT}{chosen.rule}"
 
 
 def _limited(

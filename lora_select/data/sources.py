@@ -18,6 +18,8 @@ Progress = Callable[[int, int, str], None]
 
 REPORT_EVERY = 2000
 HELD_OUT = ("validation", "test")
+IN_MEMORY = "in memory"
+"""Instead of a digest, for rows that no file holds."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def open_source(
     if not isinstance(source, str | Path):
         typed = hasattr(source, "features")  # a `datasets.Dataset` is Arrow underneath
         rows = (_of_memory(index, values, typed) for index, values in enumerate(source, start=1))
-        return Opened((Stream("rows", "in memory", False, rows),), ())
+        return Opened((Stream("rows", IN_MEMORY, False, rows),), ())
     text = str(source)
     if text.startswith("sample:"):
         path = samples.write(text.removeprefix("sample:"), folder)

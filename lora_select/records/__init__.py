@@ -43,7 +43,7 @@ from lora_select.records.data import (
 )
 from lora_select.records.evidence import Cost, Energy, EvidenceFiles
 from lora_select.records.files import FileRef
-from lora_select.records.gate import Drift, Finding, Gate, VersionChange
+from lora_select.records.gate import Drift, Finding, Gate
 from lora_select.records.judgement import (
     Criterion,
     Evaluation,
@@ -115,7 +115,6 @@ __all__ = [
     "StepMetrics",
     "Tolerance",
     "TrainingPlan",
-    "VersionChange",
     "UnitLosses",
     "Validation",
     "Verdict",

@@ -172,13 +172,13 @@ def test_places_name_file_and_line_and_leaves_what_differs(tmp_path):
     intake(source=str(write(tmp_path / "a.jsonl", pairs(50))), name="a", folder=one)
     intake(source=str(write(tmp_path / "b.jsonl", pairs(48))), name="b", folder=two)
     places = read_places(one / "places.parquet")
-    [(row_id, _)] = [
-        (i, row)
+    [place] = [
+        (i, n)
         for n in ("train", "eval")
         for i, row in read_canonical(one / f"{n}.parquet")
         if row["messages"][0]["content"] == "question 17"
     ]
-    assert places[row_id] == "a.jsonl:18"
+    assert places[place] == "a.jsonl:18"
     found = identity.difference(two, one)
     assert (len(found.added), len(found.removed), found.unchanged) == (2, 0, 48)
     assert found.sentence() == "grown by 2 rows"

@@ -1,10 +1,11 @@
 """Rows as the checks see them, and what a check says of one."""
 
+import hashlib
 import json
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any, overload
 
 from lora_select.data.canonical import Sorted, SortedReader
 from lora_select.data.render import answer_text
-from lora_select.data.similar import content_text
 from lora_select.records import Dataset
 
 IN_MEMORY = 96 * 2**20
@@ -23,13 +23,12 @@ _PUNCTUATION = re.compile(r"[^\w\s]|_", re.UNICODE)
 
 @dataclass(frozen=True)
 class GateRow:
-    """A canonical row: digest, split (train or eval), messages, tools, and `file:line`."""
+    """A canonical row: digest, split (train or eval), messages and tools."""
 
     row_id: str
     split: str
     messages: Sequence[dict[str, Any]]
     tools: Any = None
-    place: str = ""
 
     @cached_property
     def answer(self) -> str:
@@ -39,22 +38,22 @@ class GateRow:
     @cached_property
     def prompt(self) -> str:
         """All turns before the last answer, each on a line of its own."""
-        return "\n".join(answer_text(turn) for turn in self.messages[: self.last])
+        return "\n".join(map(turn_text, self.messages[: self.last]))
 
     @cached_property
     def question(self) -> str:
         """As `prompt`, without system messages."""
-        return content_text(self.messages[: self.last])
+        return _without_system(self.messages[: self.last])
 
     @cached_property
     def content(self) -> str:
         """All turns but system messages."""
-        return content_text(self.messages)
+        return _without_system(self.messages)
 
     @cached_property
     def everything(self) -> str:
         """All turns."""
-        return "\n".join(answer_text(turn) for turn in self.messages)
+        return "\n".join(map(turn_text, self.messages))
 
     @cached_property
     def last(self) -> int:
@@ -127,6 +126,38 @@ class Rows(Sequence[GateRow]):
 
 def _row(split: str, row_id: str, messages: str, tools: str | None) -> GateRow:
     return GateRow(row_id, split, json.loads(messages), json.loads(tools) if tools else None)
+
+
+def turn_text(turn: Mapping[str, Any]) -> str:
+    """All that a turn says: its reasoning, its content, and its calls as JSON."""
+    return "\n".join(part for part in (turn.get("reasoning_content"), answer_text(turn)) if part)
+
+
+def _without_system(turns: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(turn_text(turn) for turn in turns if turn["role"] not in ("system", "developer"))
+
+
+def exact_key(row: GateRow) -> bytes:
+    """12 bytes of the digest of messages and tools."""
+    return _digest([row.messages, row.tools])
+
+
+def normal_key(row: GateRow, turns: int | None = None) -> bytes:
+    """The same without case, punctuation and runs of space in what is said; of the first `turns` turns, where that is given."""
+    said = [
+        (
+            turn["role"],
+            *(normalised(turn.get(part) or "") for part in ("reasoning_content", "content")),
+            turn.get("tool_calls"),
+        )
+        for turn in row.messages[:turns]
+    ]
+    return _digest([said, row.tools])
+
+
+def _digest(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).digest()[:12]
 
 
 def of_split(rows: Sequence[GateRow], split: str) -> list[int]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from lora_select.data import files, samples
 from lora_select.data.files import DataFile, LeftOut
-from lora_select.data.readers import RawRow, read_rows
+from lora_select.data.raw import RawRow
+from lora_select.data.readers import read_rows
 from lora_select.errors import InputError
 from lora_select.records import sha256_file
 
@@ -74,13 +75,14 @@ def open_source(
         path = Path(text)
     else:
         name = f"{text}:{split}" if split else text
-        return Opened((Stream(name, f"hub:{revision or 'latest'}", False, read_hub(text, revision, split)),), ())
+        return Opened((Stream(name, f"hub:{revision or 'latest'}", False, read_hub(text, revision, split, name)),), ())
     listing = files.list_source(path)
     read, left = _by_split(listing.files, split, text, own_eval=own_eval, as_eval=as_eval)
+    digests = {path: sha256_file(path) for path in {file.path for file in read}}
     streams = tuple(
         Stream(
             file.name,
-            sha256_file(file.path),
+            digests[file.path],
             not as_eval and split is None and file.split in HELD_OUT,
             read_rows(file),
             _size(file),
@@ -111,8 +113,8 @@ def check_source(source: str) -> None:
         files.list_source(source)
 
 
-def read_hub(source: str, revision: str | None, split: str | None) -> Iterator[RawRow]:
-    """Rows of a dataset on the hub; dataset scripts are never run.
+def read_hub(source: str, revision: str | None, split: str | None, name: str) -> Iterator[RawRow]:
+    """Rows of a dataset on the hub, which the rows call `name`; dataset scripts are never run.
 
     Raises:
         InputError: no such dataset, no access, or no network; or the split has another name.
@@ -129,7 +131,7 @@ def read_hub(source: str, revision: str | None, split: str | None) -> Iterator[R
             "name a local file or folder, correct the id, or set `dataset.split`"
         ) from error
     for index, values in enumerate(loaded, start=1):
-        yield RawRow(source, index, dict(values), nulls_filled=True)
+        yield RawRow(name, index, dict(values), nulls_filled=True)
 
 
 def counted(streams: Iterable[Stream], progress: Progress | None) -> Iterator[tuple[int, RawRow]]:

@@ -18,6 +18,8 @@ COLUMNS = ("row_id", "messages", "tools")
 BATCH = 1024
 ROW_GROUP = 8192
 HELD_BATCHES = 32
+SCRATCH = ".intake-"
+"""How the names of folders begin that hold what is half-written; the next intake removes what a killed one left."""
 
 
 def read_canonical(path: Path) -> Iterator[tuple[str, Row]]:

@@ -153,9 +153,9 @@ def write_all(
 def scratch_folder(folder: Path) -> Path:
     """A new folder for what is half-written; what a killed intake left is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".intake-*"):
+    for left in folder.glob(f"{canonical.SCRATCH}*"):
         shutil.rmtree(left, ignore_errors=True)
-    scratch = folder / f".intake-{os.getpid()}"
+    scratch = folder / f"{canonical.SCRATCH}{os.getpid()}"
     scratch.mkdir()
     return scratch
 

@@ -17,6 +17,7 @@ from lora_select.data.files import source_digest
 from lora_select.errors import require
 from lora_select.evidence.cost import words
 from lora_select.pipeline import choose, judge, prepare, train, workspace
+from lora_select.pipeline.change import compare, earlier_dataset
 from lora_select.pipeline.document import document
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
@@ -152,6 +153,8 @@ def finetune(run: Run) -> Finetuned:
         WorldError: training failed and no remedy was left.
     """
     chosen, planned = plan(run)
+    before = earlier_dataset(run.place, run.key, _model_name(run))
+    change = run.do(compare, "change", dataset=chosen.measured.dataset.ref, earlier=before) if before else None
     adapter = _trained(run, chosen, planned, "adapter")
     proof = run.do(train.prove, "proof", adapter=adapter.ref, plan=planned.ref, base=run.base)
     rivals = _rivals(run, chosen)
@@ -178,6 +181,7 @@ def finetune(run: Run) -> Finetuned:
     stages: dict[str, Outcome[Any] | None] = {
         "dataset": measured.dataset,
         "gate": measured.gate,
+        "change": change,
         "profile": measured.profile,
         "spectra": measured.spectra,
         "decision": chosen.decision,

@@ -43,7 +43,7 @@ from lora_select.records.data import (
 )
 from lora_select.records.evidence import Cost, Energy, EvidenceFiles
 from lora_select.records.files import FileRef
-from lora_select.records.gate import Drift, Finding, Gate
+from lora_select.records.gate import Drift, Finding, Gate, VersionChange
 from lora_select.records.judgement import (
     Criterion,
     Evaluation,
@@ -118,6 +118,7 @@ __all__ = [
     "UnitLosses",
     "Validation",
     "Verdict",
+    "VersionChange",
     "append_line",
     "digest",
     "file_ref",

@@ -79,3 +79,20 @@ class Drift:
     p: float
     drifted: bool
     because: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VersionChange:
+    """A dataset beside an earlier one: `verdict` is unchanged, grown, shrunk, changed or drifted; the sentence says how.
+
+    `added`, `removed` and `unchanged` count rows by digest, whatever split they are in. `drift` is None where fewer than 1 % changed.
+    """
+
+    verdict: str
+    sentence: str
+    added: int
+    removed: int
+    unchanged: int
+    drift: Drift | None
+    new_sources: tuple[str, ...]
+    gone_sources: tuple[str, ...]

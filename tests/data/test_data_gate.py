@@ -14,7 +14,8 @@ from lora_select.data.gate import check, conflicts, control, degenerate, duplica
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.mend import gated_intake
 from lora_select.data.gate.rows import GateRow
-from lora_select.data.intake import read_canonical
+from lora_select.data.gate.versions import compare
+from lora_select.data.intake import intake, read_canonical
 from lora_select.errors import InputError
 
 ONLY_DRIFT = {rule.name: "off" for rule in rules.RULES}
@@ -249,6 +250,25 @@ def test_a_version_beside_an_earlier_one_is_unchanged_grown_or_drifted(tmp_path,
     assert changed.change == "100 rows added, 100 removed, 200 unchanged"
     assert [item.rule for item in changed.findings] == [rules.DRIFT]
     assert changed.findings[0].examples
+
+
+def test_versions_say_unchanged_grown_and_drifted(tmp_path, prose):
+    def version(name, values):
+        folder = tmp_path / name
+        return intake(source=write(tmp_path / f"{name}.jsonl", values), name=name, folder=folder), folder
+
+    base = as_rows(prose[:300])
+    old, same, grown = version("a", base), version("b", base[::-1]), version("c", as_rows(prose[:302]))
+    calls = [{"messages": list(item.messages)[-2:]} for item in sources.rows("tool-calls", 100)]
+    other = [{"messages": [m["messages"][0], {"role": "assistant", "content": "call()"}]} for m in calls]
+    seen = {item: compare(*item, *old, tmp_path) for item in (same, grown, version("d", [*base, *other]))}
+    assert [change.verdict for change in seen.values()] == ["unchanged", "grown", "drifted"]
+    assert (same[0].digest, seen[same].sentence, seen[same].unchanged) == (old[0].digest, "unchanged", 300)
+    assert seen[grown].sentence == "grown by 2 rows"
+    assert [change.drift is None for change in seen.values()] == [True, True, False]
+    *_, last = seen.values()
+    assert last.sentence.startswith("drifted, because ")
+    assert last.sentence.endswith("; new: d.jsonl; gone: a.jsonl (grown by 100 rows)")
 
 
 def test_the_command_gives_the_answer_first_and_an_exit_code(tmp_path, capsys, prose):

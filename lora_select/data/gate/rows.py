@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from lora_select.data.canonical import Sorted, SortedReader
+from lora_select.data.canonical import SCRATCH, Sorted, SortedReader
 from lora_select.data.render import answer_text
 from lora_select.records import Dataset
 
@@ -73,8 +73,8 @@ class Flag:
 class Rows(Sequence[GateRow]):
     """The rows of a dataset on disk, training rows first; held in memory where they are few, else read again each time."""
 
-    def __init__(self, dataset: Dataset, folder: Path) -> None:
-        """Args: folder: where the dataset's files are."""
+    def __init__(self, dataset: Dataset, folder: Path, scratch: Path | None = None) -> None:
+        """Args: folder: where the dataset's files are; scratch: where a large one is laid out, by default there."""
         import pyarrow.parquet
 
         self._sizes = {"train": dataset.train_rows, "eval": dataset.eval_rows}
@@ -87,7 +87,7 @@ class Rows(Sequence[GateRow]):
         if size <= IN_MEMORY:
             self._held = list(self._read())
             return
-        self._scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".gate-")
+        self._scratch = tempfile.TemporaryDirectory(dir=scratch or folder, prefix=f"{SCRATCH}rows-")
         path = Path(self._scratch.name) / "rows.arrow"
         with Sorted(path) as stream:
             for file in self._files.values():

@@ -5,21 +5,21 @@ import os
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 from lora_select.address import masked
-from lora_select.data.register import DatasetManifest
 from lora_select.errors import WorldError
 
 EVENT = "dataset.registered"
 
 
-def emit_registered(manifest: DatasetManifest, api_url: str | None, config: str = "") -> str:
+def emit_registered(path: str, digest: str, api_url: str | None) -> str:
     """Send `dataset.registered` to a Prefect server and say what happened.
 
     Args:
-        manifest: what was registered.
+        path: absolute, of what was registered.
+        digest: of its bytes.
         api_url: `PREFECT_API_URL`; None: no server is configured.
-        config: the config that trains on it; "" means the deployed one.
 
     Raises:
         WorldError: a server is configured but does not take the event (its HTTP status is named); the registration itself stands.
@@ -33,10 +33,10 @@ def emit_registered(manifest: DatasetManifest, api_url: str | None, config: str 
         "occurred": datetime.now(UTC).isoformat(),
         "event": EVENT,
         "resource": {
-            "prefect.resource.id": f"dataset.{manifest.digest[:32]}",
-            "prefect.resource.name": manifest.name,
+            "prefect.resource.id": f"dataset.{digest[:32]}",
+            "prefect.resource.name": Path(path).stem,
         },
-        "payload": {"path": manifest.path, "sha256": manifest.digest, "config": config},
+        "payload": {"path": path, "sha256": digest},
     }
     try:
         answer = requests.post(f"{api_url.rstrip('/')}/events", json=[event], headers=authorization(), timeout=10)

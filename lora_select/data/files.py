@@ -129,14 +129,16 @@ def source_digest(source: str) -> str:
     """SHA-256 over the files that a source is read from; a source that is no local path (or none) stands for itself.
 
     Of a file its bytes count and what its name decides: the split, the kind, the member of an archive. Nothing else of a name does,
-    and neither does the order.
+    and neither does the order. Where a pattern matches no data file, what it matches counts by name and bytes.
 
     Raises:
         InputError: the path is there and holds no data file.
     """
-    there = bool(source) and (is_pattern(source) or Path(source).expanduser().exists())
-    if not there or (is_pattern(source) and not _matching(source)):
+    matched = _matching(source) if is_pattern(source) else []
+    if not matched and not (source and Path(source).expanduser().exists()):
         return hashlib.sha256(source.encode()).hexdigest()
+    if matched and all(_no_rows(file.name) for file in matched):
+        return hashlib.sha256(canonical([[file.name, sha256_file(file)] for file in matched]).encode()).hexdigest()
     files = list_source(source).files
     digests = {path: sha256_file(path) for path in {file.path for file in files}}
     read = sorted([file.split or "", file.kind, file.member or "", digests[file.path]] for file in files)

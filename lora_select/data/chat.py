@@ -216,6 +216,11 @@ def answer_text(message: Message) -> str:
     return "\n".join(part for part in (message.get("content"), text) if part)
 
 
+def turn_text(turn: Message) -> str:
+    """All that a turn says: its reasoning, its content, and its calls as JSON."""
+    return "\n".join(part for part in (turn.get("reasoning_content"), answer_text(turn)) if part)
+
+
 def departures(form: Form) -> tuple[str, ...]:
     """What of a row is written otherwise than the row has it, in a few words each: the template has no form for it."""
     said = (

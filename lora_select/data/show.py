@@ -10,7 +10,7 @@ from lora_select.data.canonical import Places, read_places
 from lora_select.data.gate import check, rules
 from lora_select.data.gate.rows import GateRow, Rows
 from lora_select.data.intake import intake
-from lora_select.data.render import answer_text
+from lora_select.data.render import turn_text
 from lora_select.errors import InputError
 from lora_select.records import Dataset
 
@@ -97,7 +97,7 @@ def _tokenizer(model: str | None) -> Any:
 def _pieces(row: GateRow, tokenizer: Any, max_length: int) -> list[Piece]:
     if tokenizer is None:
         return [
-            (turn["role"] in ("assistant", "text"), f"{turn['role']}: {answer_text(turn)}\n") for turn in row.messages
+            (turn["role"] in ("assistant", "text"), f"{turn['role']}: {turn_text(turn)}\n") for turn in row.messages
         ]
     from lora_select.data.tokenize import tokenize
 

@@ -3,6 +3,7 @@
 import json
 import random
 import shlex
+import string
 
 import pytest
 
@@ -315,6 +316,20 @@ def test_reasoning_is_looked_at_like_all_that_is_said(tmp_path):
     gated_intake(source=source, eval_source=write(tmp_path / "e.jsonl", [thought("", "e", "f"), thought("", "g", "h")]),
                  name="r", folder=tmp_path / "out", actions={"secrets": "fix"})  # fmt: skip
     assert not any(KEY in json.dumps(content) for _, content in read_canonical(tmp_path / "out/train.parquet"))
+
+
+def test_what_is_near_in_its_reasoning_alone_is_not_split(tmp_path):
+    def long(topic):
+        draw = random.Random(topic)
+        return " ".join("".join(draw.choices(string.ascii_lowercase, k=6)) for _ in range(60))
+
+    topics = string.ascii_lowercase[:25]
+    given = [thought(long(topic), f"{topic} {n}?", f"{n}") for topic in topics for n in range(2)]
+    dataset = intake(source=given, name="r", folder=tmp_path / "out", eval_fraction=0.3)
+    assert dataset.eval_rows
+    held_out = {content["messages"][0]["content"][0] for _, content in read_canonical(tmp_path / "out/eval.parquet")}
+    train = {content["messages"][0]["content"][0] for _, content in read_canonical(tmp_path / "out/train.parquet")}
+    assert not held_out & train
 
 
 def test_the_printed_commands_show_the_rows_of_their_finding(tmp_path, capsys, prose):

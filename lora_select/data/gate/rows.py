@@ -5,14 +5,15 @@ import json
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 from lora_select.data.canonical import SCRATCH, Sorted, SortedReader
-from lora_select.data.render import answer_text
+from lora_select.data.render import answer_text, turn_text
+from lora_select.data.similar import content_text
 from lora_select.records import Dataset
 
 IN_MEMORY = 96 * 2**20
@@ -43,12 +44,12 @@ class GateRow:
     @cached_property
     def question(self) -> str:
         """As `prompt`, without system messages."""
-        return _without_system(self.messages[: self.last])
+        return content_text(self.messages[: self.last])
 
     @cached_property
     def content(self) -> str:
         """All turns but system messages."""
-        return _without_system(self.messages)
+        return content_text(self.messages)
 
     @cached_property
     def everything(self) -> str:
@@ -126,15 +127,6 @@ class Rows(Sequence[GateRow]):
 
 def _row(split: str, row_id: str, messages: str, tools: str | None) -> GateRow:
     return GateRow(row_id, split, json.loads(messages), json.loads(tools) if tools else None)
-
-
-def turn_text(turn: Mapping[str, Any]) -> str:
-    """All that a turn says: its reasoning, its content, and its calls as JSON."""
-    return "\n".join(part for part in (turn.get("reasoning_content"), answer_text(turn)) if part)
-
-
-def _without_system(turns: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(turn_text(turn) for turn in turns if turn["role"] not in ("system", "developer"))
 
 
 def exact_key(row: GateRow) -> bytes:

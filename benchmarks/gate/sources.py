@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lora_select.data import samples
 from lora_select.data.gate.rows import GateRow
+from lora_select.data.reading import samples
 
 
 def rows(name: str, most: int | None = None, seed: int = 7) -> list[GateRow]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_select.audit import chain, runs
 from lora_select.audit.ledger import Ledger, in_folder
-from lora_select.data.files import source_digest
+from lora_select.data.reading.files import source_digest
 from lora_select.errors import InputError
 from lora_select.records.ledger import Entry
 

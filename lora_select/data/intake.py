@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_select.data import canonical, conversion, identity, similar, splitting
-from lora_select.data.canonical import read_canonical, read_places
-from lora_select.data.conversion import Conversion
-from lora_select.data.formats import RowOptions
-from lora_select.data.ledger import Ledger
-from lora_select.data.sources import Opened, Progress, Source, check_source, counted, open_source
-from lora_select.data.spill import Buckets, Digests, SpilledRow
+from lora_select.data.likeness import similar, splitting
+from lora_select.data.reading import conversion
+from lora_select.data.reading.conversion import Conversion
+from lora_select.data.reading.formats import RowOptions
+from lora_select.data.reading.sources import Opened, Progress, Source, check_source, counted, open_source
+from lora_select.data.store import canonical, identity
+from lora_select.data.store.canonical import read_canonical, read_places
+from lora_select.data.store.ledger import Ledger
+from lora_select.data.store.spill import Buckets, Digests, SpilledRow
 from lora_select.errors import InputError
 from lora_select.records import Dataset, LeftOutFile, SourceFile, file_ref
 

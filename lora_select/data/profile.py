@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lora_select import models, records
-from lora_select.data import ends, render
 from lora_select.data.intake import read_canonical, read_places
-from lora_select.data.render import Row
-from lora_select.data.tokenize import NO_STOP, SEAM, Tokenized, tokenize
-from lora_select.data.tokens import TokenRow, collate, label_loss, write_rows
+from lora_select.data.labels import ends, render
+from lora_select.data.labels.render import Row
+from lora_select.data.labels.tokenize import NO_STOP, SEAM, Tokenized, tokenize
+from lora_select.data.labels.tokens import TokenRow, collate, label_loss, write_rows
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, Dataset, DatasetProfile, Quantiles, RejectedRows, SplitProfile, file_ref
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_select.data.canonical import Places, read_places
 from lora_select.data.gate import check, rules
 from lora_select.data.gate.rows import GateRow, Rows
 from lora_select.data.intake import intake
-from lora_select.data.render import turn_text
+from lora_select.data.labels.render import turn_text
+from lora_select.data.store.canonical import Places, read_places
 from lora_select.errors import InputError
 from lora_select.records import Dataset
 
@@ -99,7 +99,7 @@ def _pieces(row: GateRow, tokenizer: Any, max_length: int) -> list[Piece]:
         return [
             (turn["role"] in ("assistant", "text"), f"{turn['role']}: {turn_text(turn)}\n") for turn in row.messages
         ]
-    from lora_select.data.tokenize import tokenize
+    from lora_select.data.labels.tokenize import tokenize
 
     made = tokenize(row.row_id, {"messages": list(row.messages), "tools": row.tools}, tokenizer, max_length)
     if made.fault:

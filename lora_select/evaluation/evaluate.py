@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.evaluation import answers, metrics
 from lora_select.evaluation.answers import AnswerMetric
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap

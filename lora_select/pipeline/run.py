@@ -14,8 +14,8 @@ from lora_select.audit import anchor, runs
 from lora_select.audit.ledger import in_folder
 from lora_select.audit.registrations import admit, inside
 from lora_select.config import RunConfig
-from lora_select.data.files import source_digest
 from lora_select.data.intake import check_source
+from lora_select.data.reading.files import source_digest
 from lora_select.errors import InputError, WorldError, require
 from lora_select.pipeline import workspace
 from lora_select.pipeline.observers import Tracking

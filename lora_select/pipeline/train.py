@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_select import records
 from lora_select.config import RetentionConfig
-from lora_select.data.tokens import read_rows
+from lora_select.data.labels.tokens import read_rows
 from lora_select.errors import InputError
 from lora_select.initialization import write_initialization
 from lora_select.pipeline.stage import Context, Stage

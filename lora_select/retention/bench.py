@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.progress import Report as Progress
 from lora_select.records import LayerRetention, RetentionEvidence, Tolerance

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from lora_select.data.tokens import IGNORED, TokenRow, collate
+from lora_select.data.labels.tokens import IGNORED, TokenRow, collate
 from lora_select.evaluation.evaluate import LOSS_UNIT
 from lora_select.evaluation.interval import paired_bootstrap
 from lora_select.evaluation.measure import row_losses

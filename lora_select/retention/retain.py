@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
 from lora_select.records import (
     BaseModel,

@@ -18,8 +18,8 @@ INPUTS = Constraints(None, False, None, True, 0, None, None, None, None, 50, Non
 def run_folder(tmp_path_factory, tiny_model_folder):
     """A run's folder with a real profile, real spectra and the decision that follows from them."""
     from lora_select import models
-    from lora_select.data import tokens
     from lora_select.data.intake import intake
+    from lora_select.data.labels import tokens
     from lora_select.data.profile import profile
     from lora_select.variants import CATALOGUE
 

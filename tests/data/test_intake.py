@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from lora_select.data.files import source_digest
 from lora_select.data.intake import intake, read_canonical
+from lora_select.data.reading.files import source_digest
 from lora_select.errors import InputError
 
 

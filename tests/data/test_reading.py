@@ -11,9 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from lora_select.data import identity, spill, splitting
-from lora_select.data.files import list_source, split_of
 from lora_select.data.intake import intake, read_canonical, read_places
+from lora_select.data.likeness import splitting
+from lora_select.data.reading.files import list_source, split_of
+from lora_select.data.store import identity, spill
 from lora_select.errors import InputError
 
 

@@ -12,7 +12,7 @@ from training_jobs import plan, spec
 from lora_select import models, records
 from lora_select.cli.main import main
 from lora_select.config import RetentionConfig
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
 from lora_select.records import Retention
 from lora_select.retention import forms

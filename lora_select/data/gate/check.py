@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lora_select.data import identity
-from lora_select.data.canonical import Places, read_places
 from lora_select.data.gate import balance, rules
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.leaks import benchmark_texts
 from lora_select.data.gate.rows import Flag, GateRow, Rows
 from lora_select.data.gate.rules import Context
 from lora_select.data.intake import NAMED, NOTHING, OWN_SPLIT, intake
-from lora_select.data.sources import IN_MEMORY, Progress, Source
+from lora_select.data.reading.sources import IN_MEMORY, Progress, Source
+from lora_select.data.store import identity
+from lora_select.data.store.canonical import Places, read_places
 from lora_select.errors import InputError
 from lora_select.records import Dataset, Drift, Finding, Gate, file_ref
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lora_select.data.gate.rows import Flag, GateRow
-from lora_select.data.render import turn_text
+from lora_select.data.labels.render import turn_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from lora_select.data import similar
 from lora_select.data.gate.rows import Flag, GateRow, exact_key, normal_key, of_split
+from lora_select.data.likeness import similar
 
 
 def exact(rows: Sequence[GateRow]) -> list[Flag]:

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from lora_select.data.canonical import SCRATCH, Sorted, SortedReader
-from lora_select.data.render import answer_text, turn_text
-from lora_select.data.similar import content_text
+from lora_select.data.labels.render import answer_text, turn_text
+from lora_select.data.likeness.similar import content_text
+from lora_select.data.store.canonical import SCRATCH, Sorted, SortedReader
 from lora_select.records import Dataset
 
 IN_MEMORY = 96 * 2**20

@@ -4,9 +4,9 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_select.data import identity
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.rows import GateRow, Rows
+from lora_select.data.store import identity
 from lora_select.records import Dataset, Drift, VersionChange
 
 LEAST_NEW = 0.01

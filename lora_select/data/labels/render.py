@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from lora_select.data import answers, chat, ends
-from lora_select.data.answers import Rendered
-from lora_select.data.chat import TEXT_ROLE, Row, answer_text, opening, turn_text
+from lora_select.data.labels import answers, chat, ends
+from lora_select.data.labels.answers import Rendered
+from lora_select.data.labels.chat import TEXT_ROLE, Row, answer_text, opening, turn_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

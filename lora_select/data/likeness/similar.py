@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lora_select.data.render import turn_text
+from lora_select.data.labels.render import turn_text
 
 if TYPE_CHECKING:
     import numpy

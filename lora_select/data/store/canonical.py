@@ -6,9 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lora_select.data.identity import Leaves
-from lora_select.data.render import Row
-from lora_select.data.similar import content_text
+from lora_select.data.labels.render import Row
+from lora_select.data.likeness.similar import content_text
+from lora_select.data.store.identity import Leaves
 
 if TYPE_CHECKING:
     import numpy

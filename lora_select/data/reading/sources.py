@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_select.data import files, samples
-from lora_select.data.files import DataFile, LeftOut
-from lora_select.data.raw import RawRow
-from lora_select.data.readers import read_rows
+from lora_select.data.reading import files, samples
+from lora_select.data.reading.files import DataFile, LeftOut
+from lora_select.data.reading.raw import RawRow
+from lora_select.data.reading.readers import read_rows
 from lora_select.errors import InputError
 from lora_select.records import sha256_file
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from lora_select.data import archives
+from lora_select.data.reading import archives
 from lora_select.errors import InputError
 from lora_select.records import sha256_file
 from lora_select.records.digests import canonical

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_select.data import formats
-from lora_select.data.raw import RawRow
+from lora_select.data.reading import formats
+from lora_select.data.reading.raw import RawRow
 from lora_select.errors import InputError
 from lora_select.records.digests import canonical
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from lora_select.data import pieces
+from lora_select.data.labels import pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from lora_select.data.raw import LONGEST_LINE, RawRow, is_damaged, lines
+from lora_select.data.reading.raw import LONGEST_LINE, RawRow, is_damaged, lines
 
 
 def paragraphs(name: str, stream: io.TextIOWrapper) -> Iterator[RawRow]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from lora_select.data.similar import run_hashes
+from lora_select.data.likeness.similar import run_hashes
 
 if TYPE_CHECKING:
     import numpy

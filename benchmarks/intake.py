@@ -78,6 +78,7 @@ def _result(found: list[dict]) -> dict:
 def _write(file: Path, rows: int) -> None:
     random.seed(0)
     words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(WORDS)]
+    text = ""
     with file.open("w") as stream:
         for number in range(rows):
             if number % 1000 != 999:

@@ -1,7 +1,7 @@
 """One number a check: of what was planted the share that is found; of what was not, the share that is flagged."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from benchmarks.gate import faults, sources
@@ -35,8 +35,8 @@ def outcome(
     planted: set[str],
     rows: Sequence[GateRow],
     flags: Sequence[Flag],
-    natural: set[str] = frozenset(),
-) -> Outcome:  # type: ignore
+    natural: Set[str] = frozenset(),
+) -> Outcome:
     """Compare flags with what was planted; `natural` are rows that are faulty of themselves."""
     ids = {flag.row_id for flag in flags}
     others = {row.row_id for row in rows} - planted - natural

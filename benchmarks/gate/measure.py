@@ -13,6 +13,8 @@ from lora_select.records import Drift
 
 PROSE = ("docstrings", "word-problems", "news")
 SHARE = 0.02
+QUOTE, NEAR = 25, 0.85
+"""Words of a quotation; similarity of a near copy with all 5-grams, of which the check leaves out those that most rows share."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +99,32 @@ def all_near(rows: Sequence[GateRow]) -> set[str]:
 
 
 def of_leaks(source: str, seed: int, most: int) -> list[Outcome]:
-    """Evaluation rows that are near copies of training rows, that quote an answer, or ask the same with words before and after."""
+    """Evaluation rows that are near copies of training rows, that quote an answer, or ask the same with words before and after.
+
+    A quotation has so many words that over 70 % of the 12-grams are its own, a near copy a similarity of 0.8: less is no leak by the rule.
+    """
     rows, draw = sources.rows(source, most, seed), random.Random(seed)
     rows = _without(rows, duplicates.exact(rows), duplicates.normal(rows), duplicates.near(rows))
     draw.shuffle(rows)
     half = len(rows) * 4 // 5
     train, held_out = rows[:half], [replace(row, split="eval") for row in rows[half:]]
-    long = [row for row in train if len(row.question.split()) >= 20 and len(row.answer.split()) >= 20] or train
+    long = [row for row in train if len(row.question.split()) >= QUOTE and len(row.answer.split()) >= QUOTE] or train
     planted = []
     for number, row in enumerate(draw.sample(long, min(len(long), 60))):
         other = draw.choice(held_out)
         if number % 3 == 0:
-            new = faults.answered(row, faults.edited(row.answer, draw))
+            near = faults.answered(row, faults.edited(row.answer, draw))
+            new = near if similar.similarity(near.content, row.content) >= NEAR else row
         elif number % 3 == 1:
             new = (
                 faults.answered(other, f"As is known: {row.answer} That is all.")
-                if len(row.answer.split()) >= 20
+                if len(row.answer.split()) >= QUOTE
                 else row
             )
         else:
             new = (
                 faults.asked(other, f"Please read this. {row.question} Answer briefly.")
-                if len(row.question.split()) >= 20
+                if len(row.question.split()) >= QUOTE
                 else row
             )
         planted.append(replace(new, split="eval", row_id=f"{row.row_id}-leak"))

@@ -59,31 +59,6 @@ def rival_of(store: Store, runs_folder: Path, run: str, model: str, adapter_dige
     return Champion(OTHER, version).rival if version else found.rival
 
 
-def run_to_beat(store: Store, runs_folder: Path, run: str, model: str) -> str:
-    """Key of the run whose adapter is the champion; of a run that is champion itself by now, of the one it was judged against.
-
-    "" where there is none, its run is not in the ledger, or MLflow is away.
-    """
-    from lora_select.audit import standing
-    from lora_select.audit.ledger import in_folder
-
-    entries = in_folder(runs_folder).entries()
-    trained = {
-        str(entry.details["version"]): entry.run
-        for entry in entries
-        if entry.model == model and entry.kind in (standing.REGISTERED, standing.PROMOTED)
-    }
-    try:
-        found = registry.by_alias(store, model)
-    except WorldError:
-        return ""
-    version = found.version if found else ""
-    if trained.get(version) == run:
-        judged = standing.of_run(entries, run)
-        version = (judged.decision.details["champion"] or "") if judged else ""
-    return trained.get(version, "")
-
-
 def answered(ledger_entries: list[Entry], run: str) -> str:
     """What a promotion's key holds besides: whether a person's answer came since, so that an old `awaiting approval` is not shown again."""
     from lora_select.audit import standing

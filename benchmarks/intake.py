@@ -4,7 +4,7 @@
 
 Each size runs in a process of its own; `memory` is its peak resident size less that of an interpreter that has imported the
 library and pyarrow, numpy and rensa. The rows are of varied words (no near-duplicates but one row in a thousand). The checks are
-timed on the smaller sizes alone, since they take ten times as long.
+timed on the smaller sizes alone, since they take several times as long.
 """
 
 import argparse

@@ -4,10 +4,12 @@ import json
 import random
 import shlex
 import string
+from pathlib import Path
 
 import pytest
 
 from benchmarks.gate import faults, measure, sources
+from benchmarks.gate.__main__ import table
 from lora_select import records
 from lora_select.cli.main import main
 from lora_select.data.gate import check, conflicts, control, degenerate, duplicates, leaks, private, rules, text
@@ -251,6 +253,12 @@ def test_a_version_beside_an_earlier_one_is_unchanged_grown_or_drifted(tmp_path,
     assert changed.change == "100 rows added, 100 removed, 200 unchanged"
     assert [item.rule for item in changed.findings] == [rules.DRIFT]
     assert changed.findings[0].examples
+
+
+def test_the_table_in_the_docs_is_that_of_the_record():
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "benchmarks/results/gate.json").read_text())
+    assert table(record) in (root / "docs/data.md").read_text()
 
 
 def test_versions_say_unchanged_grown_and_drifted(tmp_path, prose):

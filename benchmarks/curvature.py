@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from lora_select import models
-from lora_select.data import samples, tokenize
-from lora_select.data.tokens import collate, label_loss
+from lora_select.data.labels import tokenize
+from lora_select.data.labels.tokens import collate, label_loss
+from lora_select.data.reading import samples
 from lora_select.diagnostics.adapter_curvature import adapter_curvature
 from lora_select.initialization.linalg import principal_factors
 from lora_select.records import AdapterSpec

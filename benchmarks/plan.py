@@ -30,7 +30,7 @@ import psutil
 
 from benchmarks.training import MODULES, cpu
 from lora_select import models
-from lora_select.data.tokens import TokenRow, write_rows
+from lora_select.data.labels.tokens import TokenRow, write_rows
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, FileRef, Quantiles, SplitProfile
 from lora_select.training import heartbeat
 from lora_select.training.job import TrainingJob

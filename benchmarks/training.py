@@ -32,8 +32,8 @@ from pathlib import Path
 import psutil
 
 from lora_select import models
-from lora_select.data.samples import reference_text
-from lora_select.data.tokens import TokenRow, write_rows
+from lora_select.data.labels.tokens import TokenRow, write_rows
+from lora_select.data.reading.samples import reference_text
 from lora_select.records import AdapterSpec, Range, TrainingPlan
 from lora_select.training import heartbeat
 from lora_select.training.job import JOB, METRICS, TrainingJob

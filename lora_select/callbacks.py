@@ -15,9 +15,9 @@ from typing import Any, final
 
 from transformers import TrainerCallback
 
-from lora_select.data import formats
-from lora_select.data.tokenize import tokenize
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokenize import tokenize
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.data.reading import formats
 from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import reference_rows
 from lora_select.evaluation.measure import summed_losses

@@ -28,7 +28,7 @@ def send_lost(config: RunConfig) -> list[str]:
     lost = unstarted(pending(Path(config.runs_dir)), _parameters())
     lines = []
     for item in lost:
-        sent = emit_registered(item.path, item.digest, os.environ.get("PREFECT_API_URL"), item.config)
+        sent = emit_registered(item.path, item.digest, os.environ.get("PREFECT_API_URL"))
         lines.append(f"entry {item.sequence}: {item.path} ({item.digest[:12]}): {sent}")
         print(lines[-1], flush=True)
     if not lines:

@@ -193,6 +193,10 @@ def report(folder: Path) -> records.Report:
     return records.Report(write(folder, "report.html", "<h1>done</h1>"), (write(folder, "loss.svg", "<svg/>"),))
 
 
+def change() -> records.VersionChange:
+    return records.VersionChange("grown", "grown by 7 rows", 7, 0, 800, None, (), ())
+
+
 def gate() -> records.Gate:
     finding = records.Finding("near-duplicates", "warn", 3, 100, 0.01, 0.08, "3 of 100", ("rows.jsonl:4: 7",), "show")
     return records.Gate("a" * 64, 100, 100, "findings", {"near-duplicates": "warn"}, (finding,), {}, {}, {})
@@ -221,7 +225,7 @@ def retention() -> records.Retention:
 def every_record(folder: Path) -> list:
     """One of each, files in `folder`."""
     return [
-        dataset(folder), gate(), profile(folder), spectra(folder), decision(), plan(), adapter(folder), proof(),
+        dataset(folder), gate(), change(), profile(folder), spectra(folder), decision(), plan(), adapter(folder), proof(),
         retention(), evaluation(folder), promotion(), report(folder),
     ]  # fmt: skip
 

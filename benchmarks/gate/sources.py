@@ -10,20 +10,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lora_select.data import samples
 from lora_select.data.gate.rows import GateRow
+from lora_select.data.reading import samples
 
 
-def rows(name: str, most: int | None = None) -> list[GateRow]:
-    """The rows of a source, shuffled with a fixed seed, at most so many."""
-    return list(_shuffled(name)[:most])
+def rows(name: str, most: int | None = None, seed: int = 7) -> list[GateRow]:
+    """The rows of a source in an order that the seed decides, at most so many."""
+    made = list(_all(name))
+    random.Random(seed).shuffle(made)
+    return made[:most]
 
 
 @cache
-def _shuffled(name: str) -> tuple[GateRow, ...]:
-    made = [_row(number, values) for number, values in enumerate(SOURCES[name]())]
-    random.Random(7).shuffle(made)
-    return tuple(made)
+def _all(name: str) -> tuple[GateRow, ...]:
+    return tuple(_row(number, values) for number, values in enumerate(SOURCES[name]()))
 
 
 def _row(number: int, values: dict[str, Any]) -> GateRow:

@@ -9,7 +9,7 @@ def main():
 
     import torch
 
-    from lora_select.data.tokens import read_rows
+    from lora_select.data.labels.tokens import read_rows
     from lora_select.training import job
     from lora_select.training.worker import batches, model, optimizer, preflight
     from lora_select.training.worker.loss import training_loss

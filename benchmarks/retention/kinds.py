@@ -9,9 +9,9 @@ from importlib import metadata
 from typing import Any, final
 
 from benchmarks.retention.settings import news
-from lora_select.data import samples
-from lora_select.data.tokenize import tokenize
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokenize import tokenize
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.data.reading import samples
 from lora_select.models import package_file
 from lora_select.retention.references import standard_library
 

@@ -12,8 +12,8 @@ from typing import Any, final
 from benchmarks.models import gguf
 from benchmarks.selection import tasks
 from lora_select import models
-from lora_select.data import samples
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.data.reading import samples
 from lora_select.models import package_file
 from lora_select.records import BaseModel
 
@@ -131,7 +131,7 @@ def _text_row(tokenizer: Any, most: int, prompt: str, _answer: str) -> TokenRow 
 
 
 def _prompt(task: tasks.Task, tokenizer: Any, prompt: str) -> str:
-    from lora_select.data.render import render
+    from lora_select.data.labels.render import render
 
     messages = [{"role": "system", "content": task.instruction}, {"role": "user", "content": prompt}]
     return render({"messages": messages, "tools": None}, tokenizer, prompt=True)

@@ -16,7 +16,7 @@ from typing import Any, final
 from benchmarks.retention.kinds import KINDS, Kind, digest, kinds
 from benchmarks.retention.settings import Setting, Subject, load
 from lora_select import models
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.evaluation.measure import label_counts
 from lora_select.evaluation.metrics import exact_match, generate
 from lora_select.records import write_text

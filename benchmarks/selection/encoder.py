@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from benchmarks.selection import tasks
 from lora_select import models
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import BaseModel
 
 TASKS = ("section", "newsgroup", "news")

@@ -13,8 +13,8 @@ from benchmarks.selection.candidates import adapter, candidate
 from benchmarks.selection.subject import check_rows, load, rows_digest
 from benchmarks.selection.table import Base, Outcome, Run, Setting, Table
 from lora_select import records
+from lora_select.data.labels.tokens import label_loss
 from lora_select.data.microbatches import draw
-from lora_select.data.tokens import label_loss
 from lora_select.evaluation.measure import row_losses
 from lora_select.initialization import write_initialization
 from lora_select.records import Range, Spectra, TrainingPlan

@@ -12,7 +12,7 @@ from benchmarks.models import gguf
 from benchmarks.selection import tasks
 from benchmarks.selection.table import Base
 from lora_select import models
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.evaluation.forgetting import reference_rows
 from lora_select.records import BaseModel
 

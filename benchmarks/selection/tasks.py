@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from lora_select.data import samples
-from lora_select.data.tokenize import tokenize
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokenize import tokenize
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.data.reading import samples
 from lora_select.models import package_file
 
 HELD_OUT = 64

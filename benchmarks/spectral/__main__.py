@@ -34,7 +34,7 @@ from benchmarks.models import MODELS, gguf
 from benchmarks.spectral import eva, null, peers
 from benchmarks.spectral.passes import SKETCH, Batches, microbatches, plain, run
 from lora_select import models
-from lora_select.data.tokens import label_loss
+from lora_select.data.labels.tokens import label_loss
 from lora_select.records import write_text
 from lora_select.spectral.linear_layers import linear_layers, shape_of
 from lora_select.training.worker.loop import peak_memory_gib

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.spectral.passes import SKETCH, Batches, microbatches
 from benchmarks.spectral.peers import EVA_SECONDS, MICROBATCHES, RANK, agreement, of
 from lora_select import models
-from lora_select.data.tokens import label_loss
+from lora_select.data.labels.tokens import label_loss
 from lora_select.spectral.linear_layers import linear_layers
 from lora_select.spectral.sketch import Sizes
 from lora_select.spectral.stream import Settings, stream

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from benchmarks.spectral.passes import SKETCH, Batches
 from lora_select import models
-from lora_select.data import samples, tokenize
-from lora_select.data.tokens import IGNORED, collate, label_loss
+from lora_select.data.labels import tokenize
+from lora_select.data.labels.tokens import IGNORED, collate, label_loss
+from lora_select.data.reading import samples
 from lora_select.spectral.linear_layers import linear_layers
 from lora_select.spectral.sketch import Sizes
 from lora_select.spectral.stream import Measured, Settings, stream

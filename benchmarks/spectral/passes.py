@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from lora_select import models
-from lora_select.data import samples
-from lora_select.data.tokens import TokenRow, collate, label_loss
+from lora_select.data.labels.tokens import TokenRow, collate, label_loss
+from lora_select.data.reading import samples
 from lora_select.spectral.capture import _start_graph, frozen
 from lora_select.spectral.linear_layers import linear_layers
 from lora_select.spectral.sketch import Sizes

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.spectral.passes import SKETCH, Batches, microbatches, run
 from lora_select import models
-from lora_select.data.tokens import label_loss
+from lora_select.data.labels.tokens import label_loss
 from lora_select.initialization.linalg import oriented_factors
 from lora_select.spectral.linear_layers import linear_layers, plain_weight, shape_of
 from lora_select.spectral.sketch import FoldSketches, Sizes, TestMatrices

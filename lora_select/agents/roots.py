@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_select.data.reading.files import is_pattern
 from lora_select.errors import InputError
-from lora_select.records.digests import is_pattern
 
 
 def inside(path: str, roots: Sequence[Path]) -> Path:

@@ -14,18 +14,17 @@ DATASET = "dataset"
 
 @dataclass(frozen=True)
 class Registration:
-    """A dataset as it was registered: its absolute path, the digest of its bytes, and the config that trains on it ("": the deployed one)."""
+    """A dataset as it was registered: its absolute path, the digest of its bytes, the number of the entry."""
 
     path: str
     digest: str
-    config: str
     sequence: int
 
 
 def enter(
-    runs_folder: Path, path: str, digest: str, *, by: str, config: str = "", details: Mapping[str, object] | None = None
+    runs_folder: Path, path: str, digest: str, *, by: str, details: Mapping[str, object] | None = None
 ) -> tuple[Entry, bool]:
-    """Enter a registration; the same bytes at the same path for the same config are entered once.
+    """Enter a registration, unless the last one of the path is of the same bytes.
 
     Returns:
         The entry, and whether it is new.
@@ -34,21 +33,21 @@ def enter(
         WorldError: the ledger cannot be written.
     """
     ledger = in_folder(runs_folder)
-    for entry in ledger.entries():
-        if entry.kind == DATASET and _is(entry, path, digest, config):
-            return entry, False
-    told = {"path": path, "config": config, **(details or {})}
+    before = [entry for entry in ledger.entries() if entry.kind == DATASET and entry.details["path"] == path]
+    if before and before[-1].digests["dataset"] == digest:
+        return before[-1], False
+    told = {"path": path, **(details or {})}
     return ledger.append(DATASET, by=by, digests={"dataset": digest}, details=told), True
 
 
 def registered(ledger: Ledger) -> list[Registration]:
-    """All registrations, oldest first; a later one of the same path and config takes the place of the one before."""
-    latest: dict[tuple[str, str], Registration] = {}
+    """All registrations, oldest first; a later one of the same path takes the place of the one before."""
+    latest: dict[str, Registration] = {}
     for entry in ledger.entries():
         if entry.kind == DATASET:
-            path, config = str(entry.details["path"]), str(entry.details.get("config", ""))
-            latest.pop((path, config), None)
-            latest[path, config] = Registration(path, entry.digests["dataset"], config, entry.sequence)
+            path = str(entry.details["path"])
+            latest.pop(path, None)
+            latest[path] = Registration(path, entry.digests["dataset"], entry.sequence)
     return list(latest.values())
 
 
@@ -101,11 +100,3 @@ def inside(path: str, allowed: tuple[str, ...]) -> Path:
             f"{path} is outside the folders that datasets may lie in (`dataset.allowed_folders`: {', '.join(allowed)})"
         )
     return place
-
-
-def _is(entry: Entry, path: str, digest: str, config: str) -> bool:
-    return (
-        entry.details.get("path") == path
-        and entry.digests.get("dataset") == digest
-        and str(entry.details.get("config", "")) == config
-    )

@@ -15,8 +15,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     _add_show(actions)
     register = actions.add_parser("register", help="note a dataset and tell Prefect, which starts finetune/on-dataset")
     register.add_argument("path")
-    register.add_argument("--ledger", default="runs/datasets.jsonl", help="where registrations are kept")
-    register.add_argument("--config", default="", help="the config that trains on it (default: the deployed one)")
+    register.add_argument(
+        "--runs", default="runs", help="the runs folder, whose ledger keeps registrations (default: runs)"
+    )
     register.add_argument("--by", default="", metavar="NAME", help="who registers it (default: the account)")
     register.add_argument(
         "--again", action="store_true", help="send the event although the same bytes were registered before"
@@ -59,6 +60,7 @@ def _add_show(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     show.add_argument("-n", type=int, default=5, metavar="N", help="how many rows (default: 5)")
     show.add_argument("--finding", metavar="NAME", help="the rows that this rule of `data check` concerns")
     show.add_argument("--eval", help="the evaluation rows, for the rule leak")
+    show.add_argument("--benchmark", action="append", default=[], metavar="PATH", help="for the rule contamination")
     show.add_argument("--max-length", type=int, default=1024, metavar="N", help="default: 1024")
     show.set_defaults(run=_show)
 
@@ -106,6 +108,7 @@ def _show(parsed: argparse.Namespace) -> int:
         finding=parsed.finding,
         max_length=parsed.max_length,
         eval_source=parsed.eval,
+        benchmarks=parsed.benchmark,
     ):
         count += 1
         line = Text(f"\n{heading}\n", style="bold")
@@ -123,38 +126,30 @@ def _register(parsed: argparse.Namespace) -> int:
     from lora_select.audit.ledger import account
     from lora_select.audit.registrations import enter
     from lora_select.data.events import emit_registered
-    from lora_select.data.register import register
+    from lora_select.data.register import manifest
 
-    ledger = Path(parsed.ledger)
-    manifest = register(Path(parsed.path), ledger)
-    details = {"name": manifest.name, "files": manifest.files, "size": manifest.size}
-    by = parsed.by or account()
-    entry, new = enter(ledger.parent, manifest.path, manifest.digest, by=by, config=parsed.config, details=details)
+    made, runs = manifest(Path(parsed.path)), Path(parsed.runs)
+    details = {"name": made.name, "files": made.files, "size": made.size}
+    entry, new = enter(runs, made.path, made.digest, by=parsed.by or account(), details=details)
     if not new and not parsed.again:
         print(
-            f"{manifest.path} ({manifest.digest[:12]}) was registered before (entry {entry.sequence}); no event was sent, --again sends it"
+            f"{made.path} ({made.digest[:12]}) was registered before (entry {entry.sequence}); no event was sent, --again sends it"
         )
         return 0
-    print(f"registered {manifest.path} ({manifest.digest[:12]}) in {parsed.ledger} (entry {entry.sequence})")
-    print(emit_registered(manifest.path, manifest.digest, os.environ.get("PREFECT_API_URL"), parsed.config))
+    print(f"registered {made.path} ({made.digest[:12]}) in the ledger of {runs} (entry {entry.sequence})")
+    print(emit_registered(made.path, made.digest, os.environ.get("PREFECT_API_URL")))
     return 0
 
 
 def _pending(parsed: argparse.Namespace) -> int:
     from lora_select.audit.registrations import pending
     from lora_select.data.events import emit_registered
-    from lora_select.data.register import read_ledger
 
-    runs = Path(parsed.runs)
-    found = pending(runs)
-    known = {(item.path, item.digest): item for item in read_ledger(runs / "datasets.jsonl")}
+    found = pending(Path(parsed.runs))
     for item in found:
-        print(f"entry {item.sequence}: {item.path} ({item.digest[:12]}) {item.config}".rstrip())
-        manifest = known.get((item.path, item.digest))
-        if parsed.send and manifest is not None:
-            print(
-                f"  {emit_registered(manifest.path, manifest.digest, os.environ.get('PREFECT_API_URL'), item.config)}"
-            )
+        print(f"entry {item.sequence}: {item.path} ({item.digest[:12]})")
+        if parsed.send:
+            print(f"  {emit_registered(item.path, item.digest, os.environ.get('PREFECT_API_URL'))}")
     if not found:
         print("every registered dataset has been trained on")
     return 0

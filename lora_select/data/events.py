@@ -13,14 +13,13 @@ from lora_select.errors import WorldError
 EVENT = "dataset.registered"
 
 
-def emit_registered(path: str, digest: str, api_url: str | None, config: str = "") -> str:
+def emit_registered(path: str, digest: str, api_url: str | None) -> str:
     """Send `dataset.registered` to a Prefect server and say what happened.
 
     Args:
-        path: the dataset's absolute path.
-        digest: of its bytes, as it was registered.
+        path: absolute, of what was registered.
+        digest: of its bytes.
         api_url: `PREFECT_API_URL`; None: no server is configured.
-        config: the config that trains on it; "" means the deployed one.
 
     Raises:
         WorldError: a server is configured but does not take the event (its HTTP status is named); the registration itself stands.
@@ -37,7 +36,7 @@ def emit_registered(path: str, digest: str, api_url: str | None, config: str = "
             "prefect.resource.id": f"dataset.{digest[:32]}",
             "prefect.resource.name": Path(path).stem,
         },
-        "payload": {"path": path, "sha256": digest, "config": config},
+        "payload": {"path": path, "sha256": digest},
     }
     try:
         answer = requests.post(f"{api_url.rstrip('/')}/events", json=[event], headers=authorization(), timeout=10)

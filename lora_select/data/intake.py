@@ -2,7 +2,7 @@
 
 Rows are read one at a time, laid into buckets by their digest, sorted bucket by bucket and written: memory holds one bucket, the
 digests, and 210 bytes of signature a row. So the same rows give the same bytes whatever their files were called or in which order
-they came, and 1 M rows need no more than a small machine has (benchmarks/intake.py).
+they came, and memory does not grow with their text (benchmarks/intake.py, measured up to 200,000 rows).
 """
 
 import hashlib
@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_select.data import canonical, conversion, identity, similar, splitting
-from lora_select.data.canonical import read_canonical, read_places
-from lora_select.data.conversion import Conversion
-from lora_select.data.formats import RowOptions
-from lora_select.data.ledger import Ledger
-from lora_select.data.sources import Opened, Progress, Source, check_source, counted, open_source
-from lora_select.data.spill import Buckets, Digests, SpilledRow
+from lora_select.data.likeness import similar, splitting
+from lora_select.data.reading import conversion
+from lora_select.data.reading.conversion import Conversion
+from lora_select.data.reading.formats import RowOptions
+from lora_select.data.reading.sources import Opened, Progress, Source, check_source, counted, open_source
+from lora_select.data.store import canonical, identity
+from lora_select.data.store.canonical import read_canonical, read_places
+from lora_select.data.store.ledger import Ledger
+from lora_select.data.store.spill import Buckets, Digests, SpilledRow
 from lora_select.errors import InputError
 from lora_select.records import Dataset, LeftOutFile, SourceFile, file_ref
 
@@ -30,6 +32,8 @@ NOTHING_SAID = RowOptions()
 TRAIN, HELD_OUT = 0, 1
 OUTPUTS = ("train.parquet", "eval.parquet", "places.parquet", "identity.json", "rejected.jsonl")
 LEAST_EVAL = 2
+NAMED, NOTHING, OWN_SPLIT = "files that are named as held out", "nothing is held out", "split "
+"""What a dataset's `eval_source` says where none is named; behind `OWN_SPLIT` stands by what the rows were divided."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +155,9 @@ def write_all(
 def scratch_folder(folder: Path) -> Path:
     """A new folder for what is half-written; what a killed intake left is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".intake-*"):
+    for left in folder.glob(f"{canonical.SCRATCH}*"):
         shutil.rmtree(left, ignore_errors=True)
-    scratch = folder / f".intake-{os.getpid()}"
+    scratch = folder / f"{canonical.SCRATCH}{os.getpid()}"
     scratch.mkdir()
     return scratch
 
@@ -284,15 +288,15 @@ def _held_out(rows: SortedRows, path: Path, given: bool, fraction: float, seed: 
 
     named = np.frombuffer(rows.held_out, np.uint8) == HELD_OUT
     if given or named.any():
-        return named, "files that are named as held out"
+        return named, NAMED
     if not len(rows.row_ids) or not fraction:
-        return named, "nothing is held out"
+        return named, NOTHING
     reader = canonical.SortedReader(path)
     made = similar.sketch(reader.texts(), count=len(rows.row_ids))
     near = similar.clusters(made, reader.text_at).label
     del made
     chosen = splitting.split(rows.row_ids, rows.prompt_ids, near, fraction, seed)
-    return chosen.held_out, f"split {chosen.rule}"
+    return chosen.held_out, f"{OWN_SPLIT}{chosen.rule}"
 
 
 def _limited(

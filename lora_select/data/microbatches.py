@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lora_select.data.tokens import TokenRow, collate
+from lora_select.data.labels.tokens import TokenRow, collate
 from lora_select.errors import InputError
 
 if TYPE_CHECKING:

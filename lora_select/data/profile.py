@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lora_select import models, records
-from lora_select.data import ends, render
-from lora_select.data.intake import read_canonical
-from lora_select.data.render import Row
-from lora_select.data.tokenize import NO_STOP, SEAM, Tokenized, tokenize
-from lora_select.data.tokens import TokenRow, collate, label_loss, write_rows
+from lora_select.data.intake import read_canonical, read_places
+from lora_select.data.labels import ends, render
+from lora_select.data.labels.render import Row
+from lora_select.data.labels.tokenize import NO_STOP, SEAM, Tokenized, tokenize
+from lora_select.data.labels.tokens import TokenRow, collate, label_loss, write_rows
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, Dataset, DatasetProfile, Quantiles, RejectedRows, SplitProfile, file_ref
 
@@ -67,7 +67,7 @@ def profile(
     tokenizer = models.load_tokenizer(base.path)
     train = _tokenize(dataset_folder / dataset.train_file.path, tokenizer, max_length)
     held_out = _tokenize(dataset_folder / dataset.eval_file.path, tokenizer, max_length)
-    unusable = _unusable((*train.rows, *held_out.rows), dataset_folder, max_unusable)
+    unusable = _unusable(train.rows, held_out.rows, dataset_folder, max_unusable)
     splits = {"training": _split(train.rows), "evaluation": _split(held_out.rows)}
     for name, split in splits.items():
         _refuse_unsupervised(name, split, max_length)
@@ -126,47 +126,39 @@ def _label_texts(row: Row) -> Iterator[str]:
         yield from (render.answer_text(m) for m in row["messages"] if m["role"] == "assistant" and m.get("train", True))
 
 
-def _unusable(rows: Sequence[Tokenized], folder: Path, limit: float) -> tuple[RejectedRows, ...]:
+def _unusable(
+    train: Sequence[Tokenized], held_out: Sequence[Tokenized], folder: Path, limit: float
+) -> tuple[RejectedRows, ...]:
     """Rows with a fault by reason, the most frequent first.
 
     Raises:
         InputError: their share is above `limit`; shows three of them.
     """
-    found = [item for item in rows if item.fault is not None]
+    found = [
+        (split, item)
+        for split, rows in (("train", train), ("eval", held_out))
+        for item in rows
+        if item.fault is not None
+    ]
     if not found:
         return ()
-    places = _places(folder)
+    places = read_places(folder / PLACES, {(item.row_id, split) for split, item in found})
     by_reason: dict[str, list[str]] = {}
-    for item in found:
-        by_reason.setdefault(item.fault or "", []).append(places.get(item.row_id, f"row {item.row_id[:12]}"))
+    for split, item in found:
+        place = places.get((item.row_id, split), f"row {item.row_id[:12]}")
+        by_reason.setdefault(item.fault or "", []).append(place)
     ordered = sorted(by_reason.items(), key=lambda pair: (-len(pair[1]), pair[0]))
-    if len(found) > limit * len(rows):
-        shown = "; ".join(
-            f"{places.get(item.row_id, item.row_id[:12])} ({item.fault})" for item in _of_each_reason(found)[:SHOWN]
-        )
+    total = len(train) + len(held_out)
+    if len(found) > limit * total:
+        one_of_each = [(listed[0], reason) for reason, listed in ordered]
+        others = [(place, reason) for reason, listed in ordered for place in listed[1:]]
+        shown = "; ".join(f"{place} ({reason})" for place, reason in [*one_of_each, *others][:SHOWN])
         raise InputError(
-            f"{len(found)} of {len(rows)} rows cannot be learnt with this model's chat template and tokenizer, and "
+            f"{len(found)} of {total} rows cannot be learnt with this model's chat template and tokenizer, and "
             f"`dataset.max_unusable` is {limit:g}: {shown}; mend the rows, take a model that has a form for them, or raise "
             "`dataset.max_unusable` to leave them out"
         )
     return tuple(RejectedRows(reason, len(listed), tuple(sorted(listed)[:EXAMPLES])) for reason, listed in ordered)
-
-
-def _of_each_reason(found: Sequence[Tokenized]) -> list[Tokenized]:
-    """One row of each reason first, then the others."""
-    first = {item.fault: item for item in reversed(found)}
-    return [*first.values(), *(item for item in found if item is not first[item.fault])]
-
-
-def _places(folder: Path) -> dict[str, str]:
-    """Row digest -> `file:line`, empty where intake wrote none."""
-    if not (folder / PLACES).is_file():
-        return {}
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(folder / PLACES, columns=["row_id", "file", "line"])
-    columns = (table.column(name).to_pylist() for name in ("row_id", "file", "line"))
-    return {row_id: f"{file}:{line}" for row_id, file, line in zip(*columns, strict=True)}
 
 
 def _split(tokenized: Sequence[Tokenized]) -> SplitProfile:

@@ -2,15 +2,17 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_select.data.gate import check, rules
 from lora_select.data.gate.rows import GateRow, Rows
 from lora_select.data.intake import intake
-from lora_select.data.render import answer_text
+from lora_select.data.labels.render import turn_text
+from lora_select.data.store.canonical import Places, read_places
 from lora_select.errors import InputError
+from lora_select.records import Dataset
 
 Piece = tuple[bool, str]
 """`(learnt, text)`."""
@@ -24,6 +26,7 @@ def shown(
     finding: str | None = None,
     max_length: int = 1024,
     eval_source: str | None = None,
+    benchmarks: Sequence[str] = (),
 ) -> Iterator[tuple[str, list[Piece]]]:
     """`(heading, pieces)` of the first rows of a source, or of those that a rule of the gate concerns.
 
@@ -34,6 +37,7 @@ def shown(
         finding: a rule of the gate.
         max_length: tokens after which a row is cut.
         eval_source: evaluation rows, for the rule `leak`.
+        benchmarks: as of `check_data`, for the rule `contamination`.
 
     Raises:
         InputError: nothing to read, or no such rule.
@@ -54,30 +58,30 @@ def shown(
             keep_leaks=True,
             least_eval=0,
         )
-        places = check.read_places(folder / "places.parquet")
-        said = _concerned(dataset, folder, finding, model) if finding else None
+        places = read_places(folder / "places.parquet")
+        said = _concerned(dataset, folder, finding, check.context(model, benchmarks)) if finding else None
         left = count
         for row in _in_file_order(Rows(dataset, folder), places, said, count):
             seen = f": {said[row.row_id, row.split]}" if said else ""
-            yield f"{places[row.row_id]}{seen}", _pieces(row, tokenizer, max_length)
+            yield f"{places[row.row_id, row.split]}{seen}", _pieces(row, tokenizer, max_length)
             left -= 1
             if not left:
                 return
 
 
-def _in_file_order(rows: Rows, places: dict[str, str], said: Any, count: int) -> list[GateRow]:
+def _in_file_order(rows: Rows, places: Places, said: Any, count: int) -> list[GateRow]:
     """The first `count` rows by file and line, so that what is shown first is what stands first."""
     import heapq
 
     def order(row: GateRow) -> tuple[str, int]:
-        file, _, line = places[row.row_id].rpartition(":")
+        file, _, line = places[row.row_id, row.split].rpartition(":")
         return file, int(line)
 
     return heapq.nsmallest(count, (row for row in rows if said is None or (row.row_id, row.split) in said), key=order)
 
 
-def _concerned(dataset: Any, folder: Path, finding: str, model: str | None) -> dict[tuple[str, str], str]:
-    check.check_dataset(dataset, folder, only=finding, context=check.context(model, ()))
+def _concerned(dataset: Dataset, folder: Path, finding: str, context: rules.Context) -> dict[tuple[str, str], str]:
+    check.check_dataset(dataset, folder, only=finding, context=context)
     flags = [json.loads(line) for line in (folder / "findings.jsonl").read_text(encoding="utf-8").splitlines()]
     return {(flag["row_id"], flag["split"]): flag["seen"] for flag in flags}
 
@@ -93,9 +97,9 @@ def _tokenizer(model: str | None) -> Any:
 def _pieces(row: GateRow, tokenizer: Any, max_length: int) -> list[Piece]:
     if tokenizer is None:
         return [
-            (turn["role"] in ("assistant", "text"), f"{turn['role']}: {answer_text(turn)}\n") for turn in row.messages
+            (turn["role"] in ("assistant", "text"), f"{turn['role']}: {turn_text(turn)}\n") for turn in row.messages
         ]
-    from lora_select.data.tokenize import tokenize
+    from lora_select.data.labels.tokenize import tokenize
 
     made = tokenize(row.row_id, {"messages": list(row.messages), "tools": row.tools}, tokenizer, max_length)
     if made.fault:

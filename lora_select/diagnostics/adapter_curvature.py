@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_select import models
-from lora_select.data.tokens import IGNORED
+from lora_select.data.labels.tokens import IGNORED
 from lora_select.diagnostics.curvature import PRODUCTS, Progress, largest_curvature
 from lora_select.records import AdapterSpec, Curvature
 
@@ -60,7 +60,7 @@ def adapter_curvature(
         base: folder of the base model, loaded in float32; or a loaded model, which is left as it was found, at the price of a
             copy of the weights it adapts.
         spec: the adapter, built as training builds it.
-        batch: as :func:`lora_select.data.tokens.collate` makes it, on the model's device.
+        batch: as :func:`lora_select.data.labels.tokens.collate` makes it, on the model's device.
         initial_factors: the file of start factors that training would load, if any.
         products: most matrix-vector products.
         seed: of the adapter's random start and of the starting vector.

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lora_select.data import samples
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.data.reading import samples
 
 CHUNK_TOKENS = 128
 CHARACTERS_PER_TOKEN = 12

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow, collate, label_loss
+from lora_select.data.labels.tokens import TokenRow, collate, label_loss
 from lora_select.evaluation import harness, metrics
 from lora_select.evaluation.harness import TaskScores
 from lora_select.evaluation.material import EvaluationOptions, Material

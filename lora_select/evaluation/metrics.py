@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lora_select.data.ends import end_of_turn
-from lora_select.data.pieces import split_thought
+from lora_select.data.labels.ends import end_of_turn
+from lora_select.data.labels.pieces import split_thought
 from lora_select.models import pad_id
 
 if TYPE_CHECKING:

@@ -4,17 +4,14 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select import records
 from lora_select.errors import InputError
-from lora_select.models import files
+from lora_select.models import files, gguf
 from lora_select.records import BaseModel
 
 if TYPE_CHECKING:
@@ -27,9 +24,6 @@ QUANTIZATIONS = ("nf4", "int8")
 """How a base can be stored in fewer bits: QLoRA's 4-bit type, LLM.int8()."""
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-DEQUANTISED_BYTES_PER_GGUF_BYTE = 8
-"""Q4 weights become fp32: eight times the bytes."""
 
 
 def resolve(source: str, revision: str | None = None, *, cache: Path | None = None) -> BaseModel:
@@ -46,9 +40,9 @@ def resolve(source: str, revision: str | None = None, *, cache: Path | None = No
     cache = cache or cache_folder()
     path = Path(source)
     if source.startswith("sample:"):
-        folder = _dequantised(_sample_file(source), cache)
+        folder = gguf.dequantised(_sample_file(source), cache)
     elif path.is_file() and path.suffix == ".gguf":
-        folder = _dequantised(path, cache)
+        folder = gguf.dequantised(path, cache)
     elif path.is_dir():
         folder = path
     elif path.exists() or source.startswith((".", "/", "~")):
@@ -237,57 +231,6 @@ def _sample_file(source: str) -> Path:
     return package_file(*SAMPLES[name], source)
 
 
-def _dequantised(gguf: Path, cache: Path) -> Path:
-    """The safetensors folder of a GGUF file, made once: by the first of several processes to end. A kill leaves only a temporary folder behind."""
-    digest = _file_digest(gguf, cache)
-    folder = cache / "models" / f"{gguf.stem}-{digest[:16]}"
-    if (folder / "config.json").is_file():
-        return folder
-    needed = gguf.stat().st_size * DEQUANTISED_BYTES_PER_GGUF_BYTE
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < needed:
-        raise InputError(
-            f"dequantising {gguf.name} needs about {needed / 2**30:.1f} GiB in {folder.parent}, {free / 2**30:.1f} are free; "
-            "free some or set LORA_SELECT_CACHE"
-        )
-    temporary = Path(tempfile.mkdtemp(prefix=".dequantising-", dir=folder.parent))
-    try:
-        _dequantise(gguf, temporary)
-        os.replace(temporary, folder)
-    except OSError:
-        if not (folder / "config.json").is_file():  # another process was first, and its folder is as good
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def _dequantise(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    parent = str(gguf.parent)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=gguf.name)
-    except (ValueError, KeyError, OSError, NotImplementedError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{gguf.name} cannot be read: {reason}; transformers does not know this GGUF's architecture or file layout, "
-            "use the model's safetensors folder instead"
-        ) from error
-    # The tensors are plain now; a left-over quantisation config would make every later load try to quantise them.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def _from_hub(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -319,14 +262,14 @@ def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> B
     parts = sorted(
         [*weights, *(p for p in folder.glob("*") if p.suffix in {".json", ".jinja", ".model"} and p.is_file())]
     )
-    digests = [f"{p.name}:{_file_digest(p, cache)}" for p in parts]
+    digests = [f"{p.name}:{files.digest(p, cache)}" for p in parts]
     return BaseModel(
         source=source,
         revision=revision,
         path=str(folder),
         digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         architecture=(config.get("architectures") or _read_config(folder).get("architectures") or ["unknown"])[0],
-        num_parameters=sum(files.count(file) for file in weights),
+        num_parameters=sum(map(files.parameters, weights)),
         num_hidden_layers=_number(config, folder, "num_hidden_layers", "n_layer"),
         hidden_size=_number(config, folder, "hidden_size", "n_embd"),
         vocab_size=vocab_size,
@@ -396,19 +339,3 @@ def _has_chat_template(folder: Path) -> bool:
         return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
     except (FileNotFoundError, ValueError):
         return False
-
-
-def _file_digest(file: Path, cache: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and time of change: a 500 MB model is hashed once."""
-    stat = file.stat()
-    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
-    note = cache / "digests" / key
-    if stat.st_size < 2**20:
-        return records.sha256_file(file)
-    try:
-        return note.read_text()
-    except FileNotFoundError:
-        digest = records.sha256_file(file)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        records.write_text(note, digest)
-        return digest

@@ -1,13 +1,15 @@
 """What a model folder holds, looked at before anything is loaded: whole weights, once, of a causal language model, unquantised."""
 
-import functools
+import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lora_select import records
 from lora_select.errors import InputError
 from lora_select.records.digests import key_of, library_digest
 
@@ -108,38 +110,28 @@ def weight_files(folder: Path) -> list[Path]:
     if missing:
         raise InputError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(files)} parts are); {AGAIN}")
     for file in files:
-        header(file)
+        parameters(file)
     return files
 
 
-def header(file: Path) -> Mapping[str, Any]:
-    """Name -> dtype, shape and place of the tensors in a safetensors file; the file is as long as it says.
+def parameters(file: Path) -> int:
+    """Parameters in a safetensors file, from its header alone.
 
     Raises:
         InputError: it is a Git LFS pointer, cut, or no safetensors file.
     """
-    size = file.stat().st_size
+    from safetensors import SafetensorError, safe_open
+
     with file.open("rb") as stream:
-        first = stream.read(8)
-        if POINTER.startswith(first) and len(first) == 8:
+        if stream.read(len(POINTER)) == POINTER:
             raise InputError(f"{file} is a Git LFS pointer and not the file itself; run `git lfs pull`, or {AGAIN}")
-        length = int.from_bytes(first, "little")
-        if len(first) < 8 or 8 + length > size:
-            raise InputError(f"{file} is cut or no safetensors file: it has {size:,} bytes; {AGAIN}")
-        try:
-            found = json.loads(stream.read(length))
-            tensors = {name: entry for name, entry in found.items() if name != "__metadata__"}
-            end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(f"{file} is no safetensors file; {AGAIN}") from error
-    if 8 + length + end != size:
-        raise InputError(f"{file} is cut: it has {size:,} of {8 + length + end:,} bytes; {AGAIN}")
-    return tensors
-
-
-def count(file: Path) -> int:
-    """Parameters in a safetensors file, from its header alone."""
-    return sum(functools.reduce(int.__mul__, entry["shape"], 1) for entry in header(file).values())
+    try:
+        with safe_open(file, "numpy") as opened:
+            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(
+            f"{file} ({file.stat().st_size:,} bytes) is cut, or no safetensors file: {error}; {AGAIN}"
+        ) from error
 
 
 def refuse_pointers(folder: Path, names: Sequence[str]) -> None:
@@ -223,3 +215,19 @@ def _why_none(folder: Path) -> str:
     if pickles:
         return f"only {pickles[0]}, and pickled weights are never read"
     return f"no {SINGLE}, only {others[0]}" if others else "no weights"
+
+
+def digest(file: Path, cache: Path) -> str:
+    """SHA-256 of a file, remembered by path, size and time of change: a 500 MB model is hashed once."""
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
+    note = cache / "digests" / key
+    if stat.st_size < 2**20:
+        return records.sha256_file(file)
+    try:
+        return note.read_text()
+    except FileNotFoundError:
+        made = records.sha256_file(file)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        records.write_text(note, made)
+        return made

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_select import records
-from lora_select.data.tokens import read_rows
+from lora_select.data.labels.tokens import read_rows
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
 from lora_select.records import BaseModel, Constraints, DatasetProfile, Decision, Race, Spectra

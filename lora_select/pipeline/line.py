@@ -16,6 +16,7 @@ from lora_select.audit.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.evidence.cost import words
 from lora_select.pipeline import choose, judge, prepare, retaining, sources, train, workspace
+from lora_select.pipeline.change import compare, earlier_dataset
 from lora_select.pipeline.document import document, signed_by
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
@@ -152,6 +153,8 @@ def finetune(run: Run) -> Finetuned:
     """
     signed = signed_by()  # a key that is not there is told before anything is trained
     chosen, planned = plan(run)
+    before = earlier_dataset(run.place, run.key, _model_name(run))
+    change = run.do(compare, "change", dataset=chosen.measured.dataset.ref, earlier=before) if before else None
     adapter = _trained(run, chosen, planned, "adapter")
     proof = run.do(train.prove, "proof", adapter=adapter.ref, plan=planned.ref, base=run.base)
     rivals = _rivals(run, chosen)
@@ -175,6 +178,7 @@ def finetune(run: Run) -> Finetuned:
     stages: dict[str, Outcome[Any] | None] = {
         "dataset": measured.dataset,
         "gate": measured.gate,
+        "change": change,
         "profile": measured.profile,
         "spectra": measured.spectra,
         "decision": chosen.decision,

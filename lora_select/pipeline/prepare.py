@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from lora_select import models, records
 from lora_select.config import GateConfig
 from lora_select.data import profile as profiling
-from lora_select.data import tokens
-from lora_select.data.formats import RowOptions
+from lora_select.data.labels import tokens
 from lora_select.data.microbatches import draw
+from lora_select.data.reading.formats import RowOptions
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
 from lora_select.records import AdapterCosts, BaseModel, Dataset, DatasetProfile, Gate, Spectra

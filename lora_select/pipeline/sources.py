@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_select.config import RunConfig
+from lora_select.data.reading.files import source_digest
 from lora_select.evaluation import answers
-from lora_select.records.digests import key_of, source_digest
+from lora_select.records.digests import key_of
 from lora_select.retention.references import EMBEDDED
 
 TASK_FILES = ("*.yaml", "*.py", "*.json", "*.jsonl", "*.csv", "*.parquet", "*.txt")

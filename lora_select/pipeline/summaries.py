@@ -23,6 +23,7 @@ from lora_select.records import (
     Retention,
     Spectra,
     TrainingPlan,
+    VersionChange,
 )
 from lora_select.report.verdict import change, changed, role, value
 from lora_select.retention.decide import summary as retained
@@ -48,6 +49,11 @@ def _(record: Gate) -> str:
     lines = [one_line(record)]
     lines += [f"{item.sentence}: {item.command}" for item in record.findings if item.action != "fix"][:5]
     return "\n".join(lines)
+
+
+@summary.register
+def _(record: VersionChange) -> str:
+    return f"beside the champion's rows: {record.sentence}"
 
 
 @summary.register

@@ -2,13 +2,13 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_select import records
 from lora_select.config import RetentionConfig
-from lora_select.data.tokens import read_rows
+from lora_select.data.labels.tokens import read_rows
 from lora_select.errors import InputError
 from lora_select.initialization import write_initialization
 from lora_select.pipeline.stage import Context, Stage

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from lora_select import models
-from lora_select.data import render
-from lora_select.data.answers import Rendered
 from lora_select.data.intake import read_canonical
-from lora_select.data.render import Row
-from lora_select.data.tokenize import tokenize
+from lora_select.data.labels import render
+from lora_select.data.labels.answers import Rendered
+from lora_select.data.labels.render import Row
+from lora_select.data.labels.tokenize import tokenize
 from lora_select.records import BaseModel, Dataset
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ class Finding:
 
     `action` is what the config says to do: refuse, warn or fix. `count` of `of` rows are concerned; `low` and `high` bound the rate of
     such rows in data of this kind (95 %, Wilson's score interval). `examples` are up to five `file:line` places with what was seen;
-    `command` shows the rows.
+    `command` shows the rows; it is empty where no command can.
     """
 
     rule: str
@@ -36,7 +36,8 @@ class Gate:
     """The gate's record: findings by rule, what was not checked and why, figures, and what was removed or redacted.
 
     `verdict` is ok, findings or refused. `rows` counts all canonical rows that were looked at, `kept` those that remain after fixes.
-    `findings_file` lists every concerned row; `removed_file` holds the rows that a fix took out, whole.
+    `findings_file` lists every concerned row, None after a check that keeps no files; `removed_file` holds the rows that a fix took
+    out, whole.
     """
 
     dataset_digest: str
@@ -52,6 +53,8 @@ class Gate:
     """Files that were not read -> why."""
     notes: tuple[str, ...] = ()
     """What became of keys that the format does not use, and of turns that were changed."""
+    change: str = ""
+    """How the rows differ from those compared with, by digest: unchanged, grown by N rows, or what was added and removed."""
     findings_file: FileRef | None = None
     removed_file: FileRef | None = None
 
@@ -80,7 +83,10 @@ class Drift:
 
 @dataclass(frozen=True)
 class VersionChange:
-    """A dataset beside an earlier one: `verdict` is unchanged, grown, shrunk, changed or drifted; the sentence says how."""
+    """A dataset beside an earlier one: `verdict` is unchanged, grown, shrunk, changed or drifted; the sentence says how.
+
+    `added`, `removed` and `unchanged` count rows by digest, whatever split they are in. `drift` is None where fewer than 1 % changed.
+    """
 
     verdict: str
     sentence: str

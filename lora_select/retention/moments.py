@@ -20,7 +20,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lora_select.data.tokens import TokenRow, collate
+from lora_select.data.labels.tokens import TokenRow, collate
 from lora_select.errors import InputError
 
 EXACT_WIDTH = 2048

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from lora_select.data import samples
-from lora_select.data.gate import grams
 from lora_select.data.intake import intake, read_canonical
-from lora_select.data.tokenize import tokenize
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokenize import tokenize
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.data.likeness import grams
+from lora_select.data.reading import samples
 from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import CHARACTERS_PER_TOKEN, CHUNK_TOKENS
 from lora_select.records import BaseModel

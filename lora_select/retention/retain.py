@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
 from lora_select.evaluation.evaluate import LOSS_UNIT, comparison
 from lora_select.evaluation.measure import label_counts

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select.data import render
-from lora_select.data.tokenize import tokenize
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels import render
+from lora_select.data.labels.tokenize import tokenize
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import BaseModel, write_text
 from lora_select.records.digests import key_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_select import models, records
 from lora_select.data.intake import intake, read_canonical
-from lora_select.data.tokenize import tokenize
+from lora_select.data.labels.tokenize import tokenize
 from lora_select.errors import InputError
 from lora_select.records import BaseModel, Retention
 from lora_select.retention import forms, plot

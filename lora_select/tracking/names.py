@@ -40,6 +40,7 @@ LABELS = {
     "Dataset": "dataset",
     "BaseModel": "base_model",
     "Gate": "gate",
+    "VersionChange": "change",
     "DatasetProfile": "profile",
     "Spectra": "spectra",
     "AdapterCosts": "costs",

@@ -49,6 +49,14 @@ def _gate(record: records.Gate) -> Entries:
     )
 
 
+def _change(record: records.VersionChange) -> Entries:
+    counts = {name: getattr(record, name) for name in ("added", "removed", "unchanged")}
+    return Entries(
+        metrics={f"change/{name}": count for name, count in counts.items()}
+        | {"change/drifted": float(record.verdict == "drifted")}
+    )
+
+
 def _base_model(record: records.BaseModel) -> Entries:
     return Entries(
         params={"base_model": record.source, "base_model/architecture": record.architecture},
@@ -344,6 +352,7 @@ def _costs(record: records.AdapterCosts) -> Entries:
 MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.Dataset: _dataset,
     records.Gate: _gate,
+    records.VersionChange: _change,
     records.Retention: _retention,
     records.BaseModel: _base_model,
     records.DatasetProfile: _profile,

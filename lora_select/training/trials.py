@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.initialization import changes_base, write_initialization
 from lora_select.initialization.portable import subtracts

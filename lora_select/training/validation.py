@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 
 FEWEST, MOST = 8, 64
 """Rows that are kept: fewer say nothing, more say little more and cost time."""

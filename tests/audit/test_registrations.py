@@ -9,9 +9,10 @@ import pytest
 
 from lora_select.audit import runs
 from lora_select.audit.ledger import in_folder
-from lora_select.audit.registrations import admit, enter, inside, pending
+from lora_select.audit.registrations import admit, enter, inside, pending, registered
+from lora_select.cli.main import main
 from lora_select.data.events import emit_registered
-from lora_select.data.register import register
+from lora_select.data.register import manifest as look_at
 from lora_select.errors import InputError, WorldError
 
 
@@ -24,12 +25,12 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def manifest(data, tmp_path):
-    return register(data, tmp_path / "runs" / "datasets.jsonl")
+def manifest(data):
+    return look_at(data)
 
 
-def note(root, manifest, **more):
-    return enter(root, manifest.path, manifest.digest, by="Ann", **more)
+def note(root, manifest):
+    return enter(root, manifest.path, manifest.digest, by="Ann")
 
 
 def test_the_same_bytes_are_entered_once(tmp_path, manifest):
@@ -37,8 +38,17 @@ def test_the_same_bytes_are_entered_once(tmp_path, manifest):
     first, new = note(root, manifest)
     again, newer = note(root, manifest)
     assert (new, newer, again) == (True, False, first)
-    assert note(root, manifest, config="other.yaml")[1]
-    assert [entry.kind for entry in in_folder(root).entries()] == ["opened", "dataset", "dataset"]
+    assert [entry.kind for entry in in_folder(root).entries()] == ["opened", "dataset"]
+
+
+def test_bytes_that_come_back_are_admitted_again(tmp_path, data, manifest):
+    root, text = tmp_path / "runs", data.read_text()
+    note(root, manifest)
+    data.write_text('{"prompt": "a", "completion": "c"}\n')
+    note(root, look_at(data))
+    data.write_text(text)
+    assert note(root, look_at(data))[1]
+    assert registered(in_folder(root))[-1].digest == manifest.digest
 
 
 def test_what_no_run_has_trained_on_is_pending(tmp_path, data, manifest):
@@ -51,7 +61,7 @@ def test_what_no_run_has_trained_on_is_pending(tmp_path, data, manifest):
     runs.closed(run, sources={"train": manifest.digest})
     assert pending(root) == []
     data.write_text('{"prompt": "a", "completion": "c"}\n')
-    note(root, register(data, root / "datasets.jsonl"))
+    note(root, look_at(data))
     assert len(pending(root)) == 1
 
 
@@ -127,6 +137,19 @@ def test_the_event_has_prefects_login_and_the_status_is_shown(server, manifest, 
     with pytest.raises(WorldError, match=r"HTTP 401 .*PREFECT_API_AUTH_STRING"):
         emit_registered(manifest.path, manifest.digest, server)
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:pass")
-    emit_registered(manifest.path, manifest.digest, server, "tweets.yaml")
+    emit_registered(manifest.path, manifest.digest, server)
     [event] = Server.taken
-    assert event["payload"] == {"path": manifest.path, "sha256": manifest.digest, "config": "tweets.yaml"}
+    assert event["payload"] == {"path": manifest.path, "sha256": manifest.digest}
+
+
+def test_what_is_pending_is_sent_from_the_ledger_alone(tmp_path, data, server, monkeypatch, capsys):
+    """Whatever the runs folder is called, and as often as it is asked for."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    root = tmp_path / "elsewhere"
+    assert main(["data", "register", str(data), "--runs", str(root)]) == 0
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:pass")
+    assert main(["data", "pending", "--runs", str(root), "--send"]) == 0
+    digest = look_at(data).digest
+    assert [event["payload"] for event in Server.taken] == [{"path": str(data.resolve()), "sha256": digest}]
+    assert str(data.resolve()) in capsys.readouterr().out

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig
 
 from benchmarks.selection.encoder import NearestLabel
-from lora_select.data.tokens import TokenRow, collate, label_loss
+from lora_select.data.labels.tokens import TokenRow, collate, label_loss
 
 TEXT = (2, 11, 12, 13, 3)
 

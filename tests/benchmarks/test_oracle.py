@@ -16,7 +16,7 @@ from benchmarks.selection.strategies import FOUR, TUNED, by_rows
 from benchmarks.selection.subject import Subject, check_rows, rows_digest
 from benchmarks.selection.table import Base, Run, Setting, Table, tables
 from benchmarks.selection.tasks import Rows
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ INPUTS = Constraints(None, False, None, True, 0, None, None, None, None, 50, Non
 def run_folder(tmp_path_factory, tiny_model_folder):
     """A run's folder with a real profile, real spectra and the decision that follows from them."""
     from lora_select import models
-    from lora_select.data import tokens
     from lora_select.data.intake import intake
+    from lora_select.data.labels import tokens
     from lora_select.data.profile import profile
     from lora_select.variants import CATALOGUE
 
@@ -97,7 +97,7 @@ def test_compare_shows_a_table_without_evaluation(run_folder, capsys):
 
 def test_register_without_a_server_says_so(run_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    arguments = ["data", "register", str(run_folder / "d.jsonl"), "--ledger", str(tmp_path / "datasets.jsonl")]
+    arguments = ["data", "register", str(run_folder / "d.jsonl"), "--runs", str(tmp_path / "runs")]
     assert cli.main(arguments) == 0
     assert "no Prefect server is configured" in capsys.readouterr().out
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from chat_templates import MODELS, TEMPLATES, tokenizer_of
 
-from lora_select.data import ends
-from lora_select.data.tokenize import tokenize
+from lora_select.data.labels import ends
+from lora_select.data.labels.tokenize import tokenize
 
 TOOL = {
     "type": "function",

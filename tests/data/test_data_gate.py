@@ -2,20 +2,26 @@
 
 import json
 import random
+import shlex
+import string
+from pathlib import Path
 
 import pytest
 
 from benchmarks.gate import faults, measure, sources
+from benchmarks.gate.__main__ import table
 from lora_select import records
 from lora_select.cli.main import main
-from lora_select.data import similar
-from lora_select.data.gate import check, control, degenerate, duplicates, leaks, private, rules, text
+from lora_select.data.gate import check, conflicts, control, degenerate, duplicates, leaks, private, rules, text
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.mend import gated_intake
 from lora_select.data.gate.rows import GateRow
 from lora_select.data.gate.versions import compare
 from lora_select.data.intake import intake, read_canonical
+from lora_select.data.likeness import similar
 from lora_select.errors import InputError
+
+ONLY_DRIFT = {rule.name: "off" for rule in rules.RULES}
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +119,10 @@ def test_one_prompt_with_two_answers_is_a_conflict():
         row("What is it?", "a cat", "3"),
         row("Other?", "A dog.", "4"),
     ]
-    from lora_select.data.gate.conflicts import conflicts
-
-    assert {flag.row_id for flag in conflicts(same)} == {"1", "2", "3"}
-    assert not conflicts([same[0], same[2], same[3]])
+    assert {flag.row_id for flag in conflicts.conflicts(same)} == {"1", "2", "3"}
+    assert not conflicts.conflicts([same[0], same[2], same[3]])
     systems = [row("What is it?", "A cat.", "1", system="cats"), row("What is it?", "A dog.", "2", system="dogs")]
-    assert not conflicts(systems)
+    assert not conflicts.conflicts(systems)
 
 
 def test_control_tokens_of_the_model_and_of_common_templates(prose):
@@ -229,8 +233,32 @@ def test_a_leak_refuses_and_says_the_way_out(tmp_path, prose):
     )
     _, gate = gated_intake(source=train, eval_source=held_out, name="r", folder=tmp_path / "out")
     assert gate.verdict == "refused"
-    with pytest.raises(InputError, match=r"5 of 15 evaluation rows.*--finding leak.*gate.leak"):
+    with pytest.raises(InputError, match=r"5 of 15 evaluation rows.*--finding leak.*gate.actions.leak`"):
         check.refuse(gate)
+
+
+def test_a_version_beside_an_earlier_one_is_unchanged_grown_or_drifted(tmp_path, prose):
+    base = as_rows(prose[:300])
+    old = write(tmp_path / "old.jsonl", base)
+
+    def beside(values):
+        return check.check_data(write(tmp_path / "new.jsonl", values), against=old, actions=ONLY_DRIFT)
+
+    same, grown = beside(base[::-1]), beside(as_rows(prose))
+    assert (same.change, same.verdict) == ("unchanged", "ok")
+    assert grown.change == "grown by 100 rows"
+    calls = [{"messages": list(item.messages)[-2:]} for item in sources.rows("tool-calls", 100)]
+    other = [{"messages": [m["messages"][0], {"role": "assistant", "content": "call()"}]} for m in calls]
+    changed = beside([*base[:200], *other])
+    assert changed.change == "100 rows added, 100 removed, 200 unchanged"
+    assert [item.rule for item in changed.findings] == [rules.DRIFT]
+    assert changed.findings[0].examples
+
+
+def test_the_table_in_the_docs_is_that_of_the_record():
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "benchmarks/results/gate.json").read_text())
+    assert table(record) in (root / "docs/data.md").read_text()
 
 
 def test_versions_say_unchanged_grown_and_drifted(tmp_path, prose):
@@ -239,19 +267,17 @@ def test_versions_say_unchanged_grown_and_drifted(tmp_path, prose):
         return intake(source=write(tmp_path / f"{name}.jsonl", values), name=name, folder=folder), folder
 
     base = as_rows(prose[:300])
-    old, same, grown = version("a", base), version("b", base[::-1]), version("c", as_rows(prose))
+    old, same, grown = version("a", base), version("b", base[::-1]), version("c", as_rows(prose[:302]))
     calls = [{"messages": list(item.messages)[-2:]} for item in sources.rows("tool-calls", 100)]
-    other = version(
-        "d", [*base, *({"messages": [m["messages"][0], {"role": "assistant", "content": "call()"}]} for m in calls)]
-    )
-    assert compare(*same, *old).sentence == "unchanged"
-    assert same[0].digest == old[0].digest
-    more = compare(*grown, *old)
-    assert (more.added, more.removed, more.unchanged) == (100, 0, 300)
-    assert more.verdict in ("grown", "drifted")
-    changed = compare(*other, *old)
-    assert changed.verdict == "drifted"
-    assert changed.sentence.startswith("drifted, because")
+    other = [{"messages": [m["messages"][0], {"role": "assistant", "content": "call()"}]} for m in calls]
+    seen = {item: compare(*item, *old, tmp_path) for item in (same, grown, version("d", [*base, *other]))}
+    assert [change.verdict for change in seen.values()] == ["unchanged", "grown", "drifted"]
+    assert (same[0].digest, seen[same].sentence, seen[same].unchanged) == (old[0].digest, "unchanged", 300)
+    assert seen[grown].sentence == "grown by 2 rows"
+    assert [change.drift is None for change in seen.values()] == [True, True, False]
+    *_, last = seen.values()
+    assert last.sentence.startswith("drifted, because ")
+    assert last.sentence.endswith("; new: d.jsonl; gone: a.jsonl (grown by 100 rows)")
 
 
 def test_the_command_gives_the_answer_first_and_an_exit_code(tmp_path, capsys, prose):
@@ -277,3 +303,94 @@ def test_the_command_gives_the_answer_first_and_an_exit_code(tmp_path, capsys, p
     assert "«assistant: It is" in shown
     assert main(["data", "check", str(tmp_path / "none.jsonl")]) == 2
     assert main(["data", "check", source, "--rule", "near=warn"]) == 2
+
+
+KEY = "AKIA" + "Q7R2T9WXZ4LM8NPB"
+
+
+def thought(reasoning, prompt="who?", answer="He."):
+    turn = {"role": "assistant", "content": answer, "reasoning_content": reasoning}
+    return {"messages": [{"role": "user", "content": prompt}, turn]}
+
+
+def test_reasoning_is_looked_at_like_all_that_is_said(tmp_path):
+    given = [thought(f"The key is {KEY}."), thought("Ask anna.rossi@web.de.", "whom?")]
+    gate = check.check_data(given)
+    assert {item.rule for item in gate.findings} == {"secrets", "personal-data"}
+    held = [GateRow(str(n), "train", thought(text)["messages"]) for n, text in enumerate(("He is one.", "Is it he?"))]
+    assert not duplicates.normal(held)
+    assert control.control_tokens([GateRow("0", "train", thought("yes <|im_end|> no")["messages"])])
+    source = write(tmp_path / "r.jsonl", [*given, thought("", "a", "b"), thought("", "c", "d")])
+    gated_intake(source=source, eval_source=write(tmp_path / "e.jsonl", [thought("", "e", "f"), thought("", "g", "h")]),
+                 name="r", folder=tmp_path / "out", actions={"secrets": "fix"})  # fmt: skip
+    assert not any(KEY in json.dumps(content) for _, content in read_canonical(tmp_path / "out/train.parquet"))
+
+
+def test_what_is_near_in_its_reasoning_alone_is_not_split(tmp_path):
+    def long(topic):
+        draw = random.Random(topic)
+        return " ".join("".join(draw.choices(string.ascii_lowercase, k=6)) for _ in range(60))
+
+    topics = string.ascii_lowercase[:25]
+    given = [thought(long(topic), f"{topic} {n}?", f"{n}") for topic in topics for n in range(2)]
+    dataset = intake(source=given, name="r", folder=tmp_path / "out", eval_fraction=0.3)
+    assert dataset.eval_rows
+    held_out = {content["messages"][0]["content"][0] for _, content in read_canonical(tmp_path / "out/eval.parquet")}
+    train = {content["messages"][0]["content"][0] for _, content in read_canonical(tmp_path / "out/train.parquet")}
+    assert not held_out & train
+
+
+def test_the_printed_commands_show_the_rows_of_their_finding(tmp_path, capsys, prose):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    item = " ".join(f"word{n}" for n in range(20))
+    bench = write(folder / "bench.jsonl", [{"question": item}])
+    train = write(folder / "rows.jsonl", [*as_rows(prose[:20]), {"prompt": f"Solve: {item}", "completion": "seven"}])
+    held_out = write(folder / "held out.jsonl", as_rows(prose[18:30]))
+    gate = check.check_data(train, eval=held_out, benchmarks=[bench])
+    found = {finding.rule: finding for finding in gate.findings}
+    for rule, place in (("leak", "held out.jsonl:1: also a training row"), ("contamination", "rows.jsonl:21: ")):
+        assert found[rule].examples[0].startswith(place)
+        assert main(shlex.split(found[rule].command)[1:]) == 0
+        assert place in capsys.readouterr().out
+    in_memory = check.check_data(as_rows(prose[:3] * 2))
+    assert [finding.command for finding in in_memory.findings] == [""]
+
+
+def test_a_row_of_both_splits_has_two_places(tmp_path, prose):
+    train = write(tmp_path / "a.jsonl", as_rows(prose[:50]))
+    held_out = write(tmp_path / "b.jsonl", as_rows(prose[45:60]))
+    dataset, gate = gated_intake(
+        source=train, eval_source=held_out, name="r", folder=tmp_path / "out", actions={"leak": "fix"}
+    )
+    assert {place.partition(":")[0] for item in gate.findings for place in item.examples} == {"b.jsonl"}
+    gone = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
+    assert sorted((item["file"], item["line"]) for item in gone) == [("b.jsonl", line) for line in range(1, 6)]
+    assert (dataset.train_rows, dataset.eval_rows) == (50, 10)
+    assert {item.name: item.accepted for item in dataset.sources} == {"a.jsonl": 50, "b.jsonl": 10}
+
+
+def test_fixes_that_leave_nothing_to_judge_by_are_refused(tmp_path, prose):
+    train, held_out = write(tmp_path / "a.jsonl", as_rows(prose[:20])), write(tmp_path / "b.jsonl", as_rows(prose[:5]))
+    with pytest.raises(InputError, match="leave 20 training and 0 evaluation rows"):
+        gated_intake(source=train, eval_source=held_out, name="r", folder=tmp_path / "out", actions={"leak": "fix"})
+
+
+def test_a_leak_of_our_own_split_warns_unless_it_is_asked_to_refuse(tmp_path, prose):
+    quoted = {"prompt": "What is it?", "completion": max(prose, key=lambda item: len(item.answer)).answer}
+    values = [*as_rows(prose[:60]), *({**quoted, "prompt": f"What is it, number {n}?"} for n in range(6))]
+    source = write(tmp_path / "r.jsonl", values)
+    options = {"source": source, "name": "r", "fix": False}
+    for given, action in (({}, "warn"), ({"leak": "refuse"}, "refuse"), ({"leak": "fix"}, "fix")):
+        _, gate = gated_intake(folder=tmp_path / action, actions=given, **options)
+        assert gate.actions["leak"] == action
+
+
+def test_what_a_rule_did_not_look_at_is_said(monkeypatch, prose):
+    monkeypatch.setattr(leaks, "LARGEST_EVAL", 5)
+    monkeypatch.setattr(conflicts, "LARGEST_SAMPLE", 100)
+    labelled = [row(item.question, "yes" if n % 2 else "no", str(n)) for n, item in enumerate(prose[:120])]
+    gate = check.check_data(as_rows(labelled), eval=as_rows(prose[200:210]))
+    assert gate.not_checked["leak"] == "only 5 of 10 evaluation rows were compared"
+    assert check.check_data(as_rows(labelled)).not_checked["label-noise"] == "only 100 of 120 rows were looked at"
+    assert gate.findings_file is None

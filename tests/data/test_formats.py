@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_select.data import formats
+from lora_select.data.reading import formats
 from lora_select.errors import InputError
 
 PAIR = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lora_select.data.intake import intake, read_canonical
-from lora_select.data.register import read_ledger, register
+from lora_select.data.reading.files import source_digest
 from lora_select.errors import InputError
 
 
@@ -119,11 +119,29 @@ def test_samples_hold_real_rows(tmp_path):
     assert row["tools"][0]["function"]["name"] == name
 
 
-def test_registration_is_idempotent(tmp_path):
-    source, ledger = write_jsonl(tmp_path / "d.jsonl", rows(3)), tmp_path / "runs" / "datasets.jsonl"
-    first = register(source, ledger)
-    assert register(source, ledger) == first
-    assert read_ledger(ledger) == [first]
-    write_jsonl(source, rows(4))
-    assert register(source, ledger).digest != first.digest
-    assert len(read_ledger(ledger)) == 2
+def test_a_source_is_its_bytes_and_what_its_names_decide(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, names in ((one, ("a", "b")), (two, ("y", "x"))):
+        folder.mkdir()
+        for name, values in zip(names, (rows(3), rows(3, 9)), strict=True):
+            write_jsonl(folder / f"{name}.jsonl", values)
+    first = source_digest(str(one))
+    assert source_digest(str(two)) == first
+    (one / "LICENSE.txt").write_text("no rows")
+    assert source_digest(str(one)) == first
+    (one / "a.jsonl").rename(one / "test.jsonl")
+    held_out = source_digest(str(one))
+    (one / "test.jsonl").rename(one / "test.csv")
+    changed = write_jsonl(two / "x.jsonl", rows(4, 9))
+    assert len({first, held_out, source_digest(str(one)), source_digest(str(two)), source_digest(str(changed))}) == 5
+
+
+def test_no_source_is_not_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.yaml").write_text("a: 1")
+    task = source_digest(f"{tmp_path}/*.yaml")
+    (tmp_path / "task.yaml").write_text("a: 2")
+    assert source_digest(f"{tmp_path}/*.yaml") == source_digest("*.yaml") != task
+    before = source_digest("")
+    (tmp_path / "mlflow.db").write_text("changes with every run")
+    assert source_digest("") == before

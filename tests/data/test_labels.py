@@ -5,9 +5,9 @@ import copy
 import pytest
 from byte_tokenizer import byte_tokenizer
 
-from lora_select.data import render
-from lora_select.data.answers import CLOSED, ENDED, TRIMMED
-from lora_select.data.tokenize import NO_STOP, SEAM, SEVERAL, tokenize
+from lora_select.data.labels import render
+from lora_select.data.labels.answers import CLOSED, ENDED, TRIMMED
+from lora_select.data.labels.tokenize import NO_STOP, SEAM, SEVERAL, tokenize
 
 IM = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
 ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -9,8 +9,8 @@ import pytest
 
 from lora_select import models
 from lora_select.data.intake import intake
+from lora_select.data.labels.tokens import collate, label_loss, read_rows
 from lora_select.data.profile import profile
-from lora_select.data.tokens import collate, label_loss, read_rows
 from lora_select.errors import InputError
 
 

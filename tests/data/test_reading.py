@@ -11,9 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from lora_select.data import identity, spill, splitting
-from lora_select.data.files import list_source, split_of
 from lora_select.data.intake import intake, read_canonical, read_places
+from lora_select.data.likeness import splitting
+from lora_select.data.reading.files import list_source, split_of
+from lora_select.data.store import identity, spill
 from lora_select.errors import InputError
 
 
@@ -172,13 +173,13 @@ def test_places_name_file_and_line_and_leaves_what_differs(tmp_path):
     intake(source=str(write(tmp_path / "a.jsonl", pairs(50))), name="a", folder=one)
     intake(source=str(write(tmp_path / "b.jsonl", pairs(48))), name="b", folder=two)
     places = read_places(one / "places.parquet")
-    [(row_id, _)] = [
-        (i, row)
+    [place] = [
+        (i, n)
         for n in ("train", "eval")
         for i, row in read_canonical(one / f"{n}.parquet")
         if row["messages"][0]["content"] == "question 17"
     ]
-    assert places[row_id] == "a.jsonl:18"
+    assert places[place] == "a.jsonl:18"
     found = identity.difference(two, one)
     assert (len(found.added), len(found.removed), found.unchanged) == (2, 0, 48)
     assert found.sentence() == "grown by 2 rows"
@@ -202,3 +203,36 @@ def test_a_snapshot_of_the_hubs_cache_may_link_into_its_own_blobs(tmp_path):
     (tmp_path / "repo/snapshots/rev").mkdir(parents=True)
     (tmp_path / "repo/snapshots/rev/train.jsonl").symlink_to("../../blobs/abc")
     assert [file.name for file in list_source(tmp_path / "repo/snapshots/rev").files] == ["train.jsonl"]
+
+
+def test_what_memory_holds_and_files_cannot_is_counted_for_what_it_is(tmp_path):
+    user, long, endless = {"role": "user", "content": "q"}, 10**5000, 10**400
+
+    def answer(**more):
+        return {"messages": [user, {"role": "assistant", "content": "a", **more}]}
+
+    odd = [
+        {"prompt": "x", "completion": float("nan")},
+        {"prompt": "y", "completion": "z", "system": float("nan")},
+        answer(weight=endless),
+        answer(tool_calls=[{"function": {"name": "f", "arguments": {"n": long}}}]),
+        answer(tool_calls=[{"function": {"name": "f", "arguments": {"n": float("nan")}}}]),
+    ]
+    dataset = intake(source=[*pairs(4), *odd], name="m", folder=tmp_path, eval_fraction=0.0, least_eval=0)
+    assert {item.reason: item.examples for item in dataset.rejected} == {
+        "missing field completion": ("rows:5",),
+        "holds a number of over 4300 digits": ("rows:8",),
+        "holds a number that JSON has not (NaN or infinity)": ("rows:9",),
+    }
+    said = [turn["content"] for _, row in read_canonical(tmp_path / "train.parquet") for turn in row["messages"]]
+    assert "nan" not in said
+    assert dataset.train_rows == 6
+
+
+def test_a_file_of_splits_has_one_place_a_row(tmp_path):
+    given = pairs(6)
+    (tmp_path / "a: b.json").write_text(json.dumps({"train": given[:4], "test": given[4:]}))
+    dataset = intake(source=str(tmp_path / "a: b.json"), name="s", folder=tmp_path / "out")
+    places = read_places(tmp_path / "out/places.parquet")
+    assert sorted(places.values()) == [f"a: b.json:{number}" for number in range(1, 7)]
+    assert dataset.sources[0].format == "prompt-completion"

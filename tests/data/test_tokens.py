@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional
 
 from lora_select import models
-from lora_select.data import render
-from lora_select.data.tokenize import tokenize
-from lora_select.data.tokens import TokenRow, collate, label_loss, read_rows, write_rows
+from lora_select.data.labels import render
+from lora_select.data.labels.tokenize import tokenize
+from lora_select.data.labels.tokens import TokenRow, collate, label_loss, read_rows, write_rows
 
 TURNS = [
     {"role": "user", "content": "hi"},
@@ -109,7 +109,7 @@ def test_padding_id_may_be_a_label():
 @pytest.mark.parametrize("blind", [False, True])
 def test_label_loss_equals_the_dense_reference(tiny_model_folder, blind, monkeypatch):
     if blind:  # a model that always computes all logits
-        monkeypatch.setattr("lora_select.data.tokens._keeps_logits", lambda model: False)
+        monkeypatch.setattr("lora_select.data.labels.tokens._keeps_logits", lambda model: False)
     model = models.load_model(str(tiny_model_folder), dtype="float64")
     generator = torch.Generator().manual_seed(0)
     rows = []

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from lora_select.data import formats
-from lora_select.data.formats import RowOptions, convert_row, detect, mapped
+from lora_select.data.reading import formats
+from lora_select.data.reading.formats import RowOptions, convert_row, detect, mapped
 from lora_select.errors import InputError
 
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}

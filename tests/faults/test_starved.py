@@ -17,7 +17,7 @@ import torch
 from fault_harness import Run, assert_equal, free_port, kept, last_step, remedied, result, shipper, tail, tracked
 from training_jobs import MODULES, job, rows, spec
 
-from lora_select.data.tokens import TokenRow, write_rows
+from lora_select.data.labels.tokens import TokenRow, write_rows
 from lora_select.tracking.store import SERVER_ENVIRONMENT
 from lora_select.training import heartbeat as beat
 from lora_select.training.job import CHECKPOINTS, LOG, read_remedies

@@ -15,7 +15,7 @@ from recipe_samples import order, unsloth_calls, write_spectra
 
 from lora_select import models
 from lora_select.data.intake import read_canonical
-from lora_select.data.tokenize import tokenize
+from lora_select.data.labels.tokenize import tokenize
 from lora_select.recipes import emit
 
 pytestmark = pytest.mark.peers

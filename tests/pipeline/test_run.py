@@ -12,10 +12,10 @@ from lora_select.api import inputs
 from lora_select.audit import runs
 from lora_select.audit.ledger import in_folder
 from lora_select.config import words
+from lora_select.data.reading.files import source_digest
 from lora_select.errors import InputError, WorldError
 from lora_select.pipeline import line, run
 from lora_select.pipeline.stage import Observer
-from lora_select.records.digests import source_digest
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from recipe_samples import chats, order, write_jsonl
 
 from lora_select import models
 from lora_select.data.intake import intake, read_canonical
-from lora_select.data.tokenize import tokenize
+from lora_select.data.labels.tokenize import tokenize
 from lora_select.recipes import TOOLS, emit
 from lora_select.recipes.rows import pieces, read, tokens
 

@@ -10,7 +10,7 @@ import torch
 from recipe_samples import order, write_spectra
 
 from lora_select import models
-from lora_select.data.tokenize import tokenize
+from lora_select.data.labels.tokenize import tokenize
 from lora_select.recipes import emit
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.retention import moments as module
 from lora_select.retention.forms import linear_modules

@@ -16,7 +16,7 @@ from lora_select import models, records
 from lora_select.cli import retain as command
 from lora_select.cli.main import main
 from lora_select.config import RetentionConfig
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
 from lora_select.records import PathPoint, Retention
 from lora_select.retention import forms

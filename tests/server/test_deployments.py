@@ -71,7 +71,7 @@ def finished(environment, count: int) -> list[dict]:
 
 def register(environment, folder: Path, path: Path, *more: str) -> str:
     command = [sys.executable, "-m", "lora_select.cli.main", "data", "register", str(path)]
-    command += ["--ledger", str(folder / "runs" / "datasets.jsonl"), *more]
+    command += ["--runs", str(folder / "runs"), *more]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 

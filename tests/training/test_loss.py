@@ -7,7 +7,7 @@ from torch.nn import functional
 from training_jobs import rows
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow, collate, label_loss
+from lora_select.data.labels.tokens import TokenRow, collate, label_loss
 from lora_select.training.worker import loss, packing
 
 

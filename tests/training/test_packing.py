@@ -8,7 +8,7 @@ import torch
 import transformers
 from training_jobs import MODULES, plan, rows
 
-from lora_select.data.tokens import TokenRow, collate, label_loss
+from lora_select.data.labels.tokens import TokenRow, collate, label_loss
 from lora_select.training.worker import batches, loss, packing
 
 SIZES = {

@@ -7,7 +7,7 @@ import torch
 import training_jobs
 
 from lora_select import models
-from lora_select.data.tokens import read_rows
+from lora_select.data.labels.tokens import read_rows
 from lora_select.initialization import write_initialization
 from lora_select.records import Trial, from_json
 from lora_select.selection.race import Entrant, RacePlan

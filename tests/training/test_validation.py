@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from training_jobs import job, rows
 
 from lora_select import records
-from lora_select.data.tokens import TokenRow, write_rows
+from lora_select.data.labels.tokens import TokenRow, write_rows
 from lora_select.records import Adapter
 from lora_select.training.job import BEST, CHECKPOINTS, METRICS, RESULT, VALIDATION, write_job
 from lora_select.training.reload_check import examine

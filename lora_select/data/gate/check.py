@@ -3,18 +3,21 @@
 import importlib.util
 import json
 import math
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from lora_select.data.canonical import read_places
-from lora_select.data.gate import balance, degenerate, rules
+from lora_select.data.gate import balance, rules
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.leaks import benchmark_texts
 from lora_select.data.gate.rows import Flag, GateRow, Rows
 from lora_select.data.gate.rules import Context
-from lora_select.data.intake import intake
-from lora_select.data.sources import Progress, Source
+from lora_select.data.intake import NAMED, NOTHING, OWN_SPLIT, intake
+from lora_select.data.reading.sources import IN_MEMORY, Progress, Source
+from lora_select.data.store import identity
+from lora_select.data.store.canonical import Places, read_places
 from lora_select.errors import InputError
 from lora_select.records import Dataset, Drift, Finding, Gate, file_ref
 
@@ -22,7 +25,6 @@ EXAMPLES = 5
 NEEDS = {"wrong-language": "py3langid", "secrets": "detect_secrets", "label-noise": "sklearn", rules.DRIFT: "sklearn"}
 """Rules that a package of the extra `gate` does the work of."""
 Z = 1.959964
-OWN_SPLIT = "split "
 
 
 def check_data(
@@ -54,22 +56,24 @@ def check_data(
     Raises:
         InputError: nothing to read, no usable row, an unknown rule, a benchmark that is not there.
     """
-    chosen = rules.actions(actions)
+    rules.actions(actions)  # what is wrong with them is said before anything is read
     with tempfile.TemporaryDirectory(prefix="lora-select-") as scratch:
         folder = Path(scratch) / "rows"
         dataset = _as_is(source, eval, folder, format, progress)
-        other = None
+        other, change = None, ""
         if against is not None:
             beside = Path(scratch) / "against"
             other = Rows(_as_is(against, None, beside, "auto", progress), beside)
-        return check_dataset(
+            change = identity.difference(beside, folder).sentence()
+        gate = check_dataset(
             dataset,
             folder,
-            actions=chosen,
+            actions=actions,
             context=context(model, benchmarks),
             against=other,
             progress=progress,
         )
+    return replace(gate, change=change, findings_file=None)
 
 
 def context(model: str | None, benchmarks: Sequence[str]) -> Context:
@@ -84,7 +88,7 @@ def context(model: str | None, benchmarks: Sequence[str]) -> Context:
         from lora_select.data.gate.control import special_tokens
 
         tokens = special_tokens(models.load_tokenizer(models.resolve(model).path))
-    return Context(tokens, {name: list(benchmark_texts(name)) for name in benchmarks})
+    return Context(tokens, {name: list(benchmark_texts(name)) for name in benchmarks}, model)
 
 
 def check_dataset(
@@ -102,13 +106,15 @@ def check_dataset(
     Args:
         dataset: the record of the intake.
         folder: where its files are.
-        actions: of all rules or some; see `rules.actions`.
+        actions: of the rules that are not to do their default; see `rules.actions`. Where the split is our own, a leak warns by default.
         context: the model's control tokens, and benchmarks.
         against: rows of another dataset.
         only: one rule, for `data show --finding`.
         progress: hears of rules that are done.
     """
     chosen = rules.actions(actions)
+    if own_split(dataset) and "leak" not in (actions or {}):
+        chosen["leak"] = "warn"
     rows = Rows(dataset, folder)
     surrounding = context or Context()
     found: dict[str, list[Flag]] = {}
@@ -119,28 +125,28 @@ def check_dataset(
         found[rule.name] = functions[rule.name](rows)
         if progress:
             progress(number + 1, len(wanted), rule.name)
-    if chosen["truncated-answers"] != "off" and not found.get("truncated-answers") and only is None:
-        why = degenerate.no_truncation_habit(rows)
-        if why:
-            not_checked["truncated-answers"] = why
-    places = read_places(folder / "places.parquet", {flag.row_id for flags in found.values() for flag in flags})
+    for name, limit in rules.limits().items():
+        if name in found and (why := limit(rows)):
+            not_checked[name] = why
+    places = read_places(
+        folder / "places.parquet", {(flag.row_id, flag.split) for flags in found.values() for flag in flags}
+    )
     _write_findings(folder / "findings.jsonl", found, places)
-    own = dataset.eval_source.startswith(OWN_SPLIT)
     sizes = {"train": dataset.train_rows, "eval": dataset.eval_rows, "all": len(rows)}
     findings = [
         finding(
             rule,
-            chosen[rule.name] if not (own and rule.name == "leak") else "warn",
+            chosen[rule.name],
             found[rule.name],
             sizes[rule.of],
             places,
-            dataset.source,
+            command(rule.name, dataset, surrounding),
         )
         for rule in wanted
         if found[rule.name]
     ]
     if against is not None and chosen[rules.DRIFT] != "off" and only is None:
-        findings += drifted(drift(rows, against), chosen[rules.DRIFT], dataset.source)
+        findings += drifted(drift(rows, against), chosen[rules.DRIFT])
     copies = {
         flag.row_id
         for name in ("exact-duplicates", "normalised-duplicates", "near-duplicates")
@@ -170,9 +176,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     return "findings" if findings else "ok"
 
 
-def finding(
-    rule: rules.Rule, action: str, flags: Sequence[Flag], of: int, places: Mapping[str, str], source: str
-) -> Finding:
+def finding(rule: rules.Rule, action: str, flags: Sequence[Flag], of: int, places: Places, command: str) -> Finding:
     """What a rule found, with Wilson's 95 % interval of its rate."""
     count = len({(flag.row_id, flag.split) for flag in flags})
     low, high = wilson(count, of)
@@ -185,12 +189,12 @@ def finding(
         low=low,
         high=high,
         sentence=f"{count} of {of} {rule.says} ({share})",
-        examples=tuple(f"{places.get(flag.row_id, '?')}: {flag.seen}" for flag in flags[:EXAMPLES]),
-        command=f"lora-select data show {source} --finding {rule.name}",
+        examples=tuple(f"{places.get((flag.row_id, flag.split), '?')}: {flag.seen}" for flag in flags[:EXAMPLES]),
+        command=command,
     )
 
 
-def drifted(made: Drift, action: str, source: str) -> list[Finding]:
+def drifted(made: Drift, action: str) -> list[Finding]:
     """The finding that two datasets differ, or none."""
     if not made.drifted:
         return []
@@ -198,8 +202,27 @@ def drifted(made: Drift, action: str, source: str) -> list[Finding]:
         f"the rows differ from those compared with: a classifier tells them apart with an area under the curve of {made.auc:.2f} "
         f"({made.low:.2f} to {made.high:.2f}; 0.5 if alike)"
     )
-    command = f"lora-select data check {source} --against OTHER"
-    return [Finding(rules.DRIFT, action, 1, 1, made.low, made.high, sentence, made.because, command)]
+    return [Finding(rules.DRIFT, action, 1, 1, made.low, made.high, sentence, made.because, "")]
+
+
+def own_split(dataset: Dataset) -> bool:
+    """Whether the evaluation rows were held out by us, and not named by the user."""
+    return dataset.eval_source.startswith(OWN_SPLIT)
+
+
+def command(rule: str, dataset: Dataset, context: Context) -> str:
+    """The command that shows the rows of a finding; empty where none can: rows in memory, and leaks of our own split."""
+    in_memory = "rows" in (dataset.eval_source, *(item.name for item in dataset.sources if item.sha256 == IN_MEMORY))
+    if in_memory or (rule == "leak" and own_split(dataset)):
+        return ""
+    words = ["lora-select", "data", "show", dataset.source, "--finding", rule]
+    if not own_split(dataset) and dataset.eval_source not in (NAMED, NOTHING):
+        words += ["--eval", dataset.eval_source]
+    if rule == "contamination":
+        words += [word for name in context.benchmarks for word in ("--benchmark", name)]
+    if rule == "control-tokens" and context.model:
+        words += ["--model", context.model]
+    return shlex.join(words)
 
 
 def wilson(count: int, of: int) -> tuple[float, float]:
@@ -226,8 +249,8 @@ def refuse(gate: Gate) -> None:
     if not gate.refusals:
         return
     lines = [
-        f"{item.sentence}, such as {'; '.join(item.examples[:2])}. See them: {item.command}. "
-        f"Remove them, or set `gate.{item.rule}` to {'warn' if item.rule == rules.DRIFT else 'fix or warn'}"
+        f"{item.sentence}, such as {'; '.join(item.examples[:2])}. {f'See them: {item.command} . ' if item.command else ''}"
+        f"Remove them, or set `gate.actions.{item.rule}` to {'warn' if item.rule == rules.DRIFT else 'fix or warn'}"
         for item in gate.refusals
     ]
     raise InputError("\n".join(lines))
@@ -269,10 +292,10 @@ def _not_checked(
     return made
 
 
-def _write_findings(path: Path, found: Mapping[str, Sequence[Flag]], places: Mapping[str, str]) -> None:
+def _write_findings(path: Path, found: Mapping[str, Sequence[Flag]], places: Places) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for name, flags in found.items():
             for flag in flags:
-                place = places.get(flag.row_id, "?")
+                place = places.get((flag.row_id, flag.split), "?")
                 line = {"rule": name, "place": place, "split": flag.split, "row_id": flag.row_id, "seen": flag.seen}
                 stream.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")

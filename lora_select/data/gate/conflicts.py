@@ -1,14 +1,13 @@
 """One prompt, different answers; and in sets with few answers, labels that a classifier of the other rows disagrees with."""
 
-import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lora_select.data import similar
-from lora_select.data.gate.rows import Flag, GateRow, normalised, shortened
+from lora_select.data.gate.rows import Flag, GateRow, normal_key, normalised, shortened
+from lora_select.data.likeness import similar
 
 NEAR_PROMPT = 0.9
 FEW_ANSWERS = 50
@@ -87,6 +86,15 @@ def label_noise(rows: Sequence[GateRow]) -> list[Flag]:
     ]
 
 
+def not_compared(rows: Sequence[GateRow]) -> str | None:
+    """Why `label_noise` looks at no row, or not at all of them; None where it looks at all."""
+    if not _labels(rows):
+        return f"the answers are no labels: more than {FEW_ANSWERS} different ones, or long ones"
+    if len(rows) < LEAST_ROWS:
+        return f"{len(rows)} rows are too few to learn labels from"
+    return f"only {LARGEST_SAMPLE:,} of {len(rows):,} rows were looked at" if len(rows) > LARGEST_SAMPLE else None
+
+
 def _labels(rows: Sequence[GateRow]) -> bool:
     """Whether the answers are labels: few different ones, each short."""
     seen: Counter[str] = Counter()
@@ -120,13 +128,7 @@ def _frame(row: GateRow) -> str:
 
 
 def _prompt_key(row: GateRow) -> bytes:
-    turns = [(turn["role"], normalised(turn.get("content") or "")) for turn in row.messages[: row.last]]
-    if not turns:
-        return row.row_id.encode()
-    calls = [turn.get("tool_calls") for turn in row.messages[: row.last]]
-    return hashlib.sha256(
-        json.dumps([turns, calls, row.tools], sort_keys=True).encode("utf-8", "surrogatepass")
-    ).digest()[:12]
+    return normal_key(row, row.last) if row.last else row.row_id.encode()
 
 
 def _answer_key(row: GateRow) -> str:

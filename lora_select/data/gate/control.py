@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lora_select.data.gate.rows import Flag, GateRow
+from lora_select.data.labels.render import turn_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +42,7 @@ def control_tokens(rows: Sequence[GateRow], tokens: Sequence[str] = ()) -> list[
     found = []
     for row in rows:
         for turn in row.messages:
-            match = pattern.search(turn.get("content") or "") or pattern.search(turn.get("reasoning_content") or "")
+            match = pattern.search(turn_text(turn))
             if match:
                 found.append(Flag(row.row_id, row.split, f"{match.group()!r} in a turn of {turn['role']}"))
                 break

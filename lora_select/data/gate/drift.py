@@ -9,7 +9,7 @@ References:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lora_select.data.gate.rows import GateRow
@@ -29,7 +29,7 @@ LEAST = 40
 TELLING = 5
 
 
-def drift(rows: Sequence[GateRow], against: Sequence[GateRow], seed: int = 0) -> Drift:
+def drift(rows: Iterable[GateRow], against: Iterable[GateRow], seed: int = 0) -> Drift:
     """Compare the rows of a dataset with those of another.
 
     Args:
@@ -59,7 +59,7 @@ def drift(rows: Sequence[GateRow], against: Sequence[GateRow], seed: int = 0) ->
     )
 
 
-def _apart(rows: Sequence[GateRow], against: Sequence[GateRow]) -> tuple[list[str], list[str]]:
+def _apart(rows: Iterable[GateRow], against: Iterable[GateRow]) -> tuple[list[str], list[str]]:
     """The texts of the rows that are new, and all of the others'; where hardly any is new, those that are left and those that are gone.
 
     A row that is in both would be learnt under one label and asked for under the other, so it must stand on one side only.

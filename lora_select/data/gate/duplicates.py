@@ -1,11 +1,9 @@
 """Rows that say the same: byte for byte, but for case and punctuation, or nearly."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 
-from lora_select.data import similar
-from lora_select.data.gate.rows import Flag, GateRow, normalised, of_split
+from lora_select.data.gate.rows import Flag, GateRow, exact_key, normal_key, of_split
+from lora_select.data.likeness import similar
 
 
 def exact(rows: Sequence[GateRow]) -> list[Flag]:
@@ -13,7 +11,7 @@ def exact(rows: Sequence[GateRow]) -> list[Flag]:
     first: set[tuple[str, bytes]] = set()
     found = []
     for row in rows:
-        key = row.split, _digest(json.dumps([row.messages, row.tools], sort_keys=True))
+        key = row.split, exact_key(row)
         if key in first:
             found.append(Flag(row.row_id, row.split, "a copy"))
         first.add(key)
@@ -27,7 +25,7 @@ def normal(rows: Sequence[GateRow]) -> list[Flag]:
     for row in rows:
         if row.split != "train":
             continue
-        whole = _digest(json.dumps([row.messages, row.tools], sort_keys=True))
+        whole = exact_key(row)
         key = normal_key(row)
         if first.setdefault(key, whole) != whole:
             found.append(Flag(row.row_id, row.split, "equal but for case, punctuation or spaces"))
@@ -62,14 +60,3 @@ def near(rows: Sequence[GateRow], threshold: float = similar.THRESHOLD) -> list[
             flags.append(Flag(row.row_id, row.split, seen))
         keys.setdefault(label, set()).add(key)
     return flags
-
-
-def normal_key(row: GateRow) -> bytes:
-    """Digest of a row without case and punctuation."""
-    turns = [(turn["role"], normalised(turn.get("content") or "")) for turn in row.messages]
-    calls = [turn.get("tool_calls") for turn in row.messages]
-    return _digest(json.dumps([turns, calls, row.tools], sort_keys=True))
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:12]

@@ -4,12 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_select.data import similar
-from lora_select.data.files import list_source
-from lora_select.data.gate import grams
-from lora_select.data.gate.duplicates import normal_key
-from lora_select.data.gate.rows import Flag, GateRow, normalised, of_split
-from lora_select.data.readers import read_rows
+from lora_select.data.gate.rows import Flag, GateRow, normal_key, normalised, of_split
+from lora_select.data.likeness import grams, similar
+from lora_select.data.reading.files import list_source
+from lora_select.data.reading.readers import read_rows
 from lora_select.errors import InputError
 
 QUOTED = 0.7
@@ -48,6 +46,12 @@ def leaks(rows: Sequence[GateRow]) -> list[Flag]:
             if share >= QUOTED and count >= LEAST_GRAMS:
                 found.setdefault(index, f"{share:.0%} of its {part}'s 12-grams are in training rows")
     return [Flag(rows[index].row_id, "eval", seen) for index, seen in sorted(found.items())]
+
+
+def not_compared(rows: Sequence[GateRow]) -> str | None:
+    """That `leaks` looks at some of the evaluation rows alone; None where it looks at all."""
+    held_out = len(of_split(rows, "eval"))
+    return f"only {LARGEST_EVAL:,} of {held_out:,} evaluation rows were compared" if held_out > LARGEST_EVAL else None
 
 
 def contamination(rows: Sequence[GateRow], benchmarks: Mapping[str, Iterable[str]]) -> list[Flag]:

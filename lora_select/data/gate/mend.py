@@ -9,17 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_select.data import identity
-from lora_select.data.canonical import read_places
-from lora_select.data.conversion import canonical_row
 from lora_select.data.gate import private, rules
 from lora_select.data.gate.check import check_dataset
 from lora_select.data.gate.rows import GateRow, Rows
 from lora_select.data.gate.rules import Context
-from lora_select.data.intake import OUTPUTS, SortedRows, intake, scratch_folder, write_all
-from lora_select.data.ledger import EXAMPLES, Ledger
-from lora_select.data.sources import Progress
-from lora_select.data.spill import Buckets, SpilledRow
+from lora_select.data.intake import LEAST_EVAL, OUTPUTS, SortedRows, intake, scratch_folder, write_all
+from lora_select.data.reading.conversion import canonical_row
+from lora_select.data.reading.sources import Progress
+from lora_select.data.store import identity
+from lora_select.data.store.canonical import read_places
+from lora_select.data.store.ledger import EXAMPLES, Ledger
+from lora_select.data.store.spill import Buckets, SpilledRow
 from lora_select.errors import InputError
 from lora_select.records import Dataset, Gate, RejectedRows, file_ref
 
@@ -55,13 +55,13 @@ def gated_intake(
     chosen = rules.actions(actions)
     drop = fix and chosen["exact-duplicates"] == "fix"
     dataset = intake(folder=folder, keep_duplicates=not drop, keep_leaks=True, progress=progress, **options)
-    gate = check_dataset(dataset, folder, actions=chosen, context=context, progress=progress)
+    gate = check_dataset(dataset, folder, actions=actions, context=context, progress=progress)
     if fix and any(item.action == "fix" for item in gate.findings):
-        return mend(dataset, folder, gate)
+        return mend(dataset, folder, gate, options.get("least_eval", LEAST_EVAL))
     return dataset, gate
 
 
-def mend(dataset: Dataset, folder: Path, gate: Gate) -> tuple[Dataset, Gate]:
+def mend(dataset: Dataset, folder: Path, gate: Gate, least_eval: int = LEAST_EVAL) -> tuple[Dataset, Gate]:
     """Take out or redact the rows of every finding whose action is `fix`; the files in `folder` are replaced together.
 
     Rows that are taken out stand in `removed.jsonl`, whole, with rule, file and line, and are counted among the rejected.
@@ -70,7 +70,7 @@ def mend(dataset: Dataset, folder: Path, gate: Gate) -> tuple[Dataset, Gate]:
         The records of the mended dataset.
 
     Raises:
-        InputError: no training row is left.
+        InputError: no training row is left, or fewer than `least_eval` evaluation rows.
     """
     removed, redacted = _concerned(folder / "findings.jsonl", gate)
     places = read_places(folder / "places.parquet")
@@ -83,14 +83,14 @@ def mend(dataset: Dataset, folder: Path, gate: Gate) -> tuple[Dataset, Gate]:
         buckets = Buckets(scratch)
         with (scratch / REMOVED).open("w", encoding="utf-8") as stream:
             for row in Rows(dataset, folder):
-                file, _, line = places[row.row_id].rpartition(":")
+                file, _, line = places[row.row_id, row.split].rpartition(":")
                 rule = removed.get((row.row_id, row.split))
                 if rule is None:
                     number = numbers[file] if file in numbers else numbers.setdefault(file, ledger.file(file))
                     buckets.add(_spilled(row, redacted.get((row.row_id, row.split), ()), number, int(line)))
                     continue
                 taken[rule] += 1
-                examples.setdefault(rule, []).append(places[row.row_id])
+                examples.setdefault(rule, []).append(places[row.row_id, row.split])
                 gone = {
                     "rule": rule,
                     "file": file,
@@ -101,8 +101,11 @@ def mend(dataset: Dataset, folder: Path, gate: Gate) -> tuple[Dataset, Gate]:
                 }
                 stream.write(json.dumps(gone, ensure_ascii=False) + "\n")
         made, sizes, leaves = _written(buckets, scratch, ledger)
-        if not sizes[0]:
-            raise InputError(f"the gate's fixes leave no training row of {dataset.source}; set fewer rules to fix")
+        if not sizes[0] or sizes[1] < least_eval:
+            raise InputError(
+                f"the gate's fixes leave {sizes[0]} training and {sizes[1]} evaluation rows of {dataset.source}; at least 1 and "
+                f"{least_eval} are needed: set fewer rules to fix, or bring more rows"
+            )
         (scratch / "rejected.jsonl").write_bytes((folder / "rejected.jsonl").read_bytes() + _lines(scratch / REMOVED))
         for file in (*OUTPUTS, REMOVED):
             os.replace(scratch / file, folder / file)
@@ -148,17 +151,9 @@ def _concerned(path: Path, gate: Gate) -> tuple[dict[tuple[str, str], str], dict
 def _spilled(row: GateRow, kinds: tuple[str, ...], file: int, line: int) -> SpilledRow:
     content = {"messages": list(row.messages), "tools": row.tools}
     if kinds:
-        content = _redacted(content, kinds)
+        content = private.redact(content, kinds)
     made = canonical_row(content)
     return SpilledRow(made.row_id, made.prompt_id, file, line, int(row.split == "eval"), made.messages, made.tools)
-
-
-def _redacted(value: Any, kinds: tuple[str, ...]) -> Any:
-    if isinstance(value, str):
-        return private.redact(value, kinds)
-    if isinstance(value, Mapping):
-        return {key: _redacted(item, kinds) if key not in ("role", "type") else item for key, item in value.items()}
-    return [_redacted(item, kinds) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _written(

@@ -1,5 +1,6 @@
 """Rows as the checks see them, and what a check says of one."""
 
+import hashlib
 import json
 import re
 import tempfile
@@ -10,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from lora_select.data.canonical import Sorted, SortedReader
-from lora_select.data.render import answer_text
-from lora_select.data.similar import content_text
+from lora_select.data.labels.render import answer_text, turn_text
+from lora_select.data.likeness.similar import content_text
+from lora_select.data.store.canonical import SCRATCH, Sorted, SortedReader
 from lora_select.records import Dataset
 
 IN_MEMORY = 96 * 2**20
@@ -23,13 +24,12 @@ _PUNCTUATION = re.compile(r"[^\w\s]|_", re.UNICODE)
 
 @dataclass(frozen=True)
 class GateRow:
-    """A canonical row: digest, split (train or eval), messages, tools, and `file:line`."""
+    """A canonical row: digest, split (train or eval), messages and tools."""
 
     row_id: str
     split: str
     messages: Sequence[dict[str, Any]]
     tools: Any = None
-    place: str = ""
 
     @cached_property
     def answer(self) -> str:
@@ -39,7 +39,7 @@ class GateRow:
     @cached_property
     def prompt(self) -> str:
         """All turns before the last answer, each on a line of its own."""
-        return "\n".join(answer_text(turn) for turn in self.messages[: self.last])
+        return "\n".join(map(turn_text, self.messages[: self.last]))
 
     @cached_property
     def question(self) -> str:
@@ -54,7 +54,7 @@ class GateRow:
     @cached_property
     def everything(self) -> str:
         """All turns."""
-        return "\n".join(answer_text(turn) for turn in self.messages)
+        return "\n".join(map(turn_text, self.messages))
 
     @cached_property
     def last(self) -> int:
@@ -74,8 +74,8 @@ class Flag:
 class Rows(Sequence[GateRow]):
     """The rows of a dataset on disk, training rows first; held in memory where they are few, else read again each time."""
 
-    def __init__(self, dataset: Dataset, folder: Path) -> None:
-        """Args: folder: where the dataset's files are."""
+    def __init__(self, dataset: Dataset, folder: Path, scratch: Path | None = None) -> None:
+        """Args: folder: where the dataset's files are; scratch: where a large one is laid out, by default there."""
         import pyarrow.parquet
 
         self._sizes = {"train": dataset.train_rows, "eval": dataset.eval_rows}
@@ -88,7 +88,7 @@ class Rows(Sequence[GateRow]):
         if size <= IN_MEMORY:
             self._held = list(self._read())
             return
-        self._scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".gate-")
+        self._scratch = tempfile.TemporaryDirectory(dir=scratch or folder, prefix=f"{SCRATCH}rows-")
         path = Path(self._scratch.name) / "rows.arrow"
         with Sorted(path) as stream:
             for file in self._files.values():
@@ -127,6 +127,29 @@ class Rows(Sequence[GateRow]):
 
 def _row(split: str, row_id: str, messages: str, tools: str | None) -> GateRow:
     return GateRow(row_id, split, json.loads(messages), json.loads(tools) if tools else None)
+
+
+def exact_key(row: GateRow) -> bytes:
+    """12 bytes of the digest of messages and tools."""
+    return _digest([row.messages, row.tools])
+
+
+def normal_key(row: GateRow, turns: int | None = None) -> bytes:
+    """The same without case, punctuation and runs of space in what is said; of the first `turns` turns, where that is given."""
+    said = [
+        (
+            turn["role"],
+            *(normalised(turn.get(part) or "") for part in ("reasoning_content", "content")),
+            turn.get("tool_calls"),
+        )
+        for turn in row.messages[:turns]
+    ]
+    return _digest([said, row.tools])
+
+
+def _digest(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).digest()[:12]
 
 
 def of_split(rows: Sequence[GateRow], split: str) -> list[int]:

@@ -16,10 +16,11 @@ Check = Callable[[Sequence[GateRow]], list[Flag]]
 
 @dataclass(frozen=True)
 class Context:
-    """What some checks need beside the rows: the model's control tokens; the texts of each benchmark by its name."""
+    """What some checks need beside the rows: the control tokens of a model, and its name; the texts of each benchmark by its name."""
 
     tokens: tuple[str, ...] = ()
     benchmarks: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,15 @@ def checks(context: Context) -> dict[str, Check]:
     }
 
 
+def limits() -> dict[str, Callable[[Sequence[GateRow]], str | None]]:
+    """Of rules that have nothing to judge by in some sets, or look at a part of large ones: why that is so here, or None."""
+    return {
+        "leak": leaks.not_compared,
+        "label-noise": conflicts.not_compared,
+        "truncated-answers": degenerate.no_truncation_habit,
+    }
+
+
 def actions(given: Mapping[str, str] | None = None) -> dict[str, Action]:
     """The action of every rule: the defaults, and what is given instead.
 
@@ -106,11 +116,11 @@ def actions(given: Mapping[str, str] | None = None) -> dict[str, Action]:
         if name not in made:
             near = difflib.get_close_matches(name, made, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"rules: {', '.join(made)}"
-            faults.append(f"`gate` has no rule {name!r}; {hint}")
+            faults.append(f"`gate.actions` has no rule {name!r}; {hint}")
         elif action not in get_args(Action):
-            faults.append(f"`gate.{name}` is {action!r}; it can be {', '.join(get_args(Action))}")
+            faults.append(f"`gate.actions.{name}` is {action!r}; it can be {', '.join(get_args(Action))}")
         elif action == "fix" and (name == DRIFT or BY_NAME[name].fix is None):
-            faults.append(f"`gate.{name}` cannot be fixed; it can be refuse, warn or off")
+            faults.append(f"`gate.actions.{name}` cannot be fixed; it can be refuse, warn or off")
         else:
             made[name] = action  # pyright: ignore[reportArgumentType]
     if faults:

@@ -22,6 +22,8 @@ def one_line(gate: Gate) -> str:
 def full(gate: Gate) -> str:
     """The answer, a table of findings with examples, figures, and what was not checked."""
     lines = [one_line(gate), ""]
+    if gate.change:
+        lines += [f"beside the other dataset: {gate.change}", ""]
     for item in gate.findings:
         rate = "" if item.of <= 1 else f"  {item.rate:.1%} ({item.low:.1%} to {item.high:.1%})"
         lines.append(
@@ -29,7 +31,7 @@ def full(gate: Gate) -> str:
         )
         lines.append(f"         {item.sentence}")
         lines += [f"           {example}" for example in item.examples[:3]]
-        lines.append(f"         {item.command}")
+        lines += [f"         {item.command}"] * bool(item.command)
     if gate.rejected:
         lines += ["", "left out while reading"]
         lines += [f"  {count:>7,}  {reason}" for reason, count in gate.rejected.items()]

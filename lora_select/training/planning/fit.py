@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, BaseModel, TrainingPlan
 from lora_select.training.planning import memory

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow, read_rows
+from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.records import TrainingPlan, write_text
 from lora_select.training import failures, heartbeat, job
 from lora_select.training.job import TrainingJob

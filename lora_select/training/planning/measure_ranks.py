@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lora_select import models
-from lora_select.data.tokens import TokenRow, read_rows
+from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.records import TrainingPlan
 from lora_select.training import job
 from lora_select.training.heartbeat import Heartbeat

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_select.data.tokens import TokenRow, read_rows
+from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.errors import InputError
 from lora_select.initialization import changes_base
 from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, Range, TrainingPlan

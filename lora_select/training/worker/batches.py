@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import TrainingPlan
 
 

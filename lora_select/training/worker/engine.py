@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import TrainingPlan
 from lora_select.training import job
 from lora_select.training.worker import checkpoints, model, optimizer, preflight

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import StepMetrics, TrainingPlan
 from lora_select.training import job
 from lora_select.training.failures import DIVERGED, TrainingError

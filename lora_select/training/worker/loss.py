@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_select.data.tokens import IGNORED, label_loss, unwrapped
+from lora_select.data.labels.tokens import IGNORED, label_loss, unwrapped
 
 CHUNK_ELEMENTS = 2**24
 """Logits that are held at once: 64 MiB in float32."""

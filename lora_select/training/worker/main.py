@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lora_select import models
-from lora_select.data.tokens import read_rows
+from lora_select.data.labels.tokens import read_rows
 from lora_select.training import failures, job, processes
 from lora_select.training.heartbeat import Heartbeat
 from lora_select.training.validation import split

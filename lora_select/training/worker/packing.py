@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lora_select.data.tokens import IGNORED, TokenRow, label_loss
+from lora_select.data.labels.tokens import IGNORED, TokenRow, label_loss
 
 NAME = "packed_sdpa"
 CHECK_LENGTHS = (7, 12, 5)

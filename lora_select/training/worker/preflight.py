@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lora_select.data.tokens import TokenRow, collate
+from lora_select.data.labels.tokens import TokenRow, collate
 from lora_select.errors import InputError
 from lora_select.records import TrainingPlan
 from lora_select.training.worker import batches, loss, packing

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import records
-from lora_select.data.tokens import read_rows
+from lora_select.data.labels.tokens import read_rows
 from lora_select.records import Adapter, Validation, file_ref
 from lora_select.training import job
 from lora_select.training.worker import checkpoints, model

@@ -9,7 +9,7 @@ from typing import final
 import torch
 import torch.distributed
 
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import Validation, write_text
 from lora_select.training import job
 from lora_select.training.validation import Point, as_json, best, is_over, mean_loss

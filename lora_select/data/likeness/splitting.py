@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_select.data.similar import find
-from lora_select.data.spill import Digests
+from lora_select.data.likeness.similar import find
+from lora_select.data.store.spill import Digests
 
 if TYPE_CHECKING:
     import numpy

@@ -2,14 +2,24 @@
 
 from typing import TYPE_CHECKING
 
-from lora_select.data import answers, chat, ends
-from lora_select.data.answers import Rendered
-from lora_select.data.chat import TEXT_ROLE, Row, answer_text, opening
+from lora_select.data.labels import answers, chat, ends
+from lora_select.data.labels.answers import Rendered
+from lora_select.data.labels.chat import TEXT_ROLE, Row, answer_text, opening, turn_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TEXT_ROLE", "Row", "answer_text", "is_text", "opening", "prompt_and_answer", "render", "samples"]
+__all__ = [
+    "TEXT_ROLE",
+    "Row",
+    "answer_text",
+    "is_text",
+    "opening",
+    "prompt_and_answer",
+    "render",
+    "samples",
+    "turn_text",
+]
 
 
 def is_text(row: Row) -> bool:

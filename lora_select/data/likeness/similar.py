@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lora_select.data.render import answer_text
+from lora_select.data.labels.render import turn_text
 
 if TYPE_CHECKING:
     import numpy
@@ -32,7 +32,7 @@ NEIGHBOURS = 4
 LIKELY = 0.62
 """Estimated similarity from which a pair is computed exactly: five standard errors below 0.8."""
 
-SEED_STEP = 0x9E3779B97F4A7C15
+STEP = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Clusters:
 
 
 def content_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What a row says: all turns but system messages, calls as JSON."""
-    return "\n".join(answer_text(turn) for turn in messages if turn["role"] not in ("system", "developer"))
+    """What a row says: all turns but system messages."""
+    return "\n".join(turn_text(turn) for turn in messages if turn["role"] not in ("system", "developer"))
 
 
 def sketch(texts: Iterable[str], *, shared: "NDArray[numpy.uint64] | None" = None, count: int | None = None) -> Sketch:
@@ -149,6 +149,25 @@ def similarity(one: str, other: str) -> float:
     return _jaccard(_set(one, nothing), _set(other, nothing))
 
 
+def run_hashes(values: "NDArray[numpy.uint64]", length: int) -> "NDArray[numpy.uint64]":
+    """Hashes of all runs of `length` values, in order; none where there are fewer values."""
+    import numpy as np
+
+    count = max(0, len(values) - length + 1)
+    return _mixed(np.zeros(count, np.uint64), (values[place : place + count] for place in range(length)))
+
+
+def _mixed(start: "NDArray[numpy.uint64]", parts: "Iterable[NDArray[numpy.uint64]]") -> "NDArray[numpy.uint64]":
+    """One 64-bit hash an element of the parts, which are taken in order."""
+    import numpy as np
+
+    made = start
+    for part in parts:
+        made = (made ^ part) * np.uint64(STEP)
+        made ^= made >> np.uint64(29)
+    return made
+
+
 def find(parent: list[int], index: int) -> int:
     """The root of an index in a forest of parents, whose paths are halved on the way."""
     while parent[index] != index:
@@ -192,16 +211,12 @@ def _hashes(texts: Sequence[str]) -> "tuple[NDArray[numpy.uint64], NDArray[numpy
     padded = [" ".join(text.lower().split()).ljust(SHINGLE) for text in texts]
     sizes = np.array([len(text) for text in padded], np.int64)
     letters = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    windows = len(letters) - SHINGLE + 1
-    hashed = np.zeros(windows, np.uint64)
-    for place in range(SHINGLE):
-        hashed = (hashed ^ letters[place : place + windows]) * np.uint64(SEED_STEP)
-        hashed ^= hashed >> np.uint64(29)
+    hashed = run_hashes(letters, SHINGLE)
     ends = np.cumsum(sizes)
     inside = np.ones(len(letters), bool)
     for back in range(1, SHINGLE):
         inside[ends - back] = False
-    return hashed[inside[:windows]], np.concatenate([[0], np.cumsum(sizes - SHINGLE + 1)])
+    return hashed[inside[: len(hashed)]], np.concatenate([[0], np.cumsum(sizes - SHINGLE + 1)])
 
 
 def _without(
@@ -228,10 +243,8 @@ def _signed(
         hashed, offsets.astype(np.uint64), PERMUTATIONS, SIGNATURE_SEED
     )
     signature = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), BANDS, BAND)
-    bands = np.arange(BANDS, dtype=np.uint64)[None, :] * np.uint64(SEED_STEP) + np.zeros((len(texts), 1), np.uint64)
-    for place in range(BAND):
-        bands = (bands ^ signature[:, :, place]) * np.uint64(SEED_STEP)
-        bands ^= bands >> np.uint64(31)
+    bands = np.arange(BANDS, dtype=np.uint64)[None, :] * np.uint64(STEP) + np.zeros((len(texts), 1), np.uint64)
+    bands = _mixed(bands, (signature[:, :, place] for place in range(BAND)))
     low = (signature.reshape(len(texts), PERMUTATIONS) & np.uint64(255)).astype(np.uint8)
     empty = offsets[1:] == offsets[:-1]
     result = (bands >> np.uint64(32)).astype(np.uint32)

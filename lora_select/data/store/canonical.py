@@ -6,9 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lora_select.data.identity import Leaves
-from lora_select.data.render import Row
-from lora_select.data.similar import content_text
+from lora_select.data.labels.render import Row
+from lora_select.data.likeness.similar import content_text
+from lora_select.data.store.identity import Leaves
 
 if TYPE_CHECKING:
     import numpy
@@ -18,6 +18,8 @@ COLUMNS = ("row_id", "messages", "tools")
 BATCH = 1024
 ROW_GROUP = 8192
 HELD_BATCHES = 32
+SCRATCH = ".intake-"
+"""How the names of folders begin that hold what is half-written; the next intake removes what a killed one left."""
 
 
 def read_canonical(path: Path) -> Iterator[tuple[str, Row]]:
@@ -184,14 +186,21 @@ def write_places(
             writer.write_table(pyarrow.table(columns, schema=schema))
 
 
-def read_places(path: Path, wanted: set[str] | None = None) -> dict[str, str]:
-    """`file:line` of each kept row (or of those wanted) by digest; of a row that is in both splits the training copy's."""
+Places = dict[tuple[str, str], str]
+"""`(row digest, split)` -> `file:line`; a row that is in both splits has two places."""
+
+
+def read_places(path: Path, wanted: set[tuple[str, str]] | None = None) -> Places:
+    """The place of each kept row, or of those wanted; none where intake wrote no such file."""
     import pyarrow.parquet
 
-    made: dict[str, str] = {}
+    made: Places = {}
+    if not path.is_file():
+        return made
     with path.open("rb") as stream:
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(columns=["row_id", "file", "line"]):
-            for row_id, file, line in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                if wanted is None or row_id in wanted:
-                    made.setdefault(row_id, f"{file}:{line}")
+        columns = ["row_id", "split", "file", "line"]
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(columns=columns):
+            for row_id, split, file, line in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+                if wanted is None or (row_id, split) in wanted:
+                    made[row_id, split] = f"{file}:{line}"
     return made

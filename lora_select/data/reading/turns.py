@@ -1,7 +1,6 @@
 """Turns as they occur, from OpenAI's to ShareGPT's, as canonical messages. What is not understood is named, never dropped unsaid."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -113,7 +112,7 @@ def nothing_filled_in(messages: list[dict[str, Any]], known: list[dict[str, Any]
 
 
 def check_text(value: Any) -> None:
-    """Refuse what no tokenizer and no JSON can hold: half characters, NaN and infinity, nesting without end.
+    """Refuse what no tokenizer and no JSON can hold: half characters, NaN and infinity, numbers without end.
 
     Raises:
         RowError: says which.
@@ -123,7 +122,10 @@ def check_text(value: Any) -> None:
     except UnicodeEncodeError as error:
         raise RowError("holds half a character (a lone surrogate)") from error
     except (ValueError, OverflowError) as error:
-        raise RowError("holds a number that JSON has not (NaN or infinity)") from error
+        long = "digits" in str(error)
+        raise RowError(
+            "holds a number of over 4300 digits" if long else "holds a number that JSON has not (NaN or infinity)"
+        ) from error
     except TypeError as error:
         raise RowError("holds a value that is no JSON, such as a date or bytes") from error
 
@@ -183,7 +185,7 @@ def _is_learnt(turn: Mapping[str, Any]) -> bool:
             continue
         if isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"):
             value = value.strip().lower() in ("true", "1")
-        if not isinstance(value, bool | int | float) or math.isnan(value):
+        if not isinstance(value, bool | int | float) or value != value:  # NaN
             raise RowError(f"a {key} that is neither a number nor true or false")
         if not value:
             return False

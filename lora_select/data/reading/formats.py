@@ -1,6 +1,6 @@
 """Dataset formats: how each becomes canonical messages, and which one a row's columns are. No key is forgotten: see `convert_row`.
 
-A canonical row is `{"messages": [...], "tools": [...] | None}`; :mod:`lora_select.data.chat` says what a message holds.
+A canonical row is `{"messages": [...], "tools": [...] | None}`; :mod:`lora_select.data.labels.chat` says what a message holds.
 """
 
 import difflib
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-from lora_select.data import turns
-from lora_select.data.chat import TEXT_ROLE
-from lora_select.data.turns import RowError
+from lora_select.data.labels.chat import TEXT_ROLE
+from lora_select.data.reading import turns
+from lora_select.data.reading.turns import RowError
 from lora_select.errors import InputError
 
 __all__ = [

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from lora_select.data import pieces
-from lora_select.data.chat import Chat, Form, Row, UnusableRowError, chat_of
+from lora_select.data.labels import pieces
+from lora_select.data.labels.chat import Chat, Form, Row, UnusableRowError, chat_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

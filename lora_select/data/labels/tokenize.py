@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_select.data import chat, render
-from lora_select.data.answers import Rendered, Span
-from lora_select.data.chat import UnusableRowError
-from lora_select.data.render import Row
-from lora_select.data.tokens import TokenRow
+from lora_select.data.labels import chat, render
+from lora_select.data.labels.answers import Rendered, Span
+from lora_select.data.labels.chat import UnusableRowError
+from lora_select.data.labels.render import Row
+from lora_select.data.labels.tokens import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_select.data import files, samples
-from lora_select.data.files import DataFile, LeftOut
-from lora_select.data.readers import RawRow, read_rows
+from lora_select.data.reading import files, samples
+from lora_select.data.reading.files import DataFile, LeftOut
+from lora_select.data.reading.raw import RawRow
+from lora_select.data.reading.readers import read_rows
 from lora_select.errors import InputError
 from lora_select.records import sha256_file
 
@@ -18,6 +19,8 @@ Progress = Callable[[int, int, str], None]
 
 REPORT_EVERY = 2000
 HELD_OUT = ("validation", "test")
+IN_MEMORY = "in memory"
+"""Instead of a digest, for rows that no file holds."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def open_source(
     if not isinstance(source, str | Path):
         typed = hasattr(source, "features")  # a `datasets.Dataset` is Arrow underneath
         rows = (_of_memory(index, values, typed) for index, values in enumerate(source, start=1))
-        return Opened((Stream("rows", "in memory", False, rows),), ())
+        return Opened((Stream("rows", IN_MEMORY, False, rows),), ())
     text = str(source)
     if text.startswith("sample:"):
         path = samples.write(text.removeprefix("sample:"), folder)
@@ -72,13 +75,14 @@ def open_source(
         path = Path(text)
     else:
         name = f"{text}:{split}" if split else text
-        return Opened((Stream(name, f"hub:{revision or 'latest'}", False, read_hub(text, revision, split)),), ())
+        return Opened((Stream(name, f"hub:{revision or 'latest'}", False, read_hub(text, revision, split, name)),), ())
     listing = files.list_source(path)
     read, left = _by_split(listing.files, split, text, own_eval=own_eval, as_eval=as_eval)
+    digests = {path: sha256_file(path) for path in {file.path for file in read}}
     streams = tuple(
         Stream(
             file.name,
-            sha256_file(file.path),
+            digests[file.path],
             not as_eval and split is None and file.split in HELD_OUT,
             read_rows(file),
             _size(file),
@@ -109,8 +113,8 @@ def check_source(source: str) -> None:
         files.list_source(source)
 
 
-def read_hub(source: str, revision: str | None, split: str | None) -> Iterator[RawRow]:
-    """Rows of a dataset on the hub; dataset scripts are never run.
+def read_hub(source: str, revision: str | None, split: str | None, name: str) -> Iterator[RawRow]:
+    """Rows of a dataset on the hub, which the rows call `name`; dataset scripts are never run.
 
     Raises:
         InputError: no such dataset, no access, or no network; or the split has another name.
@@ -127,7 +131,7 @@ def read_hub(source: str, revision: str | None, split: str | None) -> Iterator[R
             "name a local file or folder, correct the id, or set `dataset.split`"
         ) from error
     for index, values in enumerate(loaded, start=1):
-        yield RawRow(source, index, dict(values), nulls_filled=True)
+        yield RawRow(name, index, dict(values), nulls_filled=True)
 
 
 def counted(streams: Iterable[Stream], progress: Progress | None) -> Iterator[tuple[int, RawRow]]:

@@ -1,5 +1,6 @@
 """Which files a source is: what holds rows, what is held out by its name, and what is left out and why."""
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -7,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from lora_select.data import archives
+from lora_select.data.reading import archives
 from lora_select.errors import InputError
-from lora_select.records.digests import is_pattern, matching
+from lora_select.records import sha256_file
+from lora_select.records.digests import canonical
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -98,16 +100,49 @@ def list_source(source: str | Path) -> Listing:
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return _listing(_of_file(path, path.name, path.parent, named=True), [], path)
+        return _listing(_of_file(path, path.name, named=True), [], path)
     if path.is_dir():
         return _folder(path)
     if is_pattern(str(source)):
-        found = matching(str(source))
+        found = _matching(str(source))
         if found:
             root = Path(os.path.commonpath([str(file.parent) for file in found]))
             return _several(found, root, [], source)
         raise InputError(f"`dataset.source` {source} matches no file; check the pattern")
     raise InputError(f"`dataset.source` {source} does not exist; name a file, a folder, a hub id, or sample:<name>")
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a source is a pattern such as `data/*.jsonl`, and no file of that very name."""
+    return any(mark in source for mark in "*?[") and not Path(source).expanduser().exists()
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The files that a pattern matches (`**` any folders), sorted; no hidden ones."""
+    path = Path(pattern).expanduser()
+    root = Path(path.anchor) if path.is_absolute() else Path()
+    found = root.glob(path.relative_to(root).as_posix() if path.is_absolute() else pattern)
+    return sorted(file for file in found if file.is_file() and not file.name.startswith("."))
+
+
+def source_digest(source: str) -> str:
+    """SHA-256 over the files that a source is read from; a source that is no local path (or none) stands for itself.
+
+    Of a file its bytes count and what its name decides: the split, the kind, the member of an archive. Nothing else of a name does,
+    and neither does the order. Where a pattern matches no data file, what it matches counts by name and bytes.
+
+    Raises:
+        InputError: the path is there and holds no data file.
+    """
+    matched = _matching(source) if is_pattern(source) else []
+    if not matched and not (source and Path(source).expanduser().exists()):
+        return hashlib.sha256(source.encode()).hexdigest()
+    if matched and all(_no_rows(file.name) for file in matched):
+        return hashlib.sha256(canonical([[file.name, sha256_file(file)] for file in matched]).encode()).hexdigest()
+    files = list_source(source).files
+    digests = {path: sha256_file(path) for path in {file.path for file in files}}
+    read = sorted([file.split or "", file.kind, file.member or "", digests[file.path]] for file in files)
+    return hashlib.sha256(canonical(read).encode()).hexdigest()
 
 
 def list_files(path: Path) -> list[Path]:
@@ -188,15 +223,14 @@ def _several(files: Sequence[Path], root: Path, left: list[LeftOut], source: str
         relative = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
         reason = _no_rows(file.name)
         if reason is None:
-            data += _of_file(file, relative, root, named=False)
+            data += _of_file(file, relative, named=False)
         else:
             left.append(LeftOut(relative, reason))
     return _listing(data, left, source)
 
 
-def _of_file(file: Path, relative: str, root: Path, *, named: bool) -> list[DataFile]:
+def _of_file(file: Path, relative: str, *, named: bool) -> list[DataFile]:
     """The file, or the members of an archive."""
-    del root
     if archives.is_archive(file.name):
         made = []
         for member in archives.members(file):

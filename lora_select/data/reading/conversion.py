@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_select.data import formats
-from lora_select.data.readers import RawRow
+from lora_select.data.reading import formats
+from lora_select.data.reading.raw import RawRow
 from lora_select.errors import InputError
 from lora_select.records.digests import canonical
 
@@ -87,7 +88,7 @@ class Conversion:
             return str(error)
         except (TypeError, ValueError, RecursionError) as error:
             return _why_no_json(error)
-        self._used.setdefault(row.file.partition(":")[0], Counter())[name] += 1
+        self._used.setdefault(row.file, Counter())[name] += 1
         self._unused.setdefault(name, Counter()).update(converted.unused)
         self._notes.update(converted.notes)
         return made
@@ -99,7 +100,7 @@ class Conversion:
 
     def of_file(self, name: str) -> str:
         """The formats of the rows of a file, the most frequent first."""
-        return ", ".join(found for found, _ in self._used.get(name.partition(":")[0], Counter()).most_common())
+        return ", ".join(found for found, _ in self._used.get(name, Counter()).most_common())
 
     def used(self) -> Counter[str]:
         """Rows by format."""
@@ -107,7 +108,7 @@ class Conversion:
 
     def _mapped(self, row: RawRow) -> Mapping[str, Any] | str:
         """The row under the format's own column names, or why it has none."""
-        values = formats.without_nulls(row.values) if row.nulls_filled else row.values
+        values = _without_nan(formats.without_nulls(row.values) if row.nulls_filled else row.values)
         if not self._options.columns and not self._options.ignore:
             return values
         try:
@@ -186,6 +187,13 @@ def named(conversions: Iterable[Conversion]) -> str:
 def _digest(messages: str, tools: str) -> str:
     """As of the row `{"messages": ..., "tools": ...}` in canonical JSON."""
     return hashlib.sha256(f'{{"messages":{messages},"tools":{tools or "null"}}}'.encode()).hexdigest()
+
+
+def _without_nan(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with NaN, which pandas writes where a value is missing, as None."""
+    if any(isinstance(value, float) and math.isnan(value) for value in values.values()):
+        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+    return values
 
 
 def _why_no_json(error: Exception) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from lora_select.data import pieces
+from lora_select.data.labels import pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -214,6 +214,11 @@ def answer_text(message: Message) -> str:
     plain = [call.get("function", call) for call in calls]
     text = json.dumps([{"name": c["name"], "arguments": c["arguments"]} for c in plain], ensure_ascii=False)
     return "\n".join(part for part in (message.get("content"), text) if part)
+
+
+def turn_text(turn: Message) -> str:
+    """All that a turn says: its reasoning, its content, and its calls as JSON."""
+    return "\n".join(part for part in (turn.get("reasoning_content"), answer_text(turn)) if part)
 
 
 def departures(form: Form) -> tuple[str, ...]:

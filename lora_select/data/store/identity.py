@@ -29,10 +29,14 @@ class Difference:
         if not self.added and not self.removed:
             return "unchanged"
         if not self.removed:
-            return f"grown by {len(self.added)} rows"
+            return f"grown by {_rows(len(self.added))}"
         if not self.added:
-            return f"{len(self.removed)} rows fewer"
-        return f"{len(self.added)} rows added, {len(self.removed)} removed, {self.unchanged} unchanged"
+            return f"{_rows(len(self.removed))} fewer"
+        return f"{_rows(len(self.added))} added, {len(self.removed)} removed, {self.unchanged} unchanged"
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
 
 
 class Leaves:

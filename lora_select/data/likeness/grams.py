@@ -8,29 +8,22 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from lora_select.data.likeness.similar import run_hashes
+
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
 WORDS = 12
 _WORD = re.compile(r"\w+", re.UNICODE)
-_STEP = 0x9E3779B97F4A7C15
 
 
 def grams(text: str) -> "NDArray[numpy.uint64]":
     """Hashes of all runs of 12 words, in order; none where there are fewer words. Equal within one process only."""
     import numpy as np
 
-    words = _WORD.findall(text.lower())
-    if len(words) < WORDS:
-        return np.zeros(0, np.uint64)
-    hashed = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
-    count = len(words) - WORDS + 1
-    made = np.zeros(count, np.uint64)
-    for place in range(WORDS):
-        made = (made ^ hashed[place : place + count]) * np.uint64(_STEP)
-        made ^= made >> np.uint64(29)
-    return made
+    found = words(text)
+    return run_hashes(np.fromiter(map(hash, found), np.int64, len(found)).view(np.uint64), WORDS)
 
 
 def index(texts: Iterable[str]) -> "NDArray[numpy.uint64]":

@@ -1,0 +1,1 @@
+"""From canonical rows to tokens, and which of them are learnt."""

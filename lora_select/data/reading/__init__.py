@@ -1,0 +1,1 @@
+"""From what a user names to canonical rows: files, formats, turns."""

@@ -1,0 +1,1 @@
+"""Rows on disk: sorted by digest, counted by place, named by a Merkle tree."""

@@ -16,7 +16,7 @@ from benchmarks.selection.subject import load
 from benchmarks.selection.table import tables
 from lora_select.data.microbatches import draw
 from lora_select.records import write_text
-from lora_select.selection.calibration import reference_rate, shipped
+from lora_select.selection.calibration import model_factor, shipped
 from lora_select.selection.learning_rate import REFERENCE_RANK
 from lora_select.spectral.capture import TokenMask, select
 from lora_select.spectral.linear_layers import linear_layers
@@ -59,6 +59,11 @@ def _log_displacement(layer: Any, inputs: float, outputs: float) -> float:
     return 0.5 * math.log(moved / (outputs / layer.out_features))
 
 
+def _off(displacement: float, full: float) -> float:
+    """How far the learning rate is from that of all microbatches, as a share."""
+    return abs(model_factor(displacement, shipped()) / model_factor(full, shipped()) - 1)
+
+
 def main() -> None:
     import torch
 
@@ -73,18 +78,18 @@ def main() -> None:
         except ValueError as error:
             print(f"{setting.name}: left out: {error}", flush=True)
             continue
-        rates = {}
+        moved = {}
         for seed in SEEDS:
             batches = draw(
                 subject.rows.train, microbatches=max(COUNTS), size=ROWS_EACH, seed=seed, pad_id=subject.pad_id
             )
             found = list(measure(subject.model.eval(), batches))
-            rates[seed] = {n: reference_rate(setting.steps, shipped(), found[n - 1]) for n in COUNTS}
-        off = {n: round(max(abs(r[n] / r[max(COUNTS)] - 1) for r in rates.values()), 4) for n in COUNTS[:-1]}
-        known["settings"][setting.name] = {"learning_rates": rates, "furthest_from_32": off}
+            moved[seed] = {n: round(found[n - 1], 5) for n in COUNTS}
+        off = {n: round(max(_off(one[n], one[max(COUNTS)]) for one in moved.values()), 5) for n in COUNTS[:-1]}
+        known["settings"][setting.name] = {"displacement_by_seed_and_microbatches": moved, "rate_off_from_32": off}
         known |= {"versions": {name: metadata.version(name) for name in ("torch", "transformers")}}
         write_text(RESULTS, json.dumps(known, indent=1) + "\n")
-        print(f"{setting.name}: {rates[0][32]:.3g}; off by at most {off}", flush=True)
+        print(f"{setting.name}: {moved[0][max(COUNTS)]:.3g}; learning rate off by at most {off}", flush=True)
 
 
 if __name__ == "__main__":

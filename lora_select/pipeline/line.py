@@ -108,7 +108,12 @@ def diagnose(run: Run, measured: Measured) -> AdapterCosts | None:
     config = run.config
     if not config.diagnostics.curvature and config.base_model.quantize is None:
         return None
-    size = {"microbatches": config.analysis.microbatches, "size": config.analysis.microbatch_size, "seed": config.seed}
+    analysis = config.analysis
+    size = {
+        "microbatches": microbatches(run, measured.profile.record),
+        "size": analysis.microbatch_size,
+        "seed": config.seed,
+    }
     batches = prepare.drawn(measured.profile.folder, measured.profile.record, run.base, **size)
     return costs.measure(
         measured.spectra.record,
@@ -278,7 +283,9 @@ def _measured(run: Run, dataset: Outcome[Dataset], gate: Outcome[Gate], profile:
         base=run.base,
         device=run.measuring.device,
         seed=run.config.seed,
-        **run.config.analysis.model_dump(exclude={"base_loss_rows"}),
+        microbatches=microbatches(run, profile.record),
+        microbatch_size=run.config.analysis.microbatch_size,
+        sketch_size=run.config.analysis.sketch_size,
     )
     return Measured(dataset, gate, profile, spectra)
 
@@ -294,6 +301,12 @@ def _chosen(run: Run, measured: Measured) -> Chosen:
         race = run.do(choose.race, "race", **evidence, base=run.base, training=run.training, machine=run.measuring)
     decision = run.do(choose.select, "decision", **evidence, race=race.ref if race else None)
     return Chosen(measured, race, decision)
+
+
+def microbatches(run: Run, profile: DatasetProfile) -> int:
+    """How many microbatches the run's spectral pass reads."""
+    rows = planned_steps(run, profile) * run.config.training.batch_size
+    return prepare.microbatches(run.config.analysis, run.config.selection, rows)
 
 
 def planned_steps(run: Run, profile: DatasetProfile) -> int:

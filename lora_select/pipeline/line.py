@@ -112,7 +112,7 @@ def diagnose(run: Run, measured: Measured) -> AdapterCosts | None:
         profile=measured.profile.ref,
         spectra=measured.spectra.ref,
         base=run.base,
-        microbatches=config.analysis.microbatches,
+        microbatches=microbatches(run, measured.profile.record),
         microbatch_size=config.analysis.microbatch_size,
         seed=config.seed,
         curvature=config.diagnostics.curvature,
@@ -249,7 +249,9 @@ def _measured(run: Run, dataset: Outcome[Dataset], gate: Outcome[Gate], profile:
         base=run.base,
         device=run.measuring.device,
         seed=run.config.seed,
-        **run.config.analysis.model_dump(exclude={"base_loss_rows"}),
+        microbatches=microbatches(run, profile.record),
+        microbatch_size=run.config.analysis.microbatch_size,
+        sketch_size=run.config.analysis.sketch_size,
     )
     return Measured(dataset, gate, profile, spectra)
 
@@ -267,6 +269,12 @@ def _chosen(run: Run, measured: Measured) -> Chosen:
         race = run.do(choose.race, "race", **evidence, base=run.base, training=run.training, machine=run.measuring)
     decision = run.do(choose.select, "decision", **evidence, race=race.ref if race else None)
     return Chosen(measured, race, decision)
+
+
+def microbatches(run: Run, profile: DatasetProfile) -> int:
+    """How many microbatches the run's spectral pass reads."""
+    rows = planned_steps(run, profile) * run.config.training.batch_size
+    return prepare.microbatches(run.config.analysis, run.config.selection, rows)
 
 
 def planned_steps(run: Run, profile: DatasetProfile) -> int:

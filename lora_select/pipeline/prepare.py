@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_select import models, records
-from lora_select.config import GateConfig
+from lora_select.config import AnalysisConfig, GateConfig, SelectionConfig
 from lora_select.data import profile as profiling
 from lora_select.data.labels import tokens
-from lora_select.data.microbatches import draw
+from lora_select.data.microbatches import MINIMUM, draw
 from lora_select.data.reading.formats import RowOptions
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
 from lora_select.records import AdapterCosts, BaseModel, Dataset, DatasetProfile, Gate, Spectra
+from lora_select.variants import LoRA
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 GATE = "gate.json"
 """The gate's record, beside the rows that it looked at."""
+MOST = 32
+"""Microbatches of a spectral pass that is read for more than LoRA's displacement."""
 ROW_OPTIONS = ("columns", "ignore_columns", "reasoning", "learn")
 """What the config's dataset section says of the rows themselves."""
 
@@ -145,6 +148,21 @@ def _costs(
         quantize=quantize,
         progress=context.report,
     )
+
+
+def microbatches(analysis: AnalysisConfig, selection: SelectionConfig, planned_rows: int) -> int:
+    """How many microbatches the spectral pass reads.
+
+    Args:
+        analysis: `microbatches` where it is a number; else `pass_budget` is a share of `planned_rows`.
+        selection: a race, a claim or a named variant reads more of the pass than LoRA's displacement, and gets `MOST`.
+        planned_rows: steps of the planned training times its effective batch size.
+    """
+    if analysis.microbatches != "auto":
+        return analysis.microbatches
+    if selection.race_budget or any(selection.claims.values()) or selection.variant not in (None, LoRA.name):
+        return MOST
+    return min(MOST, max(MINIMUM, int(analysis.pass_budget * planned_rows / analysis.microbatch_size)))
 
 
 def drawn(

@@ -125,13 +125,6 @@ def test_the_flow_goes_on_where_recommend_ended_with_the_same_decision(place, re
     assert len(runs) == 1
 
 
-def test_unchanged_second_run_reuses_every_stage(place, first):
-    stamps = {path: path.stat().st_mtime_ns for path in (place[0] / "runs" / "stages").glob("*/*/record.json")}
-    second = run(place)
-    assert second.count("(reused)") == len(NAMES)
-    assert stamps == {path: path.stat().st_mtime_ns for path in (place[0] / "runs" / "stages").glob("*/*/record.json")}
-
-
 def test_mlflow_shows_all_of_it(place, first):
     from lora_select.tracking.store import prepare
 
@@ -152,6 +145,13 @@ def test_mlflow_shows_all_of_it(place, first):
     stages = {child.data.tags["lora.stage"] for child in children}
     assert stages >= {"adapter", "evaluation"}  # `recommend`, which is not tracked, had measured what comes before
     assert str(store.client.get_model_version_by_alias("tiny", "champion").version) == "1"
+
+
+def test_unchanged_second_run_reuses_every_stage(place, first):
+    stamps = {path: path.stat().st_mtime_ns for path in (place[0] / "runs" / "stages").glob("*/*/record.json")}
+    second = run(place)
+    assert second.count("(reused)") == len(NAMES)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (place[0] / "runs" / "stages").glob("*/*/record.json")}
 
 
 def test_the_line_without_prefect_takes_all_of_it_up(place, first):

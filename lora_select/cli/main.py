@@ -19,7 +19,7 @@ from lora_select.cli import (
 )
 from lora_select.cli.audit import answer, clean, ledger, rollback, verify
 from lora_select.cli.line import analyze, finetune, recommend
-from lora_select.errors import InputError, WorldError
+from lora_select.errors import InputError, WorldError, missing
 
 COMMANDS = (
     finetune,
@@ -46,6 +46,7 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 well, 1 a check said no or the world failed, 2 bad input."""
     environment.prepare()
+    parsed = None
     try:
         parsed, rest = _parser().parse_known_args(arguments)
         options.take(parsed, rest)
@@ -56,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorldError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        sentence = missing(error, f"`{parsed.command}`" if parsed else "lora-select")
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -63,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lora-select", description=__doc__)
     parser.add_argument("--version", action="version", version=f"lora-select {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.add(commands)
     return parser

@@ -9,7 +9,7 @@ from typing import Any
 from lora_select.data import files, samples
 from lora_select.data.files import DataFile, LeftOut
 from lora_select.data.readers import RawRow, read_rows
-from lora_select.errors import InputError
+from lora_select.errors import InputError, require
 from lora_select.records import sha256_file
 
 Source = str | Path | Iterable[Mapping[str, Any]]
@@ -115,6 +115,7 @@ def read_hub(source: str, revision: str | None, split: str | None) -> Iterator[R
     Raises:
         InputError: no such dataset, no access, or no network; or the split has another name.
     """
+    require("datasets", "data", f"`dataset.source` {source!r}, a dataset on the hub,", "name a local file or folder")
     import datasets
 
     datasets.disable_progress_bars()

@@ -107,5 +107,5 @@ def run(place, words):
         [shutil.which("lora-select") or "lora-select", *words[1:], *more],
         cwd=place, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    none_before = words[1] == "rollback" and "no champion before" in ran.stderr
+    none_before = words[1] == "rollback" and "knows no champion of rows before version 1" in ran.stderr
     assert ran.returncode == 0 or none_before, f"{shlex.join(words)}: {ran.stdout[-2000:]} {ran.stderr[-3000:]}"

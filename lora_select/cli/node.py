@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from lora_select.errors import require
+
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
@@ -19,5 +21,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _node(parsed: argparse.Namespace) -> int:
     from lora_select.training.supervisor.node import serve
 
+    require("deepspeed", "train", "`node`")
     serve(Path(parsed.runs_dir), int(parsed.number))
     return 0

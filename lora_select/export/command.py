@@ -12,7 +12,7 @@ from typing import Any, final
 
 from lora_select import models, serving
 from lora_select.audit.runs import adapter_folder
-from lora_select.errors import InputError, WorldError
+from lora_select.errors import InputError, WorldError, require
 from lora_select.export.check import LOGITS, compare
 from lora_select.export.lora import Converted, rewrite_lora, write_lora
 from lora_select.records import write_text
@@ -85,6 +85,8 @@ def export(
     # transformers asks DeepSpeed when it saves, which warns that it found none
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     form = _form(to, serve)
+    if form == "gguf":
+        require("gguf", "quant", "an export to GGUF")
     folder = serving.read_folder(adapter_folder(run))
     _refuse_unsound(folder, form)
     if out.exists() and any(out.iterdir()):

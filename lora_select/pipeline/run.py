@@ -129,6 +129,8 @@ def check(config: RunConfig) -> None:
             check_source(source)
     if config.tracking.uri is not None:
         _check_tracking(config.tracking.uri)
+    if config.base_model.quantize:
+        require("bitsandbytes", "quant", "`base_model.quantize`")
     _check_disk(Path(config.runs_dir))
     check_variant(config)
 

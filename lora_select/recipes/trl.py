@@ -8,7 +8,7 @@ import string
 from pathlib import Path
 from typing import Any
 
-from lora_select.recipes import expressible
+from lora_select.recipes import expressible, trl_command
 from lora_select.recipes.initial_adapter import named_init
 from lora_select.recipes.recipe import START, Order, Tool, Written, hand_over, headline, training_arguments
 from lora_select.recipes.rows import Pieces
@@ -123,7 +123,7 @@ def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
     hand_over(order, folder, piece_list)
     write_text(folder / "train.py", script(order))
-    return Written("python train.py", ("several devices: accelerate launch --num_processes N train.py",))
+    return Written("python train.py", trl_command.write(order, folder, arguments(order), dtype_of(order)))
 
 
 def script(order: Order) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lora_select import models, records
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.labels.tokenize import tokenize
-from lora_select.errors import InputError
+from lora_select.errors import InputError, require
 from lora_select.records import BaseModel, Retention
 from lora_select.retention import forms, plot
 from lora_select.retention.bench import Progress
@@ -73,6 +73,7 @@ def retain(
         raise InputError(f"{folder} does not name its base model; name it with --base")
     if target.exists() and any(target.iterdir()):
         raise InputError(f"{target} exists and is not empty; name a new folder with --out")
+    require("matplotlib", "report", "the figure of `retain`")
     settings = RetentionSettings(
         references=tuple(references),
         judges=tuple(judges) or default_judges(references),

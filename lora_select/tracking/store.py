@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from lora_select.address import DEFAULT_URI, HIDDEN, expanded, masked, scrub, with_driver, without_login
-from lora_select.errors import InputError, WorldError
+from lora_select.errors import InputError, WorldError, require
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -76,6 +76,7 @@ def prepare(uri: str = DEFAULT_URI, experiment: str = EXPERIMENT) -> Store:
         InputError: a file store or an unknown kind of URI.
         WorldError: the server does not answer, or the database cannot be opened.
     """
+    require("mlflow", "track", "`tracking.uri`")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     check(uri)
@@ -95,6 +96,7 @@ def reopen(uri: str, experiment_id: str) -> Store:
     """
     if uri.startswith("sqlite:") and not database(expanded(uri)).exists():
         raise WorldError(f"the MLflow database {database(uri)} is gone; name the store in MLFLOW_TRACKING_URI")
+    require("mlflow", "track", "`tracking.uri`")
     check(uri)
     reach(uri)
     real = with_driver(expanded(uri))

@@ -116,7 +116,7 @@ def test_doctor_names_each_fault_with_its_remedy(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_deepspeed", list)
     assert cli.main(["doctor", "--tracking-uri", "http://127.0.0.1:9"]) == 1
     said = capsys.readouterr().out
-    assert re.search(r"BAD +torch .*\n +-> .*1\.0\.0: make install", said)
+    assert re.search(r"BAD +torch .*\n +-> .*1\.0\.0: pip install torch==1\.0\.0", said)
     assert "no-such-package        not installed" in said
     assert re.search(r"BAD +mlflow store .*does not answer.*\n +-> start it", said)
     assert "3 faults" in said

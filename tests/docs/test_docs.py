@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 WIDE = ("log.md", "data.md", "promotion.md", "retention.md")
 """Pages whose lines are longer: the lab book, which is not written again, and those that are still to be wrapped."""
-PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([README, *(ROOT / "docs").rglob("*.md")])
 NUMBER = re.compile(r"(?<![\w.`/=-])\d[\d.,]*(?![\w`])")
 
 
@@ -59,7 +59,7 @@ def test_readme_has_few_numbers():
     assert [one for one in sentences(text) if len(NUMBER.findall(one)) > 1] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text)

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from recipe_samples import order, unsloth_calls, write_spectra
+from recipe_samples import chats, order, unsloth_calls, write_spectra
 
 from lora_select import models
 from lora_select.data.intake import read_canonical
@@ -128,7 +128,7 @@ def losses_of(log: str) -> list[float]:
 
 
 def test_trls_script_on_two_gloo_ranks_takes_the_same_steps_needs_peers(tiny_model_folder, tmp_path):
-    """By accelerate's launcher; the losses agree to what is printed, four digits."""
+    """By accelerate's launcher; the losses agree to what is printed, four digits. All steps are whole: 24 rows, eight a step."""
     python_of("trl")
     found = []
     for name, launcher in (
@@ -138,10 +138,57 @@ def test_trls_script_on_two_gloo_ranks_takes_the_same_steps_needs_peers(tiny_mod
             ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "train.py"],
         ),
     ):
-        emit(order(tmp_path / f"rows-{name}", tiny_model_folder), ["trl"], tmp_path / "none", tmp_path / name)
+        told = order(tmp_path / f"rows-{name}", tiny_model_folder, rows=chats(37))
+        assert len(told.rows.train) == 24
+        emit(told, ["trl"], tmp_path / "none", tmp_path / name)
         found.append(losses_of(run("trl", launcher, tmp_path / name / "trl")))
     assert len(found[0]) == 3
     assert found[1] == pytest.approx(found[0], abs=2e-3)
+
+
+SFT = "import sys; sys.argv[0] = 'trl'; from trl.cli import main; main()"
+"""What TRL's console script does."""
+PARSED = """
+import json
+from trl import get_dataset, get_peft_config
+from trl.scripts.sft import make_parser
+script, training, model, dataset = make_parser().parse_args_and_config(["--config", "sft.yaml"])
+adapter = get_peft_config(model)
+found = {"r": adapter.r, "alpha": adapter.lora_alpha, "targets": sorted(adapter.target_modules), "dora": adapter.use_dora}
+found |= {"rate": training.learning_rate, "warmup": training.warmup_steps, "decay": training.weight_decay}
+found |= {"batch": training.per_device_train_batch_size * training.gradient_accumulation_steps}
+found |= {"data": script.dataset_name, "length": training.max_length, "packing": training.packing}
+json.dump(found, open("parsed.json", "w"))
+"""
+
+
+def test_trls_parser_reads_the_command_s_config_as_it_was_meant_needs_peers(tiny_model_folder, tmp_path):
+    python_of("trl")
+    told = order(tmp_path / "rows", tiny_model_folder, "dora")
+    emit(told, ["trl"], tmp_path / "none", tmp_path)
+    run("trl", ["-c", PARSED], tmp_path / "trl")
+    found, spec, plan = json.loads((tmp_path / "trl" / "parsed.json").read_text()), told.spec, told.plan
+    assert (found["r"], found["alpha"], found["dora"]) == (spec.r, spec.lora_alpha, True)
+    assert found["targets"] == sorted(spec.target_modules)
+    assert (found["rate"], found["warmup"], found["decay"]) == (
+        spec.learning_rate,
+        plan.warmup_steps,
+        plan.weight_decay,
+    )
+    assert found["batch"] == plan.effective_batch_size
+    assert (found["data"], found["length"], found["packing"]) == ("tokens", None, False)
+
+
+def test_trl_sft_takes_the_script_s_steps_needs_peers(tiny_model_folder, tmp_path):
+    """The losses of three steps; the adapters' random A differ, and B is zero at the first step."""
+    python_of("trl")
+    emit(order(tmp_path / "rows", tiny_model_folder), ["trl"], tmp_path / "none", tmp_path)
+    by_script = losses_of(run("trl", ["train.py"], tmp_path / "trl"))
+    by_command = losses_of(run("trl", ["-c", SFT, "sft", "--config", "sft.yaml"], tmp_path / "trl"))
+    assert len(by_script) == len(by_command) == 3
+    assert by_command[0] == pytest.approx(by_script[0], abs=2e-3)
+    assert by_command == pytest.approx(by_script, abs=2e-2)
+    assert list((tmp_path / "trl" / "output").rglob("adapter_model.safetensors"))
 
 
 WATCHED = """

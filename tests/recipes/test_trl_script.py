@@ -7,11 +7,12 @@ import types
 
 import pytest
 import torch
+import yaml
 from recipe_samples import order, write_spectra
 
 from lora_select import models
 from lora_select.data.labels.tokenize import tokenize
-from lora_select.recipes import emit
+from lora_select.recipes import emit, trl_command
 
 
 @pytest.fixture
@@ -88,3 +89,53 @@ def test_several_processes_share_out_the_rows_of_a_step(tiny_model_folder, tmp_p
         assert made["learning_rate"] == told.spec.learning_rate
     with pytest.raises(SystemExit, match="8 rows cannot be shared out over 3"):
         shared_out(3)
+
+
+def test_the_command_s_config_and_tokens_say_what_the_script_says(
+    tiny_model_folder, tmp_path, monkeypatch, stand_in_for_trl
+):
+    told = order(tmp_path / "rows", tiny_model_folder, "dora", max_length=60)
+    made = script(told, tmp_path, monkeypatch)
+    config = yaml.safe_load((tmp_path / "trl" / "sft.yaml").read_text())
+    assert made["ARGUMENTS"].items() <= config.items()
+    assert (config["use_dora"], config["use_rslora"]) == (True, False)
+    assert (config["lora_r"], config["lora_alpha"]) == (told.spec.r, told.spec.lora_alpha)
+    assert config["lora_target_modules"] == list(told.spec.target_modules)
+    tokenizer = models.load_tokenizer(str(tiny_model_folder))
+    for file, mine in (("train.jsonl", "train.jsonl"), ("eval.jsonl", "test.jsonl")):
+        written = [json.loads(line) for line in (tmp_path / "trl" / "tokens" / mine).read_text().splitlines()]
+        scripts = list(made["rows"](file, tokenizer))
+        assert [row["input_ids"] for row in written] == [row["input_ids"] for row in scripts]
+        assert [row["labels"][1:] for row in written] == [row["labels"][1:] for row in scripts]
+
+
+def test_a_single_layer_name_reaches_peft_as_a_pattern_that_finds_it(tiny_model_folder, tmp_path):
+    import dataclasses
+    import re
+
+    told = order(tmp_path / "rows", tiny_model_folder)
+    one = dataclasses.replace(told.spec, target_modules=("q_proj",), peft_arguments={"target_modules": ["q_proj"]})
+    config = trl_command.config(dataclasses.replace(told, spec=one), {}, "float32")
+    (pattern,) = config["lora_target_modules"]
+    assert re.fullmatch(pattern, "model.layers.0.self_attn.q_proj")
+    assert not re.fullmatch(pattern, "model.layers.0.self_attn.k_proj")
+
+
+@pytest.mark.parametrize("name", ["eva", "loraplus", "vera", "pissa"])
+def test_what_the_command_cannot_be_told_leaves_no_config_of_an_earlier_choice(tiny_model_folder, tmp_path, name):
+    spectra = write_spectra(tmp_path / "spectra.safetensors", tiny_model_folder)
+    emit(order(tmp_path / "rows", tiny_model_folder), ["trl"], spectra, tmp_path)
+    assert (tmp_path / "trl" / "sft.yaml").is_file()
+    (emitted,) = emit(order(tmp_path / "others", tiny_model_folder, name), ["trl"], spectra, tmp_path)
+    assert not (tmp_path / "trl" / "sft.yaml").exists()
+    assert not (tmp_path / "trl" / "tokens").exists()
+    assert any(note.startswith("no sft.yaml: ") for note in emitted.written.notes)
+
+
+def test_accelerate_reads_its_file(tiny_model_folder, tmp_path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    emit(order(tmp_path / "rows", tiny_model_folder), ["trl"], tmp_path / "none", tmp_path)
+    found = load_config_from_file(str(tmp_path / "trl" / "accelerate.yaml"))
+    assert (str(found.distributed_type.value), found.num_processes, found.use_cpu) == ("MULTI_GPU", 2, False)
+    assert found.mixed_precision == "no"

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from lora_select.cli import options
+from lora_select.errors import require
 
 SECTIONS = ("base_model", "dataset", "analysis", "training", "diagnostics", "tracking")
 
@@ -26,6 +27,7 @@ def _analyze(parsed: argparse.Namespace) -> int:
     from lora_select.pipeline.run import opened
     from lora_select.report import layers, plots
 
+    require("matplotlib", "report", "the figures of `analyze`", "call `lora_select.analyze` from Python")
     config = options.config_of(parsed, tracking_uri=None)
     with opened(config, observers=[options.terminal(parsed)]) as run:
         measured = line.analyze(run)

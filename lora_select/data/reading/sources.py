@@ -10,7 +10,7 @@ from lora_select.data.reading import files, samples
 from lora_select.data.reading.files import DataFile, LeftOut
 from lora_select.data.reading.raw import RawRow
 from lora_select.data.reading.readers import read_rows
-from lora_select.errors import InputError
+from lora_select.errors import InputError, require
 from lora_select.records import sha256_file
 
 Source = str | Path | Iterable[Mapping[str, Any]]
@@ -119,6 +119,7 @@ def read_hub(source: str, revision: str | None, split: str | None, name: str) ->
     Raises:
         InputError: no such dataset, no access, or no network; or the split has another name.
     """
+    require("datasets", "data", f"`dataset.source` {source!r}, a dataset on the hub,", "name a local file or folder")
     import datasets
 
     datasets.disable_progress_bars()

@@ -28,6 +28,7 @@ import math
 import os
 
 $imports
+from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 MODEL = $model
@@ -68,6 +69,7 @@ $loader
 
 
 def adapted_model():
+    set_seed(ARGUMENTS["seed"])  # the trainer's own seed comes too late for the adapter's start
 $adapter
 
 

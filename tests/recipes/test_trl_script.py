@@ -51,6 +51,18 @@ def test_it_builds_the_chosen_adapter_and_says_the_chosen_numbers(
         torch.testing.assert_close(a @ a.T, torch.eye(8), rtol=1e-4, atol=1e-4)
 
 
+def test_the_adapter_s_start_is_that_of_the_seed_in_every_process(
+    tiny_model_folder, tmp_path, monkeypatch, stand_in_for_trl
+):
+    made = script(order(tmp_path / "rows", tiny_model_folder), tmp_path, monkeypatch)
+    starts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        starts.append({name: value for name, value in made["adapted_model"]().state_dict().items() if "lora_A" in name})
+    assert starts[0]
+    assert all(torch.equal(value, starts[1][name]) for name, value in starts[0].items())
+
+
 def test_its_rows_are_the_measured_tokens_cut_where_the_measurement_cut(
     tiny_model_folder, tmp_path, monkeypatch, stand_in_for_trl
 ):

@@ -12,11 +12,11 @@ from prefect.input import RunInput
 from prefect.runtime import deployment
 from pydantic import ValidationError
 
-from lora_select.audit import approval, standing
-from lora_select.audit.approval import Answer
-from lora_select.audit.ledger import in_folder
-from lora_select.audit.promotion import Office
-from lora_select.audit.standing import Standing
+from lora_select.audit.alias import approval, standing
+from lora_select.audit.alias.approval import Answer
+from lora_select.audit.alias.promotion import Office
+from lora_select.audit.alias.standing import Standing
+from lora_select.audit.books.ledger import in_folder
 from lora_select.config import RunConfig
 from lora_select.errors import InputError, WorldError
 from lora_select.pipeline.run import folder_of

@@ -3,8 +3,8 @@
 from prefect import State
 from prefect.states import Completed
 
-from lora_select.audit import standing
-from lora_select.audit.promotion import DEFERRED
+from lora_select.audit.alias import standing
+from lora_select.audit.alias.promotion import DEFERRED
 from lora_select.pipeline.outcomes import Finetuned
 from lora_select.pipeline.run import Run
 from lora_select.tracking import names

@@ -6,9 +6,10 @@ from pathlib import Path
 import mlflow_samples as samples
 
 from lora_select import records
-from lora_select.audit import evidence, runs
-from lora_select.audit.ledger import in_folder
-from lora_select.audit.promotion import Candidate, Judgement, Office
+from lora_select.audit import run_entries
+from lora_select.audit.alias.promotion import Candidate, Judgement, Office
+from lora_select.audit.books import grounds
+from lora_select.audit.books.ledger import in_folder
 from lora_select.pipeline import workspace
 
 PASSED = Judgement(True, {}, ("held-out loss beats the base model's",))
@@ -47,5 +48,5 @@ def finished_run(root: Path, key: str = "r1", variant: str = "lora") -> Path:
 def candidate(office: Office, run: Path, compared_with: str | None = None) -> Candidate:
     mlflow_run = office.store.client.create_run(office.store.experiment_id).info.run_id
     return Candidate(
-        MODEL, run.name, runs.stages(run)["adapter"].folder, mlflow_run, evidence.digests(run), compared_with
+        MODEL, run.name, run_entries.stages(run)["adapter"].folder, mlflow_run, grounds.digests(run), compared_with
     )

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from lora_select.address import HIDDEN, default_uri
-from lora_select.audit.ledger import Ledger, in_folder
-from lora_select.audit.promotion import Office
+from lora_select.audit.alias.promotion import Office
+from lora_select.audit.books.ledger import Ledger, in_folder
 from lora_select.errors import InputError
 from lora_select.tracking import store as stores
 from lora_select.tracking.store import Store

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_select.audit import chain, runs
-from lora_select.audit.ledger import Ledger, in_folder
+from lora_select.audit import run_entries
+from lora_select.audit.books import chain
+from lora_select.audit.books.ledger import Ledger, in_folder
 from lora_select.errors import InputError
 from lora_select.records.ledger import Entry
 
@@ -57,7 +58,7 @@ def pending(runs_folder: Path) -> list[Registration]:
     done = {
         entry.digests["source.train"]
         for entry in ledger.entries()
-        if entry.kind == runs.RUN and entry.details.get("ended") and "source.train" in entry.digests
+        if entry.kind == run_entries.RUN and entry.details.get("ended") and "source.train" in entry.digests
     }
     return [item for item in registered(ledger) if item.digest not in done]
 

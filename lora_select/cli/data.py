@@ -123,7 +123,7 @@ def _show(parsed: argparse.Namespace) -> int:
 
 
 def _register(parsed: argparse.Namespace) -> int:
-    from lora_select.audit.ledger import account
+    from lora_select.audit.books.ledger import account
     from lora_select.audit.registrations import enter
     from lora_select.data.events import emit_registered
     from lora_select.data.register import manifest

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select import models, serving
-from lora_select.audit.runs import adapter_folder
+from lora_select.audit.run_entries import adapter_folder
 from lora_select.errors import InputError, WorldError, require
 from lora_select.export.check import LOGITS, compare
 from lora_select.export.lora import Converted, rewrite_lora, write_lora

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from lora_select.audit import runs, standing
-from lora_select.audit.ledger import in_folder
+from lora_select.audit import run_entries
+from lora_select.audit.alias import standing
+from lora_select.audit.books.ledger import in_folder
 from lora_select.errors import WorldError
 from lora_select.pipeline.stage import Context, Place, Stage
 from lora_select.pipeline.workspace import StageRef
@@ -19,8 +20,8 @@ def earlier_dataset(place: Place, run: str, model: str | None) -> StageRef | Non
     before = run_to_beat(place.tracker.store, place.root, run, model)
     if not before:
         return None
-    found = runs.stages(place.root / before).get("dataset")
-    if found is None or runs.stage_faults(found):
+    found = run_entries.stages(place.root / before).get("dataset")
+    if found is None or run_entries.stage_faults(found):
         place.say(
             f"the rows of the champion (run {before}) are not here as they were; these are not compared with them"
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import records
-from lora_select.audit import standing
-from lora_select.audit.ledger import in_folder
-from lora_select.audit.promotion import DEFERRED
+from lora_select.audit.alias import standing
+from lora_select.audit.alias.promotion import DEFERRED
+from lora_select.audit.books.ledger import in_folder
 from lora_select.errors import InputError
 from lora_select.records import DatasetProfile, Decision, Evaluation, Promotion, Race, Retention, Spectra
 

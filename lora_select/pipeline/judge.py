@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import records
-from lora_select.audit import evidence
-from lora_select.audit.champion import AWAY, OTHER
-from lora_select.audit.champion import champion as champion_now
-from lora_select.audit.ledger import in_folder
-from lora_select.audit.promotion import Candidate, Judgement, Office
-from lora_select.audit.promotion import promote as promote_library
+from lora_select.audit.alias.champion import AWAY, OTHER
+from lora_select.audit.alias.champion import champion as champion_now
+from lora_select.audit.alias.promotion import Candidate, Judgement, Office
+from lora_select.audit.alias.promotion import promote as promote_library
+from lora_select.audit.books import grounds
+from lora_select.audit.books.ledger import in_folder
 from lora_select.config import PromotionConfig
 from lora_select.evaluation import criteria, gate
 from lora_select.evaluation.evaluate import EvaluationOptions
@@ -119,7 +119,7 @@ def _promote(
         run=run,
         folder=context.folder_of(adapter),
         mlflow_run=tracker.run_id(served) or tracker.parent,
-        digests=evidence.digests(root / run),
+        digests=grounds.digests(root / run),
         compared_with=judged.champion_version,
     )
     office = Office(in_folder(root), tracker.store)

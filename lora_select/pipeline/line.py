@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_select import recipes, serving
 from lora_select.address import masked
-from lora_select.audit.champion import key_part, rival_of
+from lora_select.audit.alias.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.evidence.cost import words
 from lora_select.pipeline import choose, judge, prepare, retaining, sources, train, workspace

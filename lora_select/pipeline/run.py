@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from lora_select import __version__, models, records, serving
-from lora_select.audit import anchor, runs, seal
-from lora_select.audit.ledger import in_folder
+from lora_select.audit import run_entries
+from lora_select.audit.books import anchor, seal
+from lora_select.audit.books.ledger import in_folder
 from lora_select.audit.registrations import admit, inside
 from lora_select.config import RunConfig
 from lora_select.data.intake import check_source
@@ -178,7 +179,7 @@ def opened(
     key = run_key(config, base, found)
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
-    changed = runs.opened(folder)
+    changed = run_entries.opened(folder)
     records.write_private(folder / "config.json", config.model_dump_json(indent=2) + "\n")
     tracker = None if config.tracking.uri is None else _tracker(config, folder, key, _tags(base) | dict(tags or {}))
     tracking = [Tracking(tracker, machine=config.tracking.system_metrics)] if tracker else []
@@ -208,7 +209,7 @@ def _enter(config: RunConfig, found: Mapping[str, str], folder: Path, tracker: "
     """Seal the run's folder, enter it in the ledger with the bytes that it was opened on, and tell MLflow the ledger's head."""
     if tracker is not None:
         tracker.flush()
-    runs.closed(folder, sources=found, model=config.promotion.model_name or config.name)
+    run_entries.closed(folder, sources=found, model=config.promotion.model_name or config.name)
     if tracker is not None and (said := anchor.push(in_folder(folder.parent), tracker.store, run_id=tracker.parent)):
         place.say(said)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_select import records
-from lora_select.audit import seal
+from lora_select.audit.books import seal
 from lora_select.errors import WorldError
 
 R = TypeVar("R")

@@ -1,7 +1,7 @@
 """What came out, in the sentences of every place that says it: the terminal, a notebook, the report, MLflow's page, the card."""
 
-from lora_select.audit.promotion import DEFERRED
-from lora_select.audit.standing import AWAITING, REJECTED
+from lora_select.audit.alias.promotion import DEFERRED
+from lora_select.audit.alias.standing import AWAITING, REJECTED
 from lora_select.evaluation import names
 from lora_select.records import Decision, Evaluation, MetricComparison, Promotion
 from lora_select.selection.explanation import short

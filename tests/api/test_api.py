@@ -8,7 +8,7 @@ from recipe_samples import chats, write_jsonl
 
 import lora_select as ls
 from lora_select import api, records
-from lora_select.audit import evidence
+from lora_select.audit.books import grounds
 from lora_select.cli.main import main
 from lora_select.records import Decision
 
@@ -183,7 +183,7 @@ def test_curvature_is_measured_wherever_it_is_asked_for(choice, tiny_model_folde
     again = ls.recommend(str(tiny_model_folder), place / "rows.jsonl", curvature=True, **settings)
     assert again.folder == choice.folder
     assert json.loads((choice.folder / "costs.json").read_text())["curvature"]["value"] > 0
-    assert "costs" in evidence.digests(choice.folder)
+    assert "costs" in grounds.digests(choice.folder)
 
 
 def test_a_dataset_of_no_known_format_names_its_columns(tiny_model_folder, settings):

@@ -7,10 +7,10 @@ import books
 import pytest
 from books import BLOCKED, MODEL, PASSED
 
-from lora_select.audit import runs
-from lora_select.audit.clean import DAY, clean, plan, size_of
-from lora_select.audit.promotion import promote
-from lora_select.audit.verify import verify
+from lora_select.audit import run_entries
+from lora_select.audit.alias.promotion import promote
+from lora_select.audit.clean_up import DAY, clean, plan, size_of
+from lora_select.audit.verification import verify
 from lora_select.errors import InputError
 
 DAYS_40 = time.time() + 40 * DAY
@@ -25,7 +25,7 @@ def finish(office, key, variant, judgement=PASSED, compared_with=None, **setting
     root = office.ledger.path.parent
     run = books.finished_run(root, key, variant)
     promote(office, books.candidate(office, run, compared_with), judgement, **settings)
-    runs.closed(run, model=MODEL)
+    run_entries.closed(run, model=MODEL)
     return run
 
 
@@ -67,7 +67,7 @@ def test_a_dry_run_removes_nothing(office):
 def test_checkpoints_and_orphans_go_without_asking_for_age(office):
     root = office.ledger.path.parent
     run = finish(office, "r1", "lora")
-    folder = runs.stages(run)["adapter"].folder
+    folder = run_entries.stages(run)["adapter"].folder
     (folder / "checkpoints" / "step-1").mkdir(parents=True)
     (folder / "checkpoints" / "step-1" / "x.safetensors").write_bytes(b"x" * 50)
     orphan = books.finished_run(root, "r9", "dora")
@@ -97,7 +97,7 @@ def test_an_unfinished_training_is_kept_for_its_resume(office):
 def test_stages_of_runs_of_an_older_version_are_known_by_their_records(office):
     root = office.ledger.path.parent
     run = finish(office, "r1", "lora")
-    (run / runs.STAGES).unlink()
+    (run / run_entries.STAGES).unlink()
     assert plan(root, now=DAYS_40).pieces == ()
 
 

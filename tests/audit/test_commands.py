@@ -7,9 +7,10 @@ import pytest
 from books import BLOCKED, MODEL, PASSED
 
 from lora_select import records
-from lora_select.audit import anchor, runs
-from lora_select.audit.promotion import promote
-from lora_select.audit.verify import verify
+from lora_select.audit import run_entries
+from lora_select.audit.alias.promotion import promote
+from lora_select.audit.books import anchor
+from lora_select.audit.verification import verify
 from lora_select.cli import main
 from lora_select.errors import InputError, WorldError
 
@@ -24,7 +25,7 @@ def finish(office, key="r1", variant="lora", judgement=PASSED, compared_with=Non
     notes = {"uri": office.store.uri, "experiment_id": office.store.experiment_id, "parent_run_id": "x"}
     records.write_private(run / "tracking.json", json.dumps(notes))
     promote(office, books.candidate(office, run, compared_with), judgement, **settings)
-    runs.closed(run, model=MODEL)
+    run_entries.closed(run, model=MODEL)
     return run
 
 
@@ -78,7 +79,7 @@ def test_approve_reject_and_rollback_print_what_they_did(office, capsys):
 def test_what_was_never_tracked_is_verified_without_mlflow(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = books.finished_run(tmp_path / "runs")
-    runs.closed(run)
+    run_entries.closed(run)
     assert call("verify", run) == 0
     assert call("ledger", "verify", "--runs", run.parent) == 0
     assert "was not compared with MLflow" in capsys.readouterr().out
@@ -117,7 +118,7 @@ def test_unknown_models_and_folders_are_named(office, tmp_path):
 
 def test_clean_says_what_would_go(office, capsys):
     run = finish(office)
-    folder = runs.stages(run)["adapter"].folder / "checkpoints"
+    folder = run_entries.stages(run)["adapter"].folder / "checkpoints"
     folder.mkdir()
     (folder / "x").write_bytes(b"x" * 2000)
     assert call("clean", "--runs", run.parent, "--dry-run") == 0

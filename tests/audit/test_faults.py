@@ -13,9 +13,9 @@ import pytest
 import tiny_run
 from books import MODEL, PASSED
 
-from lora_select.audit import chain
-from lora_select.audit.ledger import Ledger
-from lora_select.audit.promotion import promote
+from lora_select.audit.alias.promotion import promote
+from lora_select.audit.books import chain
+from lora_select.audit.books.ledger import Ledger
 from lora_select.errors import WorldError
 from lora_select.tracking import registry
 from lora_select.tracking.store import prepare

@@ -11,11 +11,13 @@ import books
 import pytest
 from books import BLOCKED, MODEL, PASSED
 
-from lora_select.audit import anchor, approval, chain, runs, standing
-from lora_select.audit.approval import Answer
-from lora_select.audit.ledger import Ledger
-from lora_select.audit.promotion import Office, alone, promote, recover
-from lora_select.audit.rollback import rollback
+from lora_select.audit import run_entries
+from lora_select.audit.alias import approval, standing
+from lora_select.audit.alias.approval import Answer
+from lora_select.audit.alias.promotion import Office, alone, promote, recover
+from lora_select.audit.alias.withdrawal import rollback
+from lora_select.audit.books import anchor, chain
+from lora_select.audit.books.ledger import Ledger
 from lora_select.tracking import registry
 from lora_select.tracking.store import prepare
 
@@ -78,7 +80,7 @@ def prepared(root: Path, uri: str, deed: Callable) -> None:
     if deed is rolling_back:
         promote(office, books.candidate(office, second, "1"), PASSED)
     for run in (first, second):
-        runs.closed(run, model=MODEL)
+        run_entries.closed(run, model=MODEL)
     anchor.push(office.ledger, office.store)
 
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lora_select.audit import anchor, chain
-from lora_select.audit.ledger import NOTHING, Ledger, sealed, to_line
+from lora_select.audit.books import anchor, chain
+from lora_select.audit.books.ledger import NOTHING, Ledger, sealed, to_line
 from lora_select.errors import WorldError
 
 
@@ -140,7 +140,7 @@ def test_writers_at_once_lose_nothing(ledger):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from lora_select.audit.ledger import Ledger
+from lora_select.audit.books.ledger import Ledger
 from lora_select.errors import WorldError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = Path(sys.argv[1])

@@ -8,8 +8,9 @@ import books
 import pytest
 
 from lora_select import models
-from lora_select.audit import runs, standing
-from lora_select.audit.promotion import alone, recover
+from lora_select.audit import run_entries
+from lora_select.audit.alias import standing
+from lora_select.audit.alias.promotion import alone, recover
 from lora_select.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -55,14 +56,14 @@ def test_a_stage_outside_the_runs_folder_is_none(tmp_path):
     noted = json.loads((run / "stages.json").read_text())
     noted["adapter"] |= {"stage": "..", "key": "../elsewhere"}
     (run / "stages.json").write_text(json.dumps(noted))
-    assert runs.stages(run) == {}
+    assert run_entries.stages(run) == {}
 
 
 def test_a_promise_that_leads_outside_is_abandoned(tmp_path, store):
     office = books.office(tmp_path / "runs", store)
     run = books.finished_run(tmp_path / "runs")
     outside = tmp_path / "outside"
-    runs.stages(run)["adapter"].folder.rename(outside)
+    run_entries.stages(run)["adapter"].folder.rename(outside)
     moves = {
         "aliases": {"champion": ""},
         "folder": "../outside",

@@ -10,12 +10,14 @@ import pytest
 from books import BLOCKED, MODEL, PASSED
 
 from lora_select import records
-from lora_select.audit import anchor, approval, chain, runs, standing
-from lora_select.audit.approval import Answer
-from lora_select.audit.champion import AWAY, answered, key_part, rival_of
-from lora_select.audit.promotion import AWAITING, DEFERRED, Office, alone, promote, recover
-from lora_select.audit.rollback import rollback
-from lora_select.audit.verify import verify
+from lora_select.audit import run_entries
+from lora_select.audit.alias import approval, standing
+from lora_select.audit.alias.approval import Answer
+from lora_select.audit.alias.champion import AWAY, answered, key_part, rival_of
+from lora_select.audit.alias.promotion import AWAITING, DEFERRED, Office, alone, promote, recover
+from lora_select.audit.alias.withdrawal import rollback
+from lora_select.audit.books import anchor, chain
+from lora_select.audit.verification import verify
 from lora_select.config import PromotionConfig
 from lora_select.errors import InputError, WorldError
 from lora_select.pipeline import judge, workspace
@@ -42,7 +44,7 @@ def office(root, store) -> Office:
 def finish(office, root, key="r1", variant="lora", judgement=PASSED, compared_with=None, **settings):
     run = books.finished_run(root, key, variant)
     made = promote(office, books.candidate(office, run, compared_with), judgement, **settings)
-    runs.closed(run, model=MODEL)
+    run_entries.closed(run, model=MODEL)
     return run, made
 
 
@@ -347,8 +349,8 @@ def test_what_a_judgement_and_a_promotion_are_kept_under(office, root):
     """Another champion is another evaluation; the adapter's own promotion is none."""
     run, _ = finish(office, root)
     second = books.finished_run(root, "r2", "dora")
-    digest = read(Adapter, runs.stages(second)["adapter"].folder / "record.json").digest
-    first_digest = read(Adapter, runs.stages(run)["adapter"].folder / "record.json").digest
+    digest = read(Adapter, run_entries.stages(second)["adapter"].folder / "record.json").digest
+    first_digest = read(Adapter, run_entries.stages(run)["adapter"].folder / "record.json").digest
     told = (office.store, root, "r2", MODEL, digest)
     before = (rival_of(*told), key_part(*told))
     assert before[0].startswith("1 ")
@@ -368,7 +370,7 @@ def promoted(office, run, policy=PromotionConfig()):  # noqa: B008  (frozen)
     ]
     tracker = Tracker(office.store, run, office.store.client.create_run(office.store.experiment_id).info.run_id)
     place = Place(office.ledger.path.parent, tracker)
-    digest = read(Adapter, runs.stages(run)["adapter"].folder / "record.json").digest
+    digest = read(Adapter, run_entries.stages(run)["adapter"].folder / "record.json").digest
     holder = key_part(office.store, place.root, run.name, MODEL, digest)
     told = {"model_name": MODEL, "policy": policy, "run": run.name, "key_only": {"holder": holder}}
     made = judge.promote(place, adapter=adapter, evaluation=evaluation, retention=None, **told)
@@ -411,7 +413,7 @@ def test_the_same_command_finds_its_request_until_it_is_answered(office, root):
     first, second = (promoted(office, run, policy) for _ in range(2))
     assert (first.record.alias, first.reused, second.reused) == (AWAITING, False, True)
     records.write_text(run / "report.json", "{}")
-    runs.closed(run, model=MODEL)
+    run_entries.closed(run, model=MODEL)
     assert is_over(run, tracked=True)
     approval.approve(office, run, ANN)
     assert not is_over(run, tracked=True)  # its records say that it waits
@@ -440,7 +442,7 @@ def test_mlflow_away_while_the_judged_rival_is_looked_up_is_an_answer(office, ro
 
     finish(office, root)
     run, _ = finish(office, root, "r2", "dora", compared_with="1")
-    digest = read(Adapter, runs.stages(run)["adapter"].folder / "record.json").digest
+    digest = read(Adapter, run_entries.stages(run)["adapter"].folder / "record.json").digest
 
     def down(*_):
         raise MlflowException("connection refused")

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from lora_select.audit import runs
-from lora_select.audit.ledger import in_folder
+from lora_select.audit import run_entries
+from lora_select.audit.books.ledger import in_folder
 from lora_select.audit.registrations import admit, enter, inside, pending, registered
 from lora_select.cli.main import main
 from lora_select.data.events import emit_registered
@@ -58,7 +58,7 @@ def test_what_no_run_has_trained_on_is_pending(tmp_path, data, manifest):
     run = root / "r1"
     run.mkdir()
     (run / "report.json").write_text("{}")
-    runs.closed(run, sources={"train": manifest.digest})
+    run_entries.closed(run, sources={"train": manifest.digest})
     assert pending(root) == []
     data.write_text('{"prompt": "a", "completion": "c"}\n')
     note(root, look_at(data))
@@ -69,7 +69,7 @@ def test_a_run_that_did_not_end_leaves_its_dataset_pending(tmp_path, manifest):
     root = tmp_path / "runs"
     note(root, manifest)
     (root / "r1").mkdir()
-    runs.closed(root / "r1", sources={"train": manifest.digest})
+    run_entries.closed(root / "r1", sources={"train": manifest.digest})
     assert len(pending(root)) == 1
 
 

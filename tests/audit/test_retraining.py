@@ -3,7 +3,7 @@
 import books
 from books import MODEL, PASSED
 
-from lora_select.audit.promotion import promote
+from lora_select.audit.alias.promotion import promote
 from lora_select.data.intake import intake
 from lora_select.pipeline import workspace
 from lora_select.pipeline.change import compare, earlier_dataset

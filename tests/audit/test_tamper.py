@@ -10,8 +10,9 @@ import mlflow_samples as samples
 import pytest
 
 from lora_select import records
-from lora_select.audit import runs, seal
-from lora_select.audit.verify import verify
+from lora_select.audit import run_entries
+from lora_select.audit.books import seal
+from lora_select.audit.verification import verify
 from lora_select.errors import InputError, WorldError
 from lora_select.pipeline import workspace
 
@@ -20,7 +21,7 @@ from lora_select.pipeline import workspace
 def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("books") / "runs"
     run = books.finished_run(root)
-    runs.closed(run, sources={"train": "d" * 64}, model="tweets")
+    run_entries.closed(run, sources={"train": "d" * 64}, model="tweets")
     return root
 
 
@@ -31,7 +32,7 @@ def root(whole, tmp_path):
 
 def files_of(root: Path) -> list[Path]:
     """Every file of the run: its own and those of its stages."""
-    folders = [root / "r1", *(place.folder for place in runs.stages(root / "r1").values())]
+    folders = [root / "r1", *(place.folder for place in run_entries.stages(root / "r1").values())]
     found = [folder / path for folder in folders for path in seal.listing(folder)]
     return [*(path for path in found if not path.is_symlink()), *(folder / seal.SEAL for folder in folders)]
 
@@ -75,7 +76,7 @@ def test_every_file_is_guarded(root, harm):
 
 
 def test_a_changed_stage_is_not_finished_and_says_which_file(root):
-    stages = runs.stages(root / "r1")
+    stages = run_entries.stages(root / "r1")
     for place in stages.values():
         stage, key = place.folder.parent.name, place.folder.name
         assert workspace.finished(root, stage, key) is not None
@@ -91,7 +92,7 @@ def test_a_restored_time_stamp_hides_nothing(root, monkeypatch):
     import os
 
     monkeypatch.setattr(seal, "RACY_NS", 0)  # the files are seconds old; only the time stamps may tell
-    path = runs.stages(root / "r1")["adapter"].folder / "adapter" / "adapter_model.safetensors"
+    path = run_entries.stages(root / "r1")["adapter"].folder / "adapter" / "adapter_model.safetensors"
     before = path.stat()
     assert seal.faults(path.parents[1]) == []
     flip_bit(path)
@@ -101,15 +102,15 @@ def test_a_restored_time_stamp_hides_nothing(root, monkeypatch):
 
 
 def test_a_file_that_was_put_there_is_named(root):
-    planted = runs.stages(root / "r1")["adapter"].folder / "adapter" / "adapter_model.bin"
+    planted = run_entries.stages(root / "r1")["adapter"].folder / "adapter" / "adapter_model.bin"
     planted.write_bytes(b"pickle")
     assert any(str(planted) in fault for fault in verify(root / "r1").faults)
     with pytest.raises(WorldError, match="adapter_model.bin was put there since"):
-        runs.adapter_folder(root / "r1")
+        run_entries.adapter_folder(root / "r1")
 
 
 def test_a_forger_who_seals_anew_is_seen_by_the_run_and_the_ledger(root):
-    place = runs.stages(root / "r1")["adapter"]
+    place = run_entries.stages(root / "r1")["adapter"]
     flip_bit(place.folder / "adapter" / "adapter_model.safetensors")
     seal.write(place.folder)
     assert any("was written anew" in fault for fault in verify(root / "r1").faults)
@@ -117,34 +118,34 @@ def test_a_forger_who_seals_anew_is_seen_by_the_run_and_the_ledger(root):
     workspace.view(root, "r1", ref, "adapter")
     seal.write(root / "r1")
     assert any("is not the seal that the ledger's entry" in fault for fault in verify(root / "r1").faults)
-    runs.ledger_of(root / "r1").path.unlink()
+    run_entries.ledger_of(root / "r1").path.unlink()
     assert any("no entry of this run" in fault for fault in verify(root / "r1").faults)
 
 
 def test_export_takes_the_adapter_that_was_checked_not_what_a_link_says(root, tmp_path):
-    folder = runs.adapter_folder(root / "latest")
-    assert folder == runs.stages(root / "r1")["adapter"].folder / "adapter"
+    folder = run_entries.adapter_folder(root / "latest")
+    assert folder == run_entries.stages(root / "r1")["adapter"].folder / "adapter"
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     (root / "r1" / "adapter").unlink()
     (root / "r1" / "adapter").symlink_to(other)
-    assert runs.adapter_folder(root / "r1") == folder
+    assert run_entries.adapter_folder(root / "r1") == folder
     assert any("r1/adapter was changed" in fault for fault in verify(root / "r1").faults)
     flip_bit(folder / "adapter_config.json")
     with pytest.raises(WorldError, match="adapter_config.json was changed since it was made"):
-        runs.adapter_folder(root / "latest")
+        run_entries.adapter_folder(root / "latest")
 
 
 def test_a_plain_folder_is_an_adapter_too_and_nothing_is_no_adapter(root, tmp_path):
-    plain = Path(shutil.copytree(runs.adapter_folder(root / "r1"), tmp_path / "plain"))
-    assert runs.adapter_folder(plain) == plain
+    plain = Path(shutil.copytree(run_entries.adapter_folder(root / "r1"), tmp_path / "plain"))
+    assert run_entries.adapter_folder(plain) == plain
     with pytest.raises(InputError, match="holds no adapter"):
-        runs.adapter_folder(tmp_path)
+        run_entries.adapter_folder(tmp_path)
 
 
 def test_a_run_is_opened_and_what_was_changed_is_set_aside(root):
     run = root / "r1"
     flip_bit(run / "config.json")
-    lines = runs.opened(run)
+    lines = run_entries.opened(run)
     assert [line.split(" ")[0] for line in lines] == [str(run / "config.json")]
     assert not (run / "config.json").exists()
     assert len(list((root / "changed").iterdir())) == 1
@@ -152,17 +153,19 @@ def test_a_run_is_opened_and_what_was_changed_is_set_aside(root):
 
 
 def test_a_changed_stage_is_named_when_the_run_is_opened(root):
-    for place in runs.stages(root / "r1").values():
+    for place in run_entries.stages(root / "r1").values():
         flip_bit(place.folder / "record.json")
-    named = [line.split(" ")[0] for line in runs.opened(root / "r1")]
-    assert sorted(named) == sorted(str(place.folder / "record.json") for place in runs.stages(root / "r1").values())
+    named = [line.split(" ")[0] for line in run_entries.opened(root / "r1")]
+    assert sorted(named) == sorted(
+        str(place.folder / "record.json") for place in run_entries.stages(root / "r1").values()
+    )
 
 
 def test_the_same_end_is_entered_once(root):
-    ledger = runs.ledger_of(root / "r1")
+    ledger = run_entries.ledger_of(root / "r1")
     before = len(ledger.entries())
-    runs.opened(root / "r1")
-    runs.closed(root / "r1", sources={"train": "d" * 64}, model="tweets")
+    run_entries.opened(root / "r1")
+    run_entries.closed(root / "r1", sources={"train": "d" * 64}, model="tweets")
     assert len(ledger.entries()) == before
     assert verify(root / "r1").faults == ()
 
@@ -182,7 +185,7 @@ def test_an_attempt_that_a_kill_left_is_no_fault(tmp_path):
 
 
 def test_a_used_stage_is_looked_at_again(root):
-    place = runs.stages(root / "r1")["profile"]
+    place = run_entries.stages(root / "r1")["profile"]
     ref = workspace.StageRef("profile", place.folder.name, place.record)
     assert workspace.intact(root, ref) == place.folder
     flip_bit(place.folder / "record.json")
@@ -193,11 +196,11 @@ def test_a_used_stage_is_looked_at_again(root):
 
 
 def test_checkpoints_go_when_the_run_has_ended(root):
-    folder = runs.stages(root / "r1")["adapter"].folder
+    folder = run_entries.stages(root / "r1")["adapter"].folder
     (folder / "checkpoints" / "step-4").mkdir(parents=True)
     (folder / "checkpoints" / "step-4" / "optimizer.safetensors").write_bytes(b"x" * 100)
     assert verify(root / "r1").faults == ()
-    assert runs.drop_checkpoints(folder) == 100
+    assert run_entries.drop_checkpoints(folder) == 100
     assert verify(root / "r1").faults == ()
     assert workspace.finished(root, "adapter", folder.name) is not None
 
@@ -215,6 +218,6 @@ def test_a_proof_of_another_adapter_than_the_one_that_is_served_is_named(tmp_pat
         ref = workspace.finished(root, name, f"r1{name}")
         assert ref is not None
         workspace.view(root, "r1", ref, name)
-    runs.closed(run, sources={"train": "d" * 64}, model="tweets")
+    run_entries.closed(run, sources={"train": "d" * 64}, model="tweets")
     named = (f"{run / 'served-proof.json'} is the proof of another adapter",)
     assert verify(run).faults == (named if other else ())

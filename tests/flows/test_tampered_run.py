@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from lora_select.audit import runs, seal
-from lora_select.audit.verify import verify
+from lora_select.audit import run_entries
+from lora_select.audit.books import seal
+from lora_select.audit.verification import verify
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ def harmed(content: bytes, kind: str) -> bytes | None:
 
 
 def files_of(run: Path) -> list[Path]:
-    folders = [run, *(place.folder for place in runs.stages(run).values())]
+    folders = [run, *(place.folder for place in run_entries.stages(run).values())]
     found = [folder / path for folder in folders for path in (*seal.listing(folder), seal.SEAL)]
     return [path for path in found if not path.is_symlink()]
 
@@ -78,7 +79,7 @@ def test_the_next_run_names_what_was_changed_and_uses_none_of_it(place):
     """One file of every stage and of the run's folder is changed at once, so that the line need not run once a file."""
     latest = (place / "runs" / "latest").resolve()
     changed = [latest / "config.json"]
-    for stage in runs.stages(latest).values():
+    for stage in run_entries.stages(latest).values():
         changed.append(stage.folder / next(iter(sorted(seal.listing(stage.folder)))))
     for path in changed:
         path.write_bytes(harmed(path.read_bytes(), "bit") or b"x")

@@ -9,7 +9,7 @@ import torch
 
 import lora_select as ls
 from lora_select import records
-from lora_select.audit.verify import verify
+from lora_select.audit.verification import verify
 from lora_select.errors import InputError
 from lora_select.records import Adapter, ReloadCheck, Retention
 from lora_select.retention.moments import InputSums, Moments, save

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from lora_select.api import inputs
-from lora_select.audit import runs
-from lora_select.audit.ledger import in_folder
+from lora_select.audit import run_entries
+from lora_select.audit.books.ledger import in_folder
 from lora_select.config import words
 from lora_select.data.reading.files import source_digest
 from lora_select.errors import InputError, WorldError
@@ -90,7 +90,7 @@ def test_a_run_is_finished_once_it_is_entered(made, monkeypatch):
 
     with run.opened(made(), observers=[Heard()]):
         pass
-    monkeypatch.setattr(runs, "closed", _full)
+    monkeypatch.setattr(run_entries, "closed", _full)
     with pytest.raises(WorldError, match="disk full"), run.opened(made(), observers=[Heard()]):
         pass
     assert told == [("FINISHED", 1), ("FAILED", 1)]

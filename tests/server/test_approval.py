@@ -11,9 +11,9 @@ import tiny_run
 from books import PASSED
 from prefect_harness import served, wait_for, worker
 
-from lora_select.audit.ledger import in_folder
-from lora_select.audit.promotion import promote
-from lora_select.audit.verify import verify
+from lora_select.audit.alias.promotion import promote
+from lora_select.audit.books.ledger import in_folder
+from lora_select.audit.verification import verify
 from lora_select.records import Promotion, read
 from lora_select.tracking import registry
 from lora_select.tracking.store import prepare

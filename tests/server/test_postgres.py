@@ -14,9 +14,10 @@ import psutil
 import pytest
 from books import PASSED
 
-from lora_select.audit import anchor, runs
-from lora_select.audit.promotion import promote
-from lora_select.audit.verify import verify
+from lora_select.audit import run_entries
+from lora_select.audit.alias.promotion import promote
+from lora_select.audit.books import anchor
+from lora_select.audit.verification import verify
 from lora_select.cli import main
 from lora_select.errors import WorldError
 from lora_select.tracking import store as stores
@@ -79,7 +80,7 @@ def test_the_password_stays_where_it_was_put_needs_postgresql(port, tmp_path, mo
         tracker.end(stage)
     assert promote(office, books.candidate(office, run), PASSED, approval="required").alias == "awaiting approval"
     tracker.finish()
-    runs.closed(run, model="tweets")
+    run_entries.closed(run, model="tweets")
     anchor.push(office.ledger, store, run_id=tracker.parent)
     assert verify(run, store).faults == ()
     assert main.main(["approve", str(run), "--by", "Ann", "--reason", "reads well"]) == 0

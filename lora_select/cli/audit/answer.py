@@ -25,7 +25,8 @@ def add(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Enter the answer and say what it led to."""
-    from lora_select.audit import approval, office
+    from lora_select.audit import office
+    from lora_select.audit.alias import approval
 
     folder = Path(parsed.run_folder)
     desk = office.of_run(folder, parsed.tracking_uri)

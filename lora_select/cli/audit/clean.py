@@ -39,7 +39,7 @@ def age(text: str) -> float:
 
 def run(parsed: argparse.Namespace) -> int:
     """Say what goes, and let it go unless it is a dry run."""
-    from lora_select.audit.clean import clean, plan
+    from lora_select.audit.clean_up import clean, plan
 
     root = Path(parsed.runs)
     made = plan(root, older_days=parsed.older, keep_champions=parsed.keep_champions)

@@ -23,8 +23,10 @@ def add(commands: Any) -> None:
 
 def verify(parsed: argparse.Namespace) -> int:
     """Check the chain and, through MLflow's head, its end; 1 when something was done to it."""
-    from lora_select.audit import anchor, chain, office, standing
-    from lora_select.audit.ledger import in_folder
+    from lora_select.audit import office
+    from lora_select.audit.alias import standing
+    from lora_select.audit.books import anchor, chain
+    from lora_select.audit.books.ledger import in_folder
     from lora_select.errors import WorldError
 
     ledger = in_folder(parsed.runs)
@@ -53,7 +55,7 @@ def verify(parsed: argparse.Namespace) -> int:
 
 def show_entries(parsed: argparse.Namespace) -> int:
     """Print the entries."""
-    from lora_select.audit.ledger import in_folder, to_line
+    from lora_select.audit.books.ledger import in_folder, to_line
     from lora_select.errors import InputError
 
     ledger = in_folder(parsed.runs)

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Move the alias and say so."""
     from lora_select.audit import office
-    from lora_select.audit.rollback import rollback
+    from lora_select.audit.alias.withdrawal import rollback
 
     desk = office.of_model(Path(parsed.runs), parsed.model, parsed.tracking_uri)
     entry = rollback(desk, parsed.model, by=parsed.by, reason=parsed.reason, to=parsed.to)

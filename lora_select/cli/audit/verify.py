@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Print what was found; 0 when every file is what it was, 1 when one is not or MLflow could not be asked."""
     from lora_select.audit import office
-    from lora_select.audit.verify import verify
+    from lora_select.audit.verification import verify
     from lora_select.errors import WorldError
     from lora_select.tracking.tracker import read_notes
 

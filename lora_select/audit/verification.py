@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_select.audit import anchor, chain, runs, seal, standing
-from lora_select.audit.ledger import Ledger
+from lora_select.audit import run_entries
+from lora_select.audit.alias import standing
+from lora_select.audit.books import anchor, chain, seal
+from lora_select.audit.books.ledger import Ledger
 from lora_select.errors import InputError, WorldError
 from lora_select.records import Adapter, Decision, Evaluation, ReloadCheck, read, sha256_file
 from lora_select.tracking.store import Store
@@ -31,13 +33,13 @@ def verify(run: Path, store: Store | None = None) -> Verification:
         InputError: the folder is no run.
     """
     folder = run.resolve()
-    ledger = runs.ledger_of(run)
+    ledger = run_entries.ledger_of(run)
     found = chain.check(ledger.path)
-    entered = [entry for entry in found.entries if entry.run == folder.name and entry.kind == runs.RUN]
-    places = runs.stages(folder)
+    entered = [entry for entry in found.entries if entry.run == folder.name and entry.kind == run_entries.RUN]
+    places = run_entries.stages(folder)
     if not places and not entered:
-        raise InputError(f"{run} is no run's folder (no {runs.STAGES}); name one, such as runs/latest")
-    faults = [] if places else [f"{folder / runs.STAGES} is gone or was changed"]
+        raise InputError(f"{run} is no run's folder (no {run_entries.STAGES}); name one, such as runs/latest")
+    faults = [] if places else [f"{folder / run_entries.STAGES} is gone or was changed"]
     notes = list(found.notes)
     files = 0
     if (folder / seal.SEAL).is_file():
@@ -48,7 +50,7 @@ def verify(run: Path, store: Store | None = None) -> Verification:
         notes.append("the run has not ended, so its own folder is not sealed yet")
     files += sum(1 for _ in seal.listing(folder))
     for place in places.values():
-        faults += runs.stage_faults(place)
+        faults += run_entries.stage_faults(place)
         files += sum(1 for _ in seal.listing(place.folder)) if place.folder.is_dir() else 0
         shown = folder / f"{place.name}.json"
         if shown.is_file() and sha256_file(shown) != place.record:

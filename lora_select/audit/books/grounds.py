@@ -11,9 +11,9 @@ from lora_select.records.digests import library_digest
 
 def digests(run: Path) -> dict[str, str]:
     """SHA-256 of the record of every stage that a run's folder shows, of the library's source and of the names and versions installed."""
-    from lora_select.audit import runs
+    from lora_select.audit import run_entries
 
-    shown = {name: run / f"{name}.json" for name in runs.stages(run)}
+    shown = {name: run / f"{name}.json" for name in run_entries.stages(run)}
     found = {name: sha256_file(file) for name, file in shown.items() if file.is_file()}
     return found | {"library": library_digest(), "packages": packages()}
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_select.audit import evidence, seal
-from lora_select.audit.ledger import Ledger, in_folder
+from lora_select.audit.books import grounds, seal
+from lora_select.audit.books.ledger import Ledger, in_folder
 from lora_select.errors import InputError, WorldError
 from lora_select.records import Adapter, read
 from lora_select.records.ledger import Entry
@@ -86,7 +86,7 @@ def closed(run: Path, *, sources: Mapping[str, str] | None = None, model: str = 
     for place in stages(run).values():
         drop_checkpoints(place.folder)
     ledger = in_folder(run.parent)
-    digests = evidence.digests(run) | {"seal": seal.write(run)}
+    digests = grounds.digests(run) | {"seal": seal.write(run)}
     digests |= {f"source.{role}": digest for role, digest in (sources or {}).items()}
     before = [entry for entry in ledger.of(run=run.name) if entry.kind == RUN]
     if before and dict(before[-1].digests) == digests:

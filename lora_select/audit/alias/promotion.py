@@ -13,9 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_select.audit import anchor, seal, standing
-from lora_select.audit.ledger import POLICY, Ledger, locked
-from lora_select.audit.runs import is_below
+from lora_select.audit.alias import standing
+from lora_select.audit.books import anchor, seal
+from lora_select.audit.books.ledger import POLICY, Ledger, locked
+from lora_select.audit.run_entries import is_below
 from lora_select.errors import WorldError
 from lora_select.records import Adapter, Promotion, read
 from lora_select.records.ledger import Entry

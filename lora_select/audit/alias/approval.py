@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_select.audit import anchor, evidence, runs, standing
-from lora_select.audit.promotion import (
+from lora_select.audit import run_entries
+from lora_select.audit.alias import standing
+from lora_select.audit.alias.promotion import (
     CHAMPION_CHANGED,
     Candidate,
     Office,
@@ -14,8 +15,9 @@ from lora_select.audit.promotion import (
     moves_of,
     recover,
 )
-from lora_select.audit.standing import Standing
-from lora_select.audit.verify import verify
+from lora_select.audit.alias.standing import Standing
+from lora_select.audit.books import anchor, grounds
+from lora_select.audit.verification import verify
 from lora_select.errors import InputError, WorldError
 from lora_select.records.ledger import Entry
 from lora_select.tracking import names
@@ -132,7 +134,7 @@ def _version(version: str | None) -> str:
 
 
 def _candidate(office: Office, folder: Path, stands: Standing) -> Candidate:
-    name, place = runs.served(folder)
+    name, place = run_entries.served(folder)
     if place is None:
         raise InputError(
             f"{folder} holds no finished adapter ({name}); run the same command again, which makes it anew"
@@ -145,6 +147,6 @@ def _candidate(office: Office, folder: Path, stands: Standing) -> Candidate:
         run=folder.name,
         folder=place.folder,
         mlflow_run=promise.details["moves"]["mlflow_run"],
-        digests=evidence.digests(folder),
+        digests=grounds.digests(folder),
         compared_with=stands.decision.details["champion"],
     )

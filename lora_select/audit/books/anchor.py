@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_select.audit import chain
-from lora_select.audit.ledger import Ledger
+from lora_select.audit.books import chain
+from lora_select.audit.books.ledger import Ledger
 from lora_select.errors import WorldError
 from lora_select.records.ledger import Entry
 from lora_select.tracking import registry

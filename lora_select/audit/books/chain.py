@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from lora_select.audit.ledger import NOTHING, OPENED, digest_of, from_line, to_line
+from lora_select.audit.books.ledger import NOTHING, OPENED, digest_of, from_line, to_line
 from lora_select.records.ledger import Entry
 
 

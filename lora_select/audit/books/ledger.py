@@ -101,7 +101,7 @@ class Ledger:
         return entry
 
     def entries(self) -> list[Entry]:
-        """All entries in order, without a look at the chain (see :mod:`lora_select.audit.chain`); a torn last line is left out.
+        """All entries in order, without a look at the chain (see :mod:`lora_select.audit.books.chain`); a torn last line is left out.
 
         Raises:
             WorldError: a line is no entry.

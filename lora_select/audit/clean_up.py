@@ -5,8 +5,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_select.audit import runs, seal, standing
-from lora_select.audit.ledger import Ledger, in_folder
+from lora_select.audit import run_entries
+from lora_select.audit.alias import standing
+from lora_select.audit.books import seal
+from lora_select.audit.books.ledger import Ledger, in_folder
 from lora_select.errors import InputError
 from lora_select.records import sha256_file
 from lora_select.tracking import names
@@ -53,17 +55,17 @@ def plan(root: Path, *, older_days: float | None = None, keep_champions: bool = 
     if not root.is_dir():
         raise InputError(f"{root} is no runs folder; name one, such as runs")
     moment = time.time() if now is None else now
-    folders = [path for path in _runs_in(root) if (path / runs.STAGES).is_file()]
+    folders = [path for path in _runs_in(root) if (path / run_entries.STAGES).is_file()]
     needed = _needed(in_folder(root), keep_champions)
     old = [run for run in folders if older_days is not None and moment - _changed(run) > older_days * DAY]
     gone = [run for run in old if run.name not in needed]
     kept = tuple((run.name, needed[run.name]) for run in old if run.name in needed)
     staying = [run for run in _runs_in(root) if run not in gone]
-    named = {place.folder for run in staying for place in runs.stages(run).values()}
-    shown = {sha256_file(file) for run in staying for file in run.glob("*.json") if not runs.stages(run)}
+    named = {place.folder for run in staying for place in run_entries.stages(run).values()}
+    shown = {sha256_file(file) for run in staying for file in run.glob("*.json") if not run_entries.stages(run)}
     pieces = [Piece(run, size_of(run), f"ended {(moment - _changed(run)) / DAY:.0f} days ago") for run in gone]
     for folder in sorted(path for path in (root.resolve() / "stages").glob("*/*") if path.is_dir()):
-        record, age = folder / runs.RECORD, moment - _changed(folder)
+        record, age = folder / run_entries.RECORD, moment - _changed(folder)
         if not record.is_file():
             if older_days is not None and age > max(older_days, 1.0) * DAY:
                 pieces.append(Piece(folder, size_of(folder), f"an attempt that ended {age / DAY:.0f} days ago"))
@@ -72,9 +74,11 @@ def plan(root: Path, *, older_days: float | None = None, keep_champions: bool = 
                 pieces.append(Piece(folder, size_of(folder), "no run that stays uses it"))
         elif (folder / seal.DROPPED).is_dir():
             pieces.append(Piece(folder / seal.DROPPED, size_of(folder / seal.DROPPED), "its training has ended"))
-    if (root / runs.CHANGED).is_dir() and older_days is not None:
+    if (root / run_entries.CHANGED).is_dir() and older_days is not None:
         aside = [
-            path for path in sorted((root / runs.CHANGED).iterdir()) if moment - path.stat().st_mtime > older_days * DAY
+            path
+            for path in sorted((root / run_entries.CHANGED).iterdir())
+            if moment - path.stat().st_mtime > older_days * DAY
         ]
         pieces += [Piece(path, size_of(path), "was set aside because it had been changed") for path in aside]
     return Plan(tuple(pieces), kept)

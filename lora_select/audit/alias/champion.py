@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from lora_select.audit import standing
-from lora_select.audit.ledger import in_folder
-from lora_select.audit.standing import Standing
+from lora_select.audit.alias import standing
+from lora_select.audit.alias.standing import Standing
+from lora_select.audit.books.ledger import in_folder
 from lora_select.errors import WorldError
 from lora_select.records.ledger import Entry
 from lora_select.tracking import registry

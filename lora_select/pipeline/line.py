@@ -15,12 +15,13 @@ from lora_select.address import masked
 from lora_select.audit.alias.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.evidence.cost import words
-from lora_select.pipeline import choose, judge, prepare, retaining, sources, train, workspace
-from lora_select.pipeline.change import compare, earlier_dataset
-from lora_select.pipeline.document import document, signed_by
+from lora_select.pipeline import retaining, source_digests, workspace
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
+from lora_select.pipeline.stages import choose, judge, prepare, train
+from lora_select.pipeline.stages.change import compare, earlier_dataset
+from lora_select.pipeline.stages.document import document, signed_by
 from lora_select.pipeline.workspace import StageRef
 from lora_select.recipes.expressible import PEFT_MAKES
 from lora_select.records import (
@@ -225,7 +226,7 @@ def _profiled(run: Run) -> tuple[Outcome[Dataset], Outcome[Gate], Outcome[Datase
         rows=rows,
         gate=config.gate,
         base=run.base,
-        key_only=sources.of(run.sources, "train", "eval", "benchmarks"),
+        key_only=source_digests.of(run.sources, "train", "eval", "benchmarks"),
     )
     gate = run.do(prepare.gate, "gate", dataset=dataset.ref)
     profile = run.do(
@@ -338,7 +339,7 @@ def _evaluated(
         key_only={
             "proof": proof.ref,  # an adapter without proof is not judged
             "rival": _rival(run, adapter.record),
-            "sources": sources.of(run.sources, "tasks", "metrics"),
+            "sources": source_digests.of(run.sources, "tasks", "metrics"),
         },
     )
 

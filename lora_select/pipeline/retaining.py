@@ -5,9 +5,10 @@ from pathlib import Path
 
 from lora_select import models
 from lora_select.errors import InputError
-from lora_select.pipeline import sources, train
+from lora_select.pipeline import source_digests
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
+from lora_select.pipeline.stages import train
 from lora_select.pipeline.workspace import StageRef
 from lora_select.records import Adapter, DatasetProfile, ReloadCheck, Retention, TrainingPlan
 from lora_select.training.validation import FEWEST
@@ -73,7 +74,7 @@ def retained(
             device=run.machine.device,
             quantize=run.config.base_model.quantize,
             rivals=rivals,
-            key_only=sources.of(run.sources, "references", "judges", "earlier"),
+            key_only=source_digests.of(run.sources, "references", "judges", "earlier"),
         )
     except InputError as error:
         run.place.say(f"retention was left out, the adapter is served as it was trained: {error}")

@@ -17,7 +17,7 @@ from lora_select.audit.registrations import admit, inside
 from lora_select.config import RunConfig
 from lora_select.data.intake import check_source
 from lora_select.errors import InputError, WorldError, require
-from lora_select.pipeline import sources, workspace
+from lora_select.pipeline import source_digests, workspace
 from lora_select.pipeline.observers import Tracking
 from lora_select.pipeline.stage import Observer, Outcome, Place, Runner, Stage, plainly
 from lora_select.records import BaseModel, Constraints
@@ -102,7 +102,7 @@ class Run:
 
 
 def run_key(config: RunConfig, base: BaseModel, found: Mapping[str, str]) -> str:
-    """The run's name: the same config on the same bytes (:func:`sources.digests`) with the same library is the same run."""
+    """The run's name: the same config on the same bytes (:func:`source_digests.digests`) with the same library is the same run."""
     return key_of({"config": config.digested(), "sources": found, "base": base.digest, "library": library_digest()})
 
 
@@ -113,7 +113,7 @@ def folder_of(config: RunConfig) -> Path:
         InputError: no such model.
     """
     base = models.resolve(config.base_model.source, config.base_model.revision)
-    return Path(config.runs_dir) / run_key(config, base, sources.digests(config))
+    return Path(config.runs_dir) / run_key(config, base, source_digests.digests(config))
 
 
 def check(config: RunConfig) -> None:
@@ -169,7 +169,7 @@ def opened(
     """
     check(config)
     root = Path(config.runs_dir)
-    found = sources.digests(config)
+    found = source_digests.digests(config)
     if config.dataset.registered:
         admit(root, config.dataset.source, config.dataset.registered, found["train"], config.dataset.allowed_folders)
     base = models.resolve(config.base_model.source, config.base_model.revision)

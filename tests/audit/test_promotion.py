@@ -20,9 +20,10 @@ from lora_select.audit.books import anchor, chain
 from lora_select.audit.verification import verify
 from lora_select.config import PromotionConfig
 from lora_select.errors import InputError, WorldError
-from lora_select.pipeline import judge, workspace
+from lora_select.pipeline import workspace
 from lora_select.pipeline.history import is_over
 from lora_select.pipeline.stage import Place
+from lora_select.pipeline.stages import judge
 from lora_select.records import Adapter, Promotion, read
 from lora_select.tracking import names, registry
 from lora_select.tracking.store import prepare

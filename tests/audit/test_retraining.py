@@ -6,8 +6,8 @@ from books import MODEL, PASSED
 from lora_select.audit.alias.promotion import promote
 from lora_select.data.intake import intake
 from lora_select.pipeline import workspace
-from lora_select.pipeline.change import compare, earlier_dataset
 from lora_select.pipeline.stage import Place
+from lora_select.pipeline.stages.change import compare, earlier_dataset
 from lora_select.tracking.tracker import Tracker
 
 

@@ -14,7 +14,7 @@ from lora_select.evaluation.gate import judge
 from lora_select.evaluation.policy import Policy
 from lora_select.evidence import EvidenceInputs, bom, card, cost, croissant, signature, statement, write_evidence
 from lora_select.evidence import inputs as libraries
-from lora_select.pipeline.document import signed_by
+from lora_select.pipeline.stages.document import signed_by
 
 HOME = Path.home() / "secret"
 BASE = records.BaseModel(

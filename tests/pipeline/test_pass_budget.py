@@ -3,7 +3,7 @@
 import pytest
 
 from lora_select.config import AnalysisConfig, SelectionConfig
-from lora_select.pipeline.prepare import MOST, microbatches
+from lora_select.pipeline.stages.prepare import MOST, microbatches
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from lora_select.data.labels.tokens import TokenRow
 from lora_select.data.reading import formats
 from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import reference_rows
-from lora_select.evaluation.measure import summed_losses
+from lora_select.evaluation.model_losses import summed_losses
 from lora_select.evaluation.power import paired_error
 from lora_select.models import pad_id
 

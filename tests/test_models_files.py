@@ -7,7 +7,7 @@ import pytest
 
 from lora_select import models
 from lora_select.errors import InputError
-from lora_select.models import files
+from lora_select.models import model_folder
 
 
 @pytest.fixture
@@ -164,4 +164,4 @@ def test_a_model_that_looks_ahead_is_refused_by_what_it_does(tiny_model_folder):
 
 def test_parameters_are_counted_from_the_header(folder):
     held = models.load_model(str(folder))
-    assert files.parameters(folder / "model.safetensors") == sum(p.numel() for p in held.parameters())
+    assert model_folder.parameters(folder / "model.safetensors") == sum(p.numel() for p in held.parameters())

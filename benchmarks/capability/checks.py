@@ -9,7 +9,7 @@ from typing import Any, final
 from benchmarks.capability import tiny
 from benchmarks.capability.tiny import Bench
 from lora_select.errors import InputError
-from lora_select.export.lora import write_lora
+from lora_select.export.plain_lora import write_lora
 from lora_select.initialization import write_initialization
 from lora_select.initialization.portable import make_portable, subtracts
 from lora_select.records import AdapterSpec

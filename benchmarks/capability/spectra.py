@@ -11,7 +11,7 @@ def record(bench: Bench, folder: Path) -> Path:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    from lora_select.spectral.analyze import analyze
+    from lora_select.spectral.measuring_pass import analyze
     from lora_select.variants import CATALOGUE
 
     model = bench.load(plain=True)

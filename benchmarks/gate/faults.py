@@ -7,7 +7,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from lora_select.data.gate.rows import GateRow
+from lora_select.data.gate.checked_rows import GateRow
 from lora_select.data.likeness import similar
 
 Planted = tuple[list[GateRow], set[str]]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from benchmarks.gate import faults, sources
 from lora_select.data.gate import conflicts, control, degenerate, duplicates, leaks, private
+from lora_select.data.gate.checked_rows import Flag, GateRow
 from lora_select.data.gate.drift import drift
-from lora_select.data.gate.rows import Flag, GateRow
 from lora_select.data.likeness import similar
 from lora_select.records import Drift
 

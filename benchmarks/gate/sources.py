@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lora_select.data.gate.rows import GateRow
+from lora_select.data.gate.checked_rows import GateRow
 from lora_select.data.reading import samples
 
 

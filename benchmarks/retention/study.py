@@ -17,11 +17,11 @@ from benchmarks.retention.kinds import KINDS, Kind, digest, kinds
 from benchmarks.retention.settings import Setting, Subject, load
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
-from lora_select.evaluation.measure import label_counts
 from lora_select.evaluation.metrics import exact_match, generate
+from lora_select.evaluation.model_losses import label_counts
 from lora_select.records import write_text
 from lora_select.retention import filter as filtering
-from lora_select.retention import forms, measure, moments, path
+from lora_select.retention import form_losses, forms, moments, path
 from lora_select.retention.bench import filter_updates, scaled, spreads, until
 from lora_select.retention.filter import Pair
 from lora_select.retention.forms import Update
@@ -99,7 +99,9 @@ class Study:
     def _arm(self, sources: Sequence[str]) -> dict[str, Any]:
         began = time.process_time()
         if "selection" not in self.held:
-            self.held["selection"] = measure.losses(self.model, self.form.updates, self.subject.selection, self.pad_id)
+            self.held["selection"] = form_losses.losses(
+                self.model, self.form.updates, self.subject.selection, self.pad_id
+            )
         start = path.Losses(tuple(self.held["selection"]), label_counts(self.subject.selection))
         pairs, layers, kappa, costs = self._pairs(sources)
         made: dict[str, Any] = {"kappa": kappa, "moments_processor_seconds": costs}
@@ -112,7 +114,7 @@ class Study:
         searched = time.process_time()
         points = path.morozov(
             start,
-            lambda strength: measure.losses(self.model, at(strength), self.subject.selection, self.pad_id),
+            lambda strength: form_losses.losses(self.model, at(strength), self.subject.selection, self.pad_id),
             path.parse_tolerance(None),
         )
         made["search_processor_seconds"] = round(time.process_time() - searched, 1)
@@ -145,7 +147,7 @@ class Study:
 
     def _point(self, updates: Mapping[str, Update], strength: float) -> dict[str, Any]:
         rows = {"task": self.subject.evaluation} | {name: self.kinds[name].judge for name in ("documentation", "chat")}
-        losses = {name: measure.losses(self.model, updates, part, self.pad_id) for name, part in rows.items()}
+        losses = {name: form_losses.losses(self.model, updates, part, self.pad_id) for name, part in rows.items()}
         return {"strength": strength} | {
             name: path.Losses(found, label_counts(rows[name])).mean for name, found in losses.items()
         }
@@ -155,7 +157,7 @@ class Study:
 
     def _losses(self, updates: Mapping[str, Update], rows: Mapping[str, Sequence[TokenRow]]) -> dict[str, list[float]]:
         return {
-            name: [round(loss, 4) for loss in measure.losses(self.model, updates, part, self.pad_id)]
+            name: [round(loss, 4) for loss in form_losses.losses(self.model, updates, part, self.pad_id)]
             for name, part in rows.items()
         }
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from lora_select.records import AdapterSpec, Constraints, LayerSpectra
 from lora_select.selection.candidates import ALL_LINEAR, MLP_KINDS, MLP_ONLY, Candidate, target_groups
-from lora_select.selection.verdict import spec
+from lora_select.selection.findings import spec
 from lora_select.variants import named
 
 ATTENTION_ONLY = "attention-only"

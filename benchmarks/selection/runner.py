@@ -15,10 +15,10 @@ from benchmarks.selection.table import Base, Outcome, Run, Setting, Table
 from lora_select import records
 from lora_select.data.labels.tokens import label_loss
 from lora_select.data.microbatches import draw
-from lora_select.evaluation.measure import row_losses
+from lora_select.evaluation.model_losses import row_losses
 from lora_select.initialization import write_initialization
 from lora_select.records import Range, Spectra, TrainingPlan
-from lora_select.spectral.analyze import analyze
+from lora_select.spectral.measuring_pass import analyze
 from lora_select.training import trials
 from lora_select.training.worker.loop import peak_memory_gib
 from lora_select.variants import CATALOGUE

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_select.data.reading.files import is_pattern
+from lora_select.data.reading.source_files import is_pattern
 from lora_select.errors import InputError
 
 

@@ -14,7 +14,7 @@ from lora_select import environment
 environment.prepare()  # before what it quiets is imported
 
 # ruff: noqa: E402
-from lora_select.api import inputs
+from lora_select.api import in_memory
 from lora_select.api.results import Choice, FinetunedRun, Measurement
 from lora_select.config import RunConfig, words
 from lora_select.errors import InputError
@@ -123,8 +123,8 @@ def _config(
     )  # what is wrong is refused before rows are written, which lie below `runs_dir`
     if asked.tracking.uri is not None and "name" not in settings and not isinstance(dataset, str | Path):
         raise InputError('rows in memory have no name for the run and its registered model; say name="..."')
-    source = inputs.model_source(model, tokenizer)
-    return words.of(source, inputs.dataset_source(dataset, Path(asked.runs_dir)), settings, overrides)
+    source = in_memory.model_source(model, tokenizer)
+    return words.of(source, in_memory.dataset_source(dataset, Path(asked.runs_dir)), settings, overrides)
 
 
 def _opened(config: RunConfig, progress: bool | None) -> AbstractContextManager[Run]:

@@ -8,7 +8,7 @@ from lora_select.audit import run_entries
 from lora_select.audit.books import chain
 from lora_select.audit.books.ledger import Ledger, in_folder
 from lora_select.errors import InputError
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 
 DATASET = "dataset"
 

@@ -11,7 +11,7 @@ from lora_select.audit.books import grounds, seal
 from lora_select.audit.books.ledger import Ledger, in_folder
 from lora_select.errors import InputError, WorldError
 from lora_select.records import Adapter, read
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 
 STAGES = "stages.json"
 RECORD = "record.json"

@@ -5,20 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from lora_select import __version__, environment
-from lora_select.cli import (
-    data,
-    doctor,
-    ending,
-    export,
-    mcp,
-    node,
-    options,
-    retain,
-    runs,
-    ui,
-    variants,
-)
-from lora_select.cli.audit import answer, clean, ledger, rollback, verify
+from lora_select.cli import data, doctor, ending, export, look_back, mcp, node, options, retain, ui, variants
+from lora_select.cli.audit import approve, clean, ledger, rollback, verify
 from lora_select.cli.line import analyze, finetune, recommend
 from lora_select.errors import InputError, missing
 
@@ -27,7 +15,7 @@ COMMANDS = (
     recommend,
     analyze,
     variants,
-    runs,
+    look_back,
     retain,
     export,
     data,
@@ -37,7 +25,7 @@ COMMANDS = (
     ui,
     verify,
     ledger,
-    answer,
+    approve,
     rollback,
     clean,
 )

@@ -19,7 +19,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _variants(parsed: argparse.Namespace) -> int:
-    from lora_select.cli.listing import show
+    from lora_select.cli.variants_table import show
     from lora_select.variants.listing import DEFAULT_RANK, listing
 
     constraints = options.constraints_of(parsed)

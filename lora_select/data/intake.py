@@ -21,7 +21,7 @@ from lora_select.data.reading.formats import RowOptions
 from lora_select.data.reading.sources import Opened, Progress, Source, check_source, counted, open_source
 from lora_select.data.store import canonical, identity
 from lora_select.data.store.canonical import read_canonical, read_places
-from lora_select.data.store.ledger import Ledger
+from lora_select.data.store.row_account import Ledger
 from lora_select.data.store.spill import Buckets, Digests, SpilledRow
 from lora_select.errors import InputError
 from lora_select.records import Dataset, LeftOutFile, SourceFile, file_ref

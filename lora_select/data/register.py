@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_select.data.reading.files import list_files, source_digest
+from lora_select.data.reading.source_files import list_files, source_digest
 
 
 @dataclass(frozen=True)

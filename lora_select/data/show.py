@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select.data.gate import check, rules
-from lora_select.data.gate.rows import GateRow, Rows
+from lora_select.data.gate.checked_rows import GateRow, Rows
 from lora_select.data.intake import intake
 from lora_select.data.labels.render import turn_text
 from lora_select.data.store.canonical import Places, read_places

@@ -54,7 +54,7 @@ def measure(
 def default_adapter(spectra: Spectra) -> AdapterSpec:
     """The default candidate on the layers of the record, as training would build it."""
     from lora_select.selection.candidates import enumerate_candidates
-    from lora_select.selection.verdict import spec
+    from lora_select.selection.findings import spec
 
     return next(spec(one, NOTHING_NAMED) for one in enumerate_candidates(spectra) if one.key == CANDIDATE)
 

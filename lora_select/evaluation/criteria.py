@@ -3,10 +3,10 @@
 import math
 
 from lora_select.evaluation.interval import FEW_ROWS
-from lora_select.evaluation.names import SHARE_UNIT
-from lora_select.evaluation.names import metric as title
 from lora_select.evaluation.policy import LEVEL, quantile
 from lora_select.evaluation.power import p_value, rows_needed, standard_error
+from lora_select.evaluation.wording import SHARE_UNIT
+from lora_select.evaluation.wording import metric as title
 from lora_select.records import Criterion, MetricComparison
 
 PASSED, FAILED, UNDECIDED = "passed", "failed", "undecided"

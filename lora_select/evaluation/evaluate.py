@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import models
-from lora_select.evaluation import answers, metrics
-from lora_select.evaluation.answers import AnswerMetric
+from lora_select.evaluation import metrics, user_metrics
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap
 from lora_select.evaluation.material import EvaluationOptions, Material, gather
-from lora_select.evaluation.measure import Measured, Progress, label_counts, measure
-from lora_select.evaluation.names import SHARE_UNIT
+from lora_select.evaluation.model_losses import Measured, Progress, label_counts, measure
 from lora_select.evaluation.power import paired_error
+from lora_select.evaluation.user_metrics import AnswerMetric
+from lora_select.evaluation.wording import SHARE_UNIT
 from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, file_ref, write_text
 
 __all__ = ["EvaluationOptions", "evaluate"]
@@ -56,7 +56,7 @@ def evaluate(
         InputError: fewer than two held-out rows, or a metric of the user's that fails.
         RuntimeError: a loss is not finite.
     """
-    answer_metrics = answers.parse(options.metrics)
+    answer_metrics = user_metrics.parse(options.metrics)
     tokenizer = models.load_tokenizer(base.path)
     material = gather(tokenizer, eval_tokens, eval_rows, options, longest=base.max_position_embeddings)
     folders: dict[str, Path | None] = {"base": None, "adapted": adapter, **others}
@@ -102,10 +102,10 @@ def _compare(
             found["valid_json"] = _share(_valid(before), _valid(after), options)
         expected = [question.expected for question in material.questions]
         for metric in answer_metrics:
-            first, second = (answers.scores(metric, one.answers, expected) for one in (before, after))
+            first, second = (user_metrics.scores(metric, one.answers, expected) for one in (before, after))
             found[metric.name] = comparison(first, second, None, unit=metric.unit, better="higher", **drawn)
     for name, scores in after.tasks.items():
-        unit = SHARE_UNIT if scores.is_share and before.tasks[name].is_share else answers.SCORE_UNIT
+        unit = SHARE_UNIT if scores.is_share and before.tasks[name].is_share else user_metrics.SCORE_UNIT
         first = before.tasks[name].values
         found[name] = comparison(first, scores.values, None, unit=unit, better=scores.better, **drawn)
     return found

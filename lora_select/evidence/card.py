@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lora_select.evaluation import names
+from lora_select.evaluation import wording
 from lora_select.evidence import cost
 from lora_select.evidence.inputs import EvidenceInputs
 from lora_select.records import MetricComparison
@@ -42,7 +42,7 @@ def _results(inputs: EvidenceInputs) -> list:
             metric_name=f"{title(metric, pair)}, 95 % interval of the change {interval(pair)}, {pair.rows} rows",
             metric_value=round(pair.adapted, 6),
         )
-        for metric, pair in names.in_order(inputs.evaluation.metrics).items()
+        for metric, pair in wording.in_order(inputs.evaluation.metrics).items()
     ]
 
 
@@ -55,7 +55,7 @@ def _body(inputs: EvidenceInputs) -> str:
         "## Results",
         _table("base model", inputs.evaluation.metrics),
         *(
-            f"Against {names.rival(name, inputs.evaluation.champion_version)}:\n\n{_table(names.rival(name), pairs)}"
+            f"Against {wording.rival(name, inputs.evaluation.champion_version)}:\n\n{_table(wording.rival(name), pairs)}"
             for name, pairs in sorted(inputs.evaluation.against.items())
         ),
         f"Loss on text that has nothing to do with the task changed by {changed(inputs.evaluation.forgetting)} "
@@ -101,7 +101,7 @@ def _answer(inputs: EvidenceInputs) -> str:
 
 def _table(before: str, pairs: Mapping[str, MetricComparison]) -> str:
     lines = [f"| | {before} | this adapter | change, 95 % interval | rows |", "|---|---|---|---|---|"]
-    for name, pair in names.in_order(pairs).items():
+    for name, pair in wording.in_order(pairs).items():
         base, adapted = value(pair.base, pair.unit), value(pair.adapted, pair.unit)
         lines.append(f"| {title(name, pair)} | {base} | {adapted} | {changed(pair)} | {pair.rows} |")
     return "\n".join(lines)

@@ -13,8 +13,8 @@ from typing import Any, final
 from lora_select import models, serving
 from lora_select.audit.run_entries import adapter_folder
 from lora_select.errors import InputError, WorldError, require
-from lora_select.export.check import LOGITS, compare
-from lora_select.export.lora import Converted, rewrite_lora, write_lora
+from lora_select.export.check_process import LOGITS, compare
+from lora_select.export.plain_lora import Converted, rewrite_lora, write_lora
 from lora_select.records import write_text
 from lora_select.serving import ollama
 from lora_select.serving.folder import PeftFolder
@@ -170,7 +170,7 @@ def _refuse_unsound(folder: PeftFolder, form: str) -> None:
 
 
 def _refuse_base(path: Path, form: str, gguf: Path | None, layers: tuple[str, ...]) -> None:
-    from lora_select.export.gguf import check_base, tensor_names
+    from lora_select.export.gguf_format import check_base, tensor_names
 
     if form == "gguf":
         tensor_names(path, layers)
@@ -230,8 +230,8 @@ def _words(made: Converted) -> str:
 
 
 def _rewrite(form: str, lora: Path, base: Path, out: Path) -> None:
-    from lora_select.export.gguf import write_gguf
-    from lora_select.export.mlx import write_mlx
+    from lora_select.export.gguf_format import write_gguf
+    from lora_select.export.mlx_format import write_mlx
 
     if form == "gguf":
         write_gguf(lora, base, out)
@@ -270,7 +270,7 @@ def _write_merged(model: Any, base: str, out: Path) -> None:
 
 def _check(base: str, out: Path, to: str) -> tuple[float, float]:
     """What a new process sees: (difference to the adapter's logits, the adapter's to the base's)."""
-    command = [sys.executable, "-m", "lora_select.export.check", base, str(out), to]
+    command = [sys.executable, "-m", "lora_select.export.check_process", base, str(out), to]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
     if run.returncode:
         last = "\n  ".join(run.stderr.strip().splitlines()[-3:])

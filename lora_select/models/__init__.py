@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_select.errors import InputError, require
-from lora_select.models import files, gguf
+from lora_select.models import gguf, model_folder
 from lora_select.records import BaseModel
 
 if TYPE_CHECKING:
@@ -260,24 +260,24 @@ def _from_hub(source: str, revision: str | None) -> Path:
 
 
 def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> BaseModel:
-    files.refuse_adapter(folder)
+    model_folder.refuse_adapter(folder)
     config = _read_config(folder)
     weights = _check_folder(folder, config, cache)
     config = config.get("text_config", config)
     vocab_size = _number(config, folder, "vocab_size")
     if vocab_size:
-        files.refuse_wide_tokenizer(folder, vocab_size)
+        model_folder.refuse_wide_tokenizer(folder, vocab_size)
     parts = sorted(
         [*weights, *(p for p in folder.glob("*") if p.suffix in {".json", ".jinja", ".model"} and p.is_file())]
     )
-    digests = [f"{p.name}:{files.digest(p, cache)}" for p in parts]
+    digests = [f"{p.name}:{model_folder.digest(p, cache)}" for p in parts]
     return BaseModel(
         source=source,
         revision=revision,
         path=str(folder),
         digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         architecture=(config.get("architectures") or _read_config(folder).get("architectures") or ["unknown"])[0],
-        num_parameters=sum(map(files.parameters, weights)),
+        num_parameters=sum(map(model_folder.parameters, weights)),
         num_hidden_layers=_number(config, folder, "num_hidden_layers", "n_layer"),
         hidden_size=_number(config, folder, "hidden_size", "n_embd"),
         vocab_size=vocab_size,
@@ -287,7 +287,7 @@ def _identify(source: str, revision: str | None, folder: Path, cache: Path) -> B
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    files.refuse_pointers(folder, ["config.json"])
+    model_folder.refuse_pointers(folder, ["config.json"])
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -309,11 +309,11 @@ def _check_folder(folder: Path, config: Mapping[str, Any], cache: Path) -> list[
     """
     if "auto_map" in config:
         raise InputError(f"{folder} wants to run code of its own (auto_map in config.json); remote code is never run")
-    files.check_kind_once(folder, config, cache)
-    weights = files.weight_files(folder)
+    model_folder.check_kind_once(folder, config, cache)
+    weights = model_folder.weight_files(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise InputError(f"{folder} has no tokenizer (tokenizer.json); copy the model's tokenizer files into it")
-    files.refuse_pointers(folder, TOKENIZERS)
+    model_folder.refuse_pointers(folder, TOKENIZERS)
     return weights
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select.errors import InputError
-from lora_select.models.files import digest as digest_of
+from lora_select.models.model_folder import digest as digest_of
 
 DEQUANTISED_BYTES_PER_GGUF_BYTE = 8
 """Q4 weights become fp32: eight times the bytes."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_select.config import RunConfig
-from lora_select.data.reading.files import source_digest
-from lora_select.evaluation import answers
+from lora_select.data.reading.source_files import source_digest
+from lora_select.evaluation import user_metrics
 from lora_select.records.digests import key_of
 from lora_select.retention.references import EMBEDDED
 
@@ -37,7 +37,7 @@ def digests(config: RunConfig) -> dict[str, str]:
         folder = Path(config.evaluation.task_folder)
         found["tasks"] = key_of({kind: source_digest(str(folder / kind)) for kind in TASK_FILES})
     if config.evaluation.metrics:
-        found["metrics"] = answers.source_digest(config.evaluation.metrics)
+        found["metrics"] = user_metrics.source_digest(config.evaluation.metrics)
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_select.data.gate.text import one_line
 from lora_select.diagnostics import costs
-from lora_select.evaluation import names
+from lora_select.evaluation import wording
 from lora_select.records import (
     Adapter,
     AdapterCosts,
@@ -138,10 +138,10 @@ def _(record: Retention) -> str:
 
 @summary.register
 def _(record: Evaluation) -> str:
-    lines = [_comparison(names.metric(name), item) for name, item in names.in_order(record.metrics).items()]
+    lines = [_comparison(wording.metric(name), item) for name, item in wording.in_order(record.metrics).items()]
     for rival, metrics in record.against.items():
         loss = metrics["loss"]
-        lines.append(f"against {names.rival(rival, record.champion_version)}: {change(loss)}, {_changed(loss)}")
+        lines.append(f"against {wording.rival(rival, record.champion_version)}: {change(loss)}, {_changed(loss)}")
     lines.append(f"forgetting: {_changed(record.forgetting)} on reference text")
     return "\n".join(lines)
 
@@ -169,5 +169,5 @@ def _comparison(name: str, item: MetricComparison) -> str:
 
 
 def _changed(item: MetricComparison) -> str:
-    unit = "" if item.unit == names.SHARE_UNIT else f" {item.unit}"
+    unit = "" if item.unit == wording.SHARE_UNIT else f" {item.unit}"
     return f"{changed(item)}{unit}"

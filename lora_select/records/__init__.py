@@ -31,7 +31,8 @@ from lora_select.records.codec import (
     write_private,
     write_text,
 )
-from lora_select.records.data import (
+from lora_select.records.data_gate import Drift, Finding, Gate, VersionChange
+from lora_select.records.dataset import (
     BaseModel,
     Dataset,
     DatasetProfile,
@@ -41,9 +42,9 @@ from lora_select.records.data import (
     SourceFile,
     SplitProfile,
 )
+from lora_select.records.entry import Entry
 from lora_select.records.evidence import Cost, Energy, EvidenceFiles
 from lora_select.records.files import FileRef
-from lora_select.records.gate import Drift, Finding, Gate, VersionChange
 from lora_select.records.judgement import (
     Criterion,
     Evaluation,
@@ -53,8 +54,7 @@ from lora_select.records.judgement import (
     Sample,
     Verdict,
 )
-from lora_select.records.ledger import Entry
-from lora_select.records.race import Race, Trial
+from lora_select.records.racing import Race, Trial
 from lora_select.records.retention import (
     LayerRetention,
     PathPoint,

@@ -1,6 +1,6 @@
 """A run on MLflow's pages: its name, and its description in plain words."""
 
-from lora_select.evaluation import names
+from lora_select.evaluation import wording
 from lora_select.records import Dataset, Decision, Evaluation, MetricComparison, Promotion
 from lora_select.report.verdict import changed, title, value, verdict
 from lora_select.selection.explanation import short
@@ -38,7 +38,7 @@ def description(
         "",
         "| | base model | adapter | change, 95 % interval |",
         "|---|---|---|---|",
-        *(_row(title(name, pair), pair) for name, pair in names.in_order(evaluation.metrics).items()),
+        *(_row(title(name, pair), pair) for name, pair in wording.in_order(evaluation.metrics).items()),
         _row(title("loss on general reference text", evaluation.forgetting), evaluation.forgetting),
         "",
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import __version__
-from lora_select.evaluation import names
+from lora_select.evaluation import wording
 from lora_select.evaluation.metrics import exact_match
 from lora_select.records import BaseModel, Evaluation, Report, file_ref, write_text
 from lora_select.records.digests import library_digest
@@ -48,7 +48,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         "interval": interval,
         "number": number,
         "sentence": sentence,
-        "in_order": names.in_order,
+        "in_order": wording.in_order,
         "matches": exact_match,
         "title": title,
         "value": value,
@@ -57,10 +57,10 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         **inputs.records,
         base=inputs.base,
         link=inputs.link,
-        rivals={name: names.rival(name, evaluation.champion_version) for name in evaluation.against},
+        rivals={name: wording.rival(name, evaluation.champion_version) for name in evaluation.against},
         arms=ARMS,
         outcome=outcome(decision, evaluation),
-        metrics=names.in_order(evaluation.metrics),
+        metrics=wording.in_order(evaluation.metrics),
         verdict=verdict(decision, evaluation, promotion),
         role=role(promotion) if promotion else None,
         good=change(evaluation.metrics["loss"]) == "better",

@@ -2,7 +2,7 @@
 
 from lora_select.audit.alias.promotion import DEFERRED
 from lora_select.audit.alias.standing import AWAITING, REJECTED
-from lora_select.evaluation import names
+from lora_select.evaluation import wording
 from lora_select.records import Decision, Evaluation, MetricComparison, Promotion
 from lora_select.selection.explanation import short
 from lora_select.selection.prediction import outcome
@@ -16,7 +16,9 @@ def verdict(decision: Decision, evaluation: Evaluation, promotion: Promotion | N
     """
     version = evaluation.champion_version
     said = [effect(short(decision), evaluation.metrics["loss"])]
-    said += [_standing(names.rival(name, version), pairs["loss"]) for name, pairs in sorted(evaluation.against.items())]
+    said += [
+        _standing(wording.rival(name, version), pairs["loss"]) for name, pairs in sorted(evaluation.against.items())
+    ]
     if match := evaluation.metrics.get("exact_match"):
         said.append(_matched(match))
     if evaluation.forgetting.significant:
@@ -79,17 +81,17 @@ def change(item: MetricComparison) -> str:
 
 def title(name: str, item: MetricComparison) -> str:
     """A metric for a table's first column, with its unit; shares of rows are in percent and need none."""
-    return names.metric(name) if item.unit == names.SHARE_UNIT else f"{names.metric(name)} ({item.unit})"
+    return wording.metric(name) if item.unit == wording.SHARE_UNIT else f"{wording.metric(name)} ({item.unit})"
 
 
 def value(amount: float, unit: str) -> str:
     """Three decimals; shares of rows in percent."""
-    return f"{100 * amount:.1f} %" if unit == names.SHARE_UNIT else f"{amount:.3f}"
+    return f"{100 * amount:.1f} %" if unit == wording.SHARE_UNIT else f"{amount:.3f}"
 
 
 def delta(amount: float, unit: str) -> str:
     """A change, with its sign; of shares in percentage points."""
-    return f"{100 * amount:+.1f} pp" if unit == names.SHARE_UNIT else f"{amount:+.3f}"
+    return f"{100 * amount:+.1f} pp" if unit == wording.SHARE_UNIT else f"{amount:+.3f}"
 
 
 def changed(item: MetricComparison) -> str:

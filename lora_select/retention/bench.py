@@ -7,15 +7,15 @@ from typing import Any, final
 
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
-from lora_select.evaluation.measure import label_counts
+from lora_select.evaluation.model_losses import label_counts
 from lora_select.progress import Report as Progress
 from lora_select.records import LayerRetention, RetentionEvidence, Tolerance
 from lora_select.retention import filter as filtering
-from lora_select.retention import forms, measure, path
+from lora_select.retention import form_losses, forms, path
 from lora_select.retention.decide import FILTER, RAW, SCALE
 from lora_select.retention.filter import Pair, Spread
+from lora_select.retention.form_losses import Judged
 from lora_select.retention.forms import Form, Update
-from lora_select.retention.measure import Judged
 from lora_select.retention.moments import Moments, load, stream
 from lora_select.retention.references import ReferenceSet
 from lora_select.retention.settings import RetentionSettings
@@ -60,12 +60,14 @@ class Bench:
     def losses(self, updates: Mapping[str, Update], rows: Sequence[TokenRow], part: str) -> tuple[float, ...]:
         """Summed loss of each row in nats with the updates on the base."""
         self.forward[part] += _tokens(rows)
-        return measure.losses(self.model, updates, rows, self.pad_id)
+        return form_losses.losses(self.model, updates, rows, self.pad_id)
 
-    def judge(self, arms: measure.Arms, rows: Sequence[TokenRow], part: str, name: str, *, divergence: bool) -> Judged:
+    def judge(
+        self, arms: form_losses.Arms, rows: Sequence[TokenRow], part: str, name: str, *, divergence: bool
+    ) -> Judged:
         """Base and arms on the same rows of the reference set `name`."""
         self.forward[part] += (1 + len(arms)) * _tokens(rows)
-        return measure.judge(
+        return form_losses.judge(
             self.model, arms, rows, self.pad_id, divergence=divergence,
             progress=lambda done, total: self.progress(done, total, f"{part}: {name}"),
         )  # fmt: skip

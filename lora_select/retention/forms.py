@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from lora_select import models
 from lora_select.errors import InputError
-from lora_select.export.lora import write_plain
+from lora_select.export.plain_lora import write_plain
 from lora_select.export.updates import low_rank, updates
 from lora_select.serving.folder import PREFIX
 

@@ -12,8 +12,8 @@ from lora_select.errors import InputError, require
 from lora_select.records import BaseModel, Retention
 from lora_select.retention import forms, plot
 from lora_select.retention.bench import Progress
+from lora_select.retention.one_adapter import ADAPTER, RAW_ADAPTER, retain_adapter
 from lora_select.retention.references import CODE, EMBEDDED, PROSE, SELF
-from lora_select.retention.retain import ADAPTER, RAW_ADAPTER, retain_adapter
 from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
 
 RECORD, FRONTIER = "retention.json", "frontier.png"

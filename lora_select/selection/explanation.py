@@ -6,11 +6,11 @@ from lora_select.records import CandidateScore, Constraints, DatasetProfile, Dec
 from lora_select.selection.calibration import LONG_RATE, Calibration, model_factor, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.constraints import rank_floor
+from lora_select.selection.findings import Verdict, gain, shift
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, lora_displacement, published_rate
 from lora_select.selection.prediction import PREDICTED_GAIN
 from lora_select.selection.race import Raced
 from lora_select.selection.scoring import Scored
-from lora_select.selection.verdict import Verdict, gain, shift
 from lora_select.spectral.statistics import CLEAR
 from lora_select.variants import title
 

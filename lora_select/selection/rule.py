@@ -9,10 +9,10 @@ from lora_select.records import CandidateScore, Constraints, DatasetProfile, Dec
 from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
 from lora_select.selection.constraints import check_names, claims_in_force, contradictions
 from lora_select.selection.explanation import passed_over, reasons
+from lora_select.selection.findings import Verdict, evidence, spec, spec_of
 from lora_select.selection.learning_rate import REFERENCE_RANK
 from lora_select.selection.race import MOST_ENTRANTS, Raced, RacePlan, decide, plan_race
 from lora_select.selection.scoring import Scored, score_all
-from lora_select.selection.verdict import Verdict, evidence, spec, spec_of
 from lora_select.variants import EVA, VARIANTS, LoRA
 
 RULE = "filter, measure, race, tie, cheapest, abstain"

@@ -77,7 +77,7 @@ def stream(
     settings: Settings,
     progress: Progress | None = None,
 ) -> Measured:
-    """Run the pass; see :func:`lora_select.spectral.analyze.analyze`."""
+    """Run the pass; see :func:`lora_select.spectral.measuring_pass.analyze`."""
     started = time.monotonic()
     report, total = progress or silent, len(batches) + len(layers)
     tests = TestMatrices(settings.sizes, settings.seed)

@@ -269,7 +269,7 @@ class _Track:
 
     def _measure(self, network: Any) -> tuple[tuple[float, ...], float | None]:
         """Held-out losses and the reference loss per token; neither where one of them is no number."""
-        from lora_select.evaluation.measure import row_losses
+        from lora_select.evaluation.model_losses import row_losses
 
         try:
             held_out = row_losses(network, self.held_out, self.pad_id, EVAL_BATCH, self.device)

@@ -9,7 +9,7 @@ from lora_select import records
 from lora_select.cli import main as cli
 from lora_select.records import Constraints
 from lora_select.selection.rule import select
-from lora_select.spectral.analyze import analyze
+from lora_select.spectral.measuring_pass import analyze
 
 INPUTS = Constraints(None, False, None, True, 0, None, None, None, None, 50, None, {})
 

@@ -13,9 +13,9 @@ from benchmarks.gate.__main__ import table
 from lora_select import records
 from lora_select.cli.main import main
 from lora_select.data.gate import check, conflicts, control, degenerate, duplicates, leaks, private, rules, text
+from lora_select.data.gate.checked_rows import GateRow
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.mend import gated_intake
-from lora_select.data.gate.rows import GateRow
 from lora_select.data.gate.versions import compare
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.likeness import similar

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lora_select.data.intake import intake, read_canonical
-from lora_select.data.reading.files import source_digest
+from lora_select.data.reading.source_files import source_digest
 from lora_select.errors import InputError
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from lora_select.data.intake import intake, read_canonical, read_places
 from lora_select.data.likeness import splitting
-from lora_select.data.reading.files import list_source, split_of
+from lora_select.data.reading.source_files import list_source, split_of
 from lora_select.data.store import identity, spill
 from lora_select.errors import InputError
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lora_select.errors import InputError
-from lora_select.evaluation.answers import parse, scores, source_digest
+from lora_select.evaluation.user_metrics import parse, scores, source_digest
 
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
 

@@ -10,7 +10,7 @@ from lora_select import models
 from lora_select.data.intake import intake
 from lora_select.data.labels.tokens import collate, label_loss, read_rows, write_rows
 from lora_select.data.profile import profile
-from lora_select.evaluation import measure as module
+from lora_select.evaluation import model_losses as module
 from lora_select.evaluation.evaluate import EvaluationOptions, evaluate
 from lora_select.evaluation.forgetting import CHUNK_TOKENS, reference_rows
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lora_select import models
 from lora_select.cli.main import main
 from lora_select.errors import InputError
-from lora_select.export.lora import write_lora
+from lora_select.export.plain_lora import write_lora
 
 
 def served(base_folder, folder):

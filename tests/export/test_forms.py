@@ -12,8 +12,8 @@ from lora_select import models, serving
 from lora_select.cli.main import main
 from lora_select.errors import InputError, WorldError
 from lora_select.export.command import _convert, export
-from lora_select.export.gguf import check_base, interleaved, write_gguf
-from lora_select.export.mlx import write_mlx
+from lora_select.export.gguf_format import check_base, interleaved, write_gguf
+from lora_select.export.mlx_format import write_mlx
 
 ASKED = {"rank": None, "max_error": 1e-2}
 

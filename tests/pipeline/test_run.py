@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from lora_select.api import inputs
+from lora_select.api import in_memory
 from lora_select.audit import run_entries
 from lora_select.audit.books.ledger import in_folder
 from lora_select.config import words
-from lora_select.data.reading.files import source_digest
+from lora_select.data.reading.source_files import source_digest
 from lora_select.errors import InputError, WorldError
 from lora_select.pipeline import line, run
 from lora_select.pipeline.stage import Observer
@@ -153,14 +153,14 @@ def test_a_gpu_elsewhere_trains_there_and_measures_here(made, monkeypatch):
 )
 def test_rows_that_are_none_are_refused(tmp_path, dataset, words):
     with pytest.raises(InputError, match=words):
-        inputs.dataset_source(dataset, tmp_path)
+        in_memory.dataset_source(dataset, tmp_path)
 
 
 def test_rows_in_memory_become_one_file_named_by_its_bytes(tmp_path):
     rows = [{"prompt": "ä", "completion": "b"}]
-    first = inputs.dataset_source(rows, tmp_path)
-    assert inputs.dataset_source(iter(rows), tmp_path) == first
-    assert inputs.dataset_source([*rows, *rows], tmp_path) != first
+    first = in_memory.dataset_source(rows, tmp_path)
+    assert in_memory.dataset_source(iter(rows), tmp_path) == first
+    assert in_memory.dataset_source([*rows, *rows], tmp_path) != first
     assert [json.loads(line) for line in open(first, encoding="utf-8")] == rows  # noqa: SIM115
 
 
@@ -168,13 +168,13 @@ def test_a_datasets_dataset_becomes_parquet_without_filled_nulls_of_its_own(tmp_
     import datasets
 
     made = datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}] * 3)
-    first = inputs.dataset_source(made, tmp_path)
+    first = in_memory.dataset_source(made, tmp_path)
     assert first.endswith(".parquet")
-    assert inputs.dataset_source(made.select(range(3)), tmp_path) == first
+    assert in_memory.dataset_source(made.select(range(3)), tmp_path) == first
     with pytest.raises(InputError, match="no row"):
-        inputs.dataset_source(made.select([]), tmp_path)
+        in_memory.dataset_source(made.select([]), tmp_path)
     with pytest.raises(InputError, match=r"dataset\['train'\]"):
-        inputs.dataset_source(datasets.DatasetDict(train=made), tmp_path)
+        in_memory.dataset_source(datasets.DatasetDict(train=made), tmp_path)
 
 
 @pytest.fixture
@@ -189,13 +189,13 @@ def test_a_loaded_model_is_its_folder(loaded, tiny_model_folder, tmp_path, monke
 
     monkeypatch.setenv("LORA_SELECT_CACHE", str(tmp_path))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
-    assert inputs.model_source(loaded, tokenizer) == str(tiny_model_folder)
-    assert inputs.model_source(loaded.bfloat16()) == str(tiny_model_folder)
+    assert in_memory.model_source(loaded, tokenizer) == str(tiny_model_folder)
+    assert in_memory.model_source(loaded.bfloat16()) == str(tiny_model_folder)
     tokenizer.chat_template = "other"
     with pytest.raises(InputError, match="another chat template"):
-        inputs.model_source(loaded, tokenizer)
+        in_memory.model_source(loaded, tokenizer)
     with pytest.raises(InputError, match="loaded model"):
-        inputs.model_source(str(tiny_model_folder), tokenizer)
+        in_memory.model_source(str(tiny_model_folder), tokenizer)
 
 
 def test_a_loaded_model_that_is_not_its_folder_s_is_refused(loaded, tmp_path, monkeypatch):
@@ -207,13 +207,13 @@ def test_a_loaded_model_that_is_not_its_folder_s_is_refused(loaded, tmp_path, mo
     with torch.no_grad():
         loaded.model.layers[1].mlp.up_proj.weight.mul_(1.01)
     with pytest.raises(InputError, match="up_proj.weight differs"):
-        inputs.model_source(loaded)
+        in_memory.model_source(loaded)
     with pytest.raises(InputError, match="came from no folder"):
-        inputs.model_source(AutoModelForCausalLM.from_config(loaded.config.__class__(**_small(loaded.config))))
+        in_memory.model_source(AutoModelForCausalLM.from_config(loaded.config.__class__(**_small(loaded.config))))
     with pytest.raises(InputError, match="before an adapter is put on it"):
-        inputs.model_source(peft.get_peft_model(loaded, peft.LoraConfig(target_modules=["q_proj"])))
+        in_memory.model_source(peft.get_peft_model(loaded, peft.LoraConfig(target_modules=["q_proj"])))
     with pytest.raises(InputError, match="is a int"):
-        inputs.model_source(7)
+        in_memory.model_source(7)
 
 
 def _small(plain):

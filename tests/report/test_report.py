@@ -11,7 +11,7 @@ import pytest
 from test_verdict import FORGOT, HIGHER, LOWER, MATCHED, TIE
 
 from lora_select import records
-from lora_select.evaluation.names import in_order
+from lora_select.evaluation.wording import in_order
 from lora_select.report import plots
 from lora_select.report.report import ReportInputs, number, sentence, write_report
 

@@ -21,8 +21,8 @@ from lora_select.errors import InputError, WorldError
 from lora_select.records import PathPoint, Retention
 from lora_select.retention import forms
 from lora_select.retention.decide import decide, summary
+from lora_select.retention.one_adapter import retain_adapter
 from lora_select.retention.plot import frontier, points
-from lora_select.retention.retain import retain_adapter
 from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
 from lora_select.retention.standalone import adapter_folder, read_rows, retain
 from lora_select.training import trials, validation

@@ -11,7 +11,7 @@ import pytest
 from lora_select import records
 from lora_select.errors import InputError
 from lora_select.pipeline.calibrate import calibrate, refit
-from lora_select.selection import explanation, verdict
+from lora_select.selection import explanation, findings
 from lora_select.selection.calibration import Calibration, reference_rate, shipped
 from lora_select.selection.prediction import PREDICTED_GAIN, coverage, outcome, predicted_gain
 from lora_select.selection.rule import select
@@ -20,7 +20,7 @@ KNOWN = Calibration("planted", 8, 24, 1e-3, 0.5, 0.5, 0.1, 1.0, 0.1, 1.0, 0.02)
 
 
 def decided(monkeypatch, constants=KNOWN):
-    for module in (explanation, verdict):
+    for module in (explanation, findings):
         monkeypatch.setattr(module, "shipped", lambda: constants)
     return select(planted.profile(), planted.spectra(), planted.inputs())
 

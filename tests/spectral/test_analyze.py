@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_select.errors import InputError
 from lora_select.records import Spectra, from_json, to_json
-from lora_select.spectral.analyze import analyze
 from lora_select.spectral.linear_layers import linear_layers
+from lora_select.spectral.measuring_pass import analyze
 from lora_select.variants import CATALOGUE
 
 K = 8

@@ -143,7 +143,7 @@ def test_what_is_left_out_has_a_reason_and_is_not_in():
 
 
 def test_choosing_does_not_import_torch():
-    modules = "lora_select.selection.rule, lora_select.selection.explanation, lora_select.spectral.analyze"
+    modules = "lora_select.selection.rule, lora_select.selection.explanation, lora_select.spectral.measuring_pass"
     code = f"import sys, {modules}, lora_select.initialization; print(sorted({{'torch', 'peft'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

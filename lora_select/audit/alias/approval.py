@@ -19,7 +19,7 @@ from lora_select.audit.alias.standing import Standing
 from lora_select.audit.books import anchor, grounds
 from lora_select.audit.verification import verify
 from lora_select.errors import InputError, WorldError
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 from lora_select.tracking import names
 
 

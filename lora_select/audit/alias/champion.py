@@ -9,7 +9,7 @@ from lora_select.audit.alias import standing
 from lora_select.audit.alias.standing import Standing
 from lora_select.audit.books.ledger import in_folder
 from lora_select.errors import WorldError
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 from lora_select.tracking import registry
 from lora_select.tracking.registry import Version
 from lora_select.tracking.store import Store

@@ -19,7 +19,7 @@ from lora_select.audit.books.ledger import POLICY, Ledger, locked
 from lora_select.audit.run_entries import is_below
 from lora_select.errors import WorldError
 from lora_select.records import Adapter, Promotion, read
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 from lora_select.tracking import names, registry
 from lora_select.tracking.store import Store
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 from lora_select.tracking import names, registry
 from lora_select.tracking.store import Store
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from lora_select.audit.alias import standing
 from lora_select.audit.alias.promotion import AwayError, LostBytesError, Office, alone, carry_out, champion_of, recover
 from lora_select.errors import InputError, WorldError
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 from lora_select.tracking import names, registry
 from lora_select.tracking.registry import Version
 

@@ -13,7 +13,7 @@ from typing import Any
 from lora_select.audit.books import chain
 from lora_select.audit.books.ledger import Ledger
 from lora_select.errors import WorldError
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 from lora_select.tracking import registry
 from lora_select.tracking.store import Store, is_outage
 

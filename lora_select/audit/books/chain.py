@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lora_select.audit.books.ledger import NOTHING, OPENED, digest_of, from_line, to_line
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_select.errors import WorldError
 from lora_select.records.digests import canonical
-from lora_select.records.ledger import Entry
+from lora_select.records.entry import Entry
 
 FILE = "ledger.jsonl"
 OPENED = "opened"

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from lora_select.data.gate.rows import Flag, GateRow, normalised, of_split, shortened
+from lora_select.data.gate.checked_rows import Flag, GateRow, normalised, of_split, shortened
 
 LONGEST = 0.01
 HEAVY = 0.25

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_select.data.gate import balance, rules
+from lora_select.data.gate.checked_rows import Flag, GateRow, Rows
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.leaks import benchmark_texts
-from lora_select.data.gate.rows import Flag, GateRow, Rows
 from lora_select.data.gate.rules import Context
 from lora_select.data.intake import NAMED, NOTHING, OWN_SPLIT, intake
 from lora_select.data.reading.sources import IN_MEMORY, Progress, Source

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lora_select.data.gate.rows import Flag, GateRow, normal_key, normalised, shortened
+from lora_select.data.gate.checked_rows import Flag, GateRow, normal_key, normalised, shortened
 from lora_select.data.likeness import similar
 
 NEAR_PROMPT = 0.9

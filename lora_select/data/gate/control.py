@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lora_select.data.gate.rows import Flag, GateRow
+from lora_select.data.gate.checked_rows import Flag, GateRow
 from lora_select.data.labels.render import turn_text
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lora_select.data.gate.rows import Flag, GateRow, shortened
+from lora_select.data.gate.checked_rows import Flag, GateRow, shortened
 
 HABIT = 0.95
 LEAST_ROWS = 30

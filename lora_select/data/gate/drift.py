@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from lora_select.data.gate.rows import GateRow
+from lora_select.data.gate.checked_rows import GateRow
 from lora_select.records import Drift
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lora_select.data.gate.rows import Flag, GateRow, exact_key, normal_key, of_split
+from lora_select.data.gate.checked_rows import Flag, GateRow, exact_key, normal_key, of_split
 from lora_select.data.likeness import similar
 
 

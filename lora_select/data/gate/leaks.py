@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_select.data.gate.rows import Flag, GateRow, normal_key, normalised, of_split
+from lora_select.data.gate.checked_rows import Flag, GateRow, normal_key, normalised, of_split
 from lora_select.data.likeness import grams, similar
-from lora_select.data.reading.files import list_source
 from lora_select.data.reading.readers import read_rows
+from lora_select.data.reading.source_files import list_source
 from lora_select.errors import InputError
 
 QUOTED = 0.7

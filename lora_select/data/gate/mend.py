@@ -11,14 +11,14 @@ from typing import Any
 
 from lora_select.data.gate import private, rules
 from lora_select.data.gate.check import check_dataset
-from lora_select.data.gate.rows import GateRow, Rows
+from lora_select.data.gate.checked_rows import GateRow, Rows
 from lora_select.data.gate.rules import Context
 from lora_select.data.intake import LEAST_EVAL, OUTPUTS, SortedRows, intake, scratch_folder, write_all
 from lora_select.data.reading.conversion import canonical_row
 from lora_select.data.reading.sources import Progress
 from lora_select.data.store import identity
 from lora_select.data.store.canonical import read_places
-from lora_select.data.store.ledger import EXAMPLES, Ledger
+from lora_select.data.store.row_account import EXAMPLES, Ledger
 from lora_select.data.store.spill import Buckets, SpilledRow
 from lora_select.errors import InputError
 from lora_select.records import Dataset, Gate, RejectedRows, file_ref

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from lora_select.data.gate.rows import Flag, GateRow
+from lora_select.data.gate.checked_rows import Flag, GateRow
 
 PERSONAL = ("email", "phone", "card", "iban", "ip")
 SECRET = ("private-key", "jwt", "key")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, get_args
 
 from lora_select.data.gate import balance, conflicts, control, degenerate, duplicates, leaks, private
-from lora_select.data.gate.rows import Flag, GateRow
+from lora_select.data.gate.checked_rows import Flag, GateRow
 from lora_select.errors import InputError
 
 Action = Literal["refuse", "warn", "fix", "off"]

@@ -4,8 +4,8 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_select.data.gate.checked_rows import GateRow, Rows
 from lora_select.data.gate.drift import drift
-from lora_select.data.gate.rows import GateRow, Rows
 from lora_select.data.store import identity
 from lora_select.records import Dataset, Drift, VersionChange
 

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_select.data.reading.files import SPLITS
 from lora_select.data.reading.raw import CHUNK, LONGEST_LINE, RawRow, is_damaged, lines
+from lora_select.data.reading.source_files import SPLITS
 from lora_select.errors import InputError
 
 LARGEST_OBJECT = 512 * 2**20

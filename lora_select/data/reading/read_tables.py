@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
-from lora_select.data.reading.files import DataFile
 from lora_select.data.reading.raw import LONGEST_LINE, RawRow, is_damaged
+from lora_select.data.reading.source_files import DataFile
 from lora_select.errors import InputError
 
 ARROW_BATCH = 512

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from lora_select.data.reading import archives
-from lora_select.data.reading.files import DataFile
 from lora_select.data.reading.raw import RawRow, text_stream
 from lora_select.data.reading.read_json import json_file, json_lines
 from lora_select.data.reading.read_tables import columnar, csv_rows, tsv_rows
 from lora_select.data.reading.read_text import paragraphs, sections
+from lora_select.data.reading.source_files import DataFile
 from lora_select.errors import InputError
 
 _READERS = {

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_select.data.reading import files, samples
-from lora_select.data.reading.files import DataFile, LeftOut
+from lora_select.data.reading import samples, source_files
 from lora_select.data.reading.raw import RawRow
 from lora_select.data.reading.readers import read_rows
+from lora_select.data.reading.source_files import DataFile, LeftOut
 from lora_select.errors import InputError, require
 from lora_select.records import sha256_file
 
@@ -76,7 +76,7 @@ def open_source(
     else:
         name = f"{text}:{split}" if split else text
         return Opened((Stream(name, f"hub:{revision or 'latest'}", False, read_hub(text, revision, split, name)),), ())
-    listing = files.list_source(path)
+    listing = source_files.list_source(path)
     read, left = _by_split(listing.files, split, text, own_eval=own_eval, as_eval=as_eval)
     digests = {path: sha256_file(path) for path in {file.path for file in read}}
     streams = tuple(
@@ -98,7 +98,9 @@ def is_local(source: str) -> bool:
         return False
     path = Path(source).expanduser()
     looks = (
-        source.startswith((".", "/", "~")) or source.lower().endswith(files.SUFFIXES) or any(m in source for m in "*?[")
+        source.startswith((".", "/", "~"))
+        or source.lower().endswith(source_files.SUFFIXES)
+        or any(m in source for m in "*?[")
     )
     return looks or path.exists()
 
@@ -110,7 +112,7 @@ def check_source(source: str) -> None:
         InputError: there is no such file or folder, or it holds no data file.
     """
     if is_local(source):
-        files.list_source(source)
+        source_files.list_source(source)
 
 
 def read_hub(source: str, revision: str | None, split: str | None, name: str) -> Iterator[RawRow]:
@@ -167,7 +169,7 @@ def _by_split(
     """The files to read and those that are left out because of the split that their names say."""
     named = {file.split for file in listed} - {None}
     if split is not None and named:
-        wanted = files.SPLITS.get(split, split)
+        wanted = source_files.SPLITS.get(split, split)
         read = [file for file in listed if file.split == wanted]
         if not read:
             raise InputError(

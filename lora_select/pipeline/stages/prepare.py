@@ -104,7 +104,7 @@ def _spectra(
     seed: int,
     device: str,
 ) -> Spectra:
-    from lora_select.spectral.analyze import analyze
+    from lora_select.spectral.measuring_pass import analyze
     from lora_select.variants import CATALOGUE
 
     measured = context.load(profile, DatasetProfile)

@@ -161,7 +161,7 @@ def _retain(
     quantize: str | None,
     rivals: Mapping[str, StageRef],
 ) -> Retention:
-    from lora_select.retention.retain import retain_adapter
+    from lora_select.retention.one_adapter import retain_adapter
     from lora_select.retention.settings import RetentionSettings
 
     made, known = context.load(plan, TrainingPlan), context.load(profile, DatasetProfile)

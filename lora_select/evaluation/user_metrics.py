@@ -19,7 +19,7 @@ from typing import Any, ClassVar, final
 
 from lora_select.errors import InputError
 from lora_select.evaluation import metrics
-from lora_select.evaluation.names import SHARE_UNIT
+from lora_select.evaluation.wording import SHARE_UNIT
 
 SCORE_UNIT = "mean score"
 KINDS = ("function", "regex", "json", "json_schema", "rouge", "chrf")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lora_select.data.labels.tokens import IGNORED, TokenRow, collate
-from lora_select.evaluation.measure import label_counts, row_losses
+from lora_select.evaluation.model_losses import label_counts, row_losses
 from lora_select.records import finite
 from lora_select.retention.forms import Update, applied
 

@@ -1,4 +1,4 @@
-"""The new process of an export's check: `python -m lora_select.export.check BASE FOLDER lora|merged`."""
+"""The new process of an export's check: `python -m lora_select.export.check_process BASE FOLDER lora|merged`."""
 
 import json
 import sys

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from lora_select.export.gguf import text_config
+from lora_select.export.gguf_format import text_config
 from lora_select.records import write_text
 from lora_select.serving.folder import CONFIG, FACTOR, PREFIX, WEIGHTS
 

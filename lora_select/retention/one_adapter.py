@@ -11,7 +11,7 @@ from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
 from lora_select.evaluation.evaluate import LOSS_UNIT, comparison
-from lora_select.evaluation.measure import label_counts
+from lora_select.evaluation.model_losses import label_counts
 from lora_select.records import (
     BaseModel,
     FileRef,
@@ -23,11 +23,11 @@ from lora_select.records import (
     file_ref,
     sha256_file,
 )
-from lora_select.retention import forms, measure, path
+from lora_select.retention import form_losses, forms, path
 from lora_select.retention.bench import Bench, Progress, kept_of_layers, spreads
 from lora_select.retention.decide import FILTER, RAW, SCALE, decide
+from lora_select.retention.form_losses import Judged
 from lora_select.retention.forms import Form, Update
-from lora_select.retention.measure import Judged
 from lora_select.retention.moments import Moments, save
 from lora_select.retention.references import ReferenceSet, Sizes, gather, refuse_leaks
 from lora_select.retention.settings import JUDGING_ROWS, RetentionSettings, TaskRows
@@ -208,7 +208,7 @@ def _times(update: Update, x: Any) -> Any:
     return seen if update.b is None else update.b.float().cpu() @ seen
 
 
-def _task(bench: Bench, arms: measure.Arms, rows: Sequence[TokenRow], seed: int) -> dict[str, MetricComparison]:
+def _task(bench: Bench, arms: form_losses.Arms, rows: Sequence[TokenRow], seed: int) -> dict[str, MetricComparison]:
     """Each arm against the adapter as trained on rows that chose nothing."""
     if len(rows) < 2:
         return {}

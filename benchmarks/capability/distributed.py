@@ -111,7 +111,7 @@ def _one(rank: Any, name: str, r: int, bench: Any, tensors: Path, folder: Path) 
     from benchmarks.capability import checks, tiny
     from lora_select.errors import InputError
     from lora_select.initialization import write_initialization
-    from lora_select.training.worker import engine
+    from lora_select.training.worker import deepspeed_engine
     from lora_select.variants import named
 
     variant = named(name, r)
@@ -129,7 +129,7 @@ def _one(rank: Any, name: str, r: int, bench: Any, tensors: Path, folder: Path) 
         rank.job = dataclasses.replace(rank.job, spec=told, initial_factors=made, quantized_base=bench.quantize)
         alone = _alone(bench, told, made)
         torch.manual_seed(0)
-        rank.engine = engine.build(rank, 0)
+        rank.engine = deepspeed_engine.build(rank, 0)
         found = _train(rank, bench)
         fault = _differs(alone, found, checks.logits(rank.engine.module, bench), checks.TOLERANCE[bench.base])
         if fault:

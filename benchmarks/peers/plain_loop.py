@@ -11,14 +11,14 @@ def main():
 
     from lora_select.data.labels.tokens import read_rows
     from lora_select.training import job
-    from lora_select.training.worker import batches, model, optimizer, preflight
+    from lora_select.training.worker import batches, model, optimizer, rehearsal
     from lora_select.training.worker.loss import training_loss
 
     job_file = Path(task["job"])
     made = job.read_job(job_file)
     rows = read_rows(Path(made.train_tokens))
     network = model.build(made, "cpu")
-    preflight.make_ready(network, rows, made.plan, 0, "cpu")
+    rehearsal.make_ready(network, rows, made.plan, 0, "cpu")
     adam = optimizer.make_optimizer(network, made.spec, made.plan)
     clock = told.Clock(task)
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -27,7 +27,7 @@ def main():
         chosen = [rows[number] for number in numbers]
         count, total = sum(sum(row.label_mask) for row in chosen), 0.0
         for part in batches.dealt(chosen, made.plan)[0]:
-            loss = training_loss(network, preflight.batch_of(part, made.plan, 0, "cpu")) / count
+            loss = training_loss(network, rehearsal.batch_of(part, made.plan, 0, "cpu")) / count
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(trained, made.plan.max_grad_norm)

@@ -19,7 +19,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _node(parsed: argparse.Namespace) -> int:
-    from lora_select.training.supervisor.node import serve
+    from lora_select.training.supervisor.agent import serve
 
     require("deepspeed", "train", "`node`")
     serve(Path(parsed.runs_dir), int(parsed.number))

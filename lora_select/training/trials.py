@@ -20,7 +20,7 @@ from lora_select.initialization import changes_base, write_initialization
 from lora_select.initialization.portable import subtracts
 from lora_select.records import AdapterSpec, Race, TrainingPlan, Trial, append_line, from_json, whole_lines
 from lora_select.selection.race import Entrant, RacePlan, dropped, probe_name
-from lora_select.training.worker import batches, loss, model, optimizer, packing, preflight, sanity
+from lora_select.training.worker import batches, loss, model, optimizer, packing, rehearsal, sanity
 from lora_select.training.worker.batches import trained_tokens
 from lora_select.training.worker.loop import learning_rate
 from lora_select.training.worker.process import seed_micro_batch, seed_start
@@ -47,7 +47,7 @@ def adapted(base: Any, spec: AdapterSpec, plan: TrainingPlan, initial_factors: s
     seed_start(plan.seed)
     network = model.adapt(base, spec, plan, base.name_or_path, initial_factors).train()
     if plan.packing:
-        packing.refusal(network, preflight.vocabulary(network))  # turns it on where the model takes it
+        packing.refusal(network, rehearsal.vocabulary(network))  # turns it on where the model takes it
     labelled = loss.enable(network)
     try:
         yield network
@@ -97,7 +97,7 @@ def train(
         total = 0.0
         for slot, part in enumerate(part for part in batches.dealt(chosen, plan)[0] if part):
             seed_micro_batch(plan.seed, step, slot)
-            nll = loss.training_loss(network, preflight.batch_of(part, plan, pad_id, device))
+            nll = loss.training_loss(network, rehearsal.batch_of(part, plan, pad_id, device))
             (nll / labels).backward()
             total += float(nll.detach()) / labels
         norm = float(torch.nn.utils.clip_grad_norm_(trained, plan.max_grad_norm))

@@ -15,9 +15,9 @@ from training_jobs import job
 
 from lora_select.errors import InputError
 from lora_select.training.job import LAUNCH, node_file, read_job, write_job
-from lora_select.training.supervisor import launch, node
-from lora_select.training.supervisor import progress as show
-from lora_select.training.supervisor.main import command
+from lora_select.training.supervisor import agent, launch
+from lora_select.training.supervisor import metrics_line as show
+from lora_select.training.supervisor.supervise import command
 
 
 @contextlib.contextmanager
@@ -117,18 +117,18 @@ def test_torchrun_is_told_where_and_which(tmp_path):
 def test_an_agent_waits_for_living_runs_that_want_it(tmp_path):
     told = job(tmp_path, tmp_path, nodes=2)
     write_job(tmp_path, type(told)(**(vars(told) | {"rendezvous": "h:1", "attempt": 3})))
-    assert node.waiting(tmp_path, 1, {}) == []
+    assert agent.waiting(tmp_path, 1, {}) == []
     (tmp_path / launch.HEAD).touch()
-    assert node.waiting(tmp_path, 1, {}) == [tmp_path]
-    assert node.waiting(tmp_path, 2, {}) == []
-    assert node.waiting(tmp_path, 1, {tmp_path: 3}) == []
-    assert node.waiting(tmp_path, 1, {tmp_path: 2}) == [tmp_path]
+    assert agent.waiting(tmp_path, 1, {}) == [tmp_path]
+    assert agent.waiting(tmp_path, 2, {}) == []
+    assert agent.waiting(tmp_path, 1, {tmp_path: 3}) == []
+    assert agent.waiting(tmp_path, 1, {tmp_path: 2}) == [tmp_path]
     os.utime(tmp_path / launch.HEAD, (1, 1))
-    assert node.waiting(tmp_path, 1, {}) == []
+    assert agent.waiting(tmp_path, 1, {}) == []
 
 
 def test_bad_agents_are_told(tmp_path):
     with pytest.raises(InputError, match="first node"):
-        node.serve(tmp_path, 0)
+        agent.serve(tmp_path, 0)
     with pytest.raises(InputError, match="no folder"):
-        node.serve(tmp_path / "none", 1)
+        agent.serve(tmp_path / "none", 1)

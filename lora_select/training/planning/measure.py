@@ -107,22 +107,22 @@ def main(job_file: Path) -> None:
 
 
 def _measured(told: TrainingJob) -> Measured:
-    from lora_select.training.worker import loss, model, packing, preflight
+    from lora_select.training.worker import loss, model, packing, rehearsal
     from lora_select.training.worker.loop import peak_memory_gib
 
     device = "cuda:0" if told.plan.device == "cuda" else "cpu"
     rows = read_rows(Path(told.train_tokens))
     pad_id = models.pad_id(models.load_tokenizer(told.base_path))
     network = model.build(told, device)
-    refusal = packing.refusal(network, preflight.vocabulary(network)) if told.plan.packing else None
+    refusal = packing.refusal(network, rehearsal.vocabulary(network)) if told.plan.packing else None
     plan = dataclasses.replace(told.plan, packing=told.plan.packing and refusal is None)
     loss.enable(network)
     heaviest = batches.heaviest(rows, plan)
-    preflight.run(network, preflight.batch_of(heaviest, plan, pad_id, device))
+    rehearsal.run(network, rehearsal.batch_of(heaviest, plan, pad_id, device))
     tokens, seconds, processor = 0, 0.0, 0.0
     for part in _ordinary(rows, plan):
         began, spent = time.monotonic(), time.process_time()
-        preflight.run(network, preflight.batch_of(part, plan, pad_id, device))
+        rehearsal.run(network, rehearsal.batch_of(part, plan, pad_id, device))
         wait(device)
         seconds += time.monotonic() - began
         processor += time.process_time() - spent

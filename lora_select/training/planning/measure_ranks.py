@@ -18,7 +18,7 @@ from lora_select.training import job
 from lora_select.training.heartbeat import Heartbeat
 from lora_select.training.planning import measure
 from lora_select.training.planning.measure import Measured
-from lora_select.training.worker import batches, engine, loss, main, model, optimizer, packing, preflight
+from lora_select.training.worker import batches, deepspeed_engine, loss, main, model, optimizer, packing, rehearsal
 from lora_select.training.worker.loop import peak_memory_gib
 from lora_select.training.worker.process import Process, join, seed_start
 
@@ -35,13 +35,13 @@ def work(job_file: Path, heart: Heartbeat) -> None:
     rank.pad_id = models.pad_id(models.load_tokenizer(rank.job.base_path))
     seed_start(rank.plan.seed)
     network = model.build(rank.job, rank.device)
-    refusal = packing.refusal(network, preflight.vocabulary(network)) if rank.plan.packing else None
+    refusal = packing.refusal(network, rehearsal.vocabulary(network)) if rank.plan.packing else None
     plan = dataclasses.replace(rank.plan, packing=rank.plan.packing and refusal is None)
     loss.enable(network)
     heart("smoke")
     stepping = _stepping(plan)
     made = optimizer.make_optimizer(network, rank.job.spec, stepping)
-    rank.engine = engine.hand_over(rank, network, made, stepping)
+    rank.engine = deepspeed_engine.hand_over(rank, network, made, stepping)
     optimizer.set_rate(rank.engine.optimizer, 0.0)
     heaviest = batches.heaviest(rows, plan)
     for _ in range(HEAVY_PASSES):
@@ -72,7 +72,7 @@ def _stepping(plan: TrainingPlan) -> TrainingPlan:
 def _pass(rank: Process, part: list[TokenRow], plan: TrainingPlan) -> None:
     """Forward, backward and step on one micro-batch."""
     rank.beat("smoke")
-    nll = loss.training_loss(rank.engine, preflight.batch_of(part, plan, rank.pad_id, rank.device))
+    nll = loss.training_loss(rank.engine, rehearsal.batch_of(part, plan, rank.pad_id, rank.device))
     rank.engine.backward(nll / max(1, sum(sum(row.label_mask) for row in part)))
     rank.engine.step()
 

@@ -19,8 +19,8 @@ from lora_select.training import failures, heartbeat, job, processes
 from lora_select.training.failures import Ending, Failure
 from lora_select.training.job import TrainingJob
 from lora_select.training.supervisor import preflight, recovery
-from lora_select.training.supervisor.main import GRACE_SECONDS, WORKER
-from lora_select.training.supervisor.progress import Report, show
+from lora_select.training.supervisor.metrics_line import Report, show
+from lora_select.training.supervisor.supervise import GRACE_SECONDS, WORKER
 from lora_select.training.worker import checkpoints, sanity
 from lora_select.training.worker.resume import metrics_until
 from lora_select.training.zero import working
@@ -114,7 +114,7 @@ def supervisor(job_file: Path, log: Path, node: int = 0, module: str = WORKER) -
     """Start the supervisor of a node, whose ranks run `module`; it ends when this process does."""
     parent = processes.identity()
     me = f"{parent[0]}:{parent[1]}"
-    command = [sys.executable, "-m", "lora_select.training.supervisor.main", str(job_file), me, str(node), module]
+    command = [sys.executable, "-m", "lora_select.training.supervisor.supervise", str(job_file), me, str(node), module]
     with log.open("ab") as stream:
         return subprocess.Popen(
             command,

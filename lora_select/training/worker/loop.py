@@ -16,11 +16,11 @@ from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import StepMetrics, TrainingPlan
 from lora_select.training import job
 from lora_select.training.failures import DIVERGED, TrainingError
-from lora_select.training.worker import batches, checkpoints, optimizer, preflight, sanity
+from lora_select.training.worker import batches, checkpoints, optimizer, rehearsal, sanity
 from lora_select.training.worker.loss import training_loss
 from lora_select.training.worker.process import Process, seed_micro_batch
 from lora_select.training.worker.resume import metrics_until
-from lora_select.training.worker.validation import Watch
+from lora_select.training.worker.validate import Watch
 
 NAMED_ROWS = 16
 
@@ -77,7 +77,7 @@ def _step(rank: Process, rows: list[TokenRow], step: int) -> tuple[StepMetrics, 
         rank.beat("step", step + 1)
         seed_micro_batch(plan.seed, step, index * rank.world + rank.rank)
         nll = training_loss(
-            engine, preflight.batch_of(part or [batches.masked(chosen[0])], plan, rank.pad_id, rank.device)
+            engine, rehearsal.batch_of(part or [batches.masked(chosen[0])], plan, rank.pad_id, rank.device)
         )
         # DeepSpeed averages over ranks and over micro-batches; the mean wanted is over label tokens.
         engine.backward(nll * (rank.world * plan.gradient_accumulation_steps / labels))

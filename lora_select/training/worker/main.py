@@ -13,10 +13,10 @@ from lora_select.data.labels.tokens import read_rows
 from lora_select.training import failures, job, processes
 from lora_select.training.heartbeat import Heartbeat
 from lora_select.training.validation import split
-from lora_select.training.worker import engine, loop, resume
+from lora_select.training.worker import deepspeed_engine, loop, resume
 from lora_select.training.worker.process import join, seed_start
 from lora_select.training.worker.result import finish
-from lora_select.training.worker.validation import Watch
+from lora_select.training.worker.validate import Watch
 
 
 def main(job_file: Path) -> None:
@@ -49,7 +49,7 @@ def work(job_file: Path, heart: Heartbeat) -> None:
     rank.pad_id = models.pad_id(models.load_tokenizer(rank.job.base_path))
     first = resume.find(rank)
     seed_start(rank.plan.seed)
-    rank.engine = engine.build(rank, first, rows)
+    rank.engine = deepspeed_engine.build(rank, first, rows)
     resume.cut_metrics(rank, first)
     watch = Watch(rank, kept, first)
     loss, last = loop.train(rank, rows, watch, first)

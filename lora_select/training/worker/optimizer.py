@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_select.errors import InputError
 from lora_select.records import AdapterSpec, TrainingPlan
-from lora_select.training.worker import adalora
+from lora_select.training.worker import adalora_step
 from lora_select.training.zero import UNSPLIT_ONLY
 
 RATIO = "rate_ratio"
@@ -44,7 +44,7 @@ def scheduled(arguments: Mapping[str, Any], plan: TrainingPlan) -> dict[str, Any
     """`peft_arguments` with the plan's steps in place of the placeholders, for adapters with a schedule (AdaLoRA)."""
     if "total_step" not in arguments:
         return dict(arguments)
-    return {**arguments, **adalora.schedule(plan.total_steps)}
+    return {**arguments, **adalora_step.schedule(plan.total_steps)}
 
 
 def _adamw(model: Any, spec: AdapterSpec, plan: TrainingPlan) -> Any:  # noqa: ARG001
@@ -94,8 +94,8 @@ def _riemannian(model: Any, spec: AdapterSpec, plan: TrainingPlan) -> Any:
 
 
 def _adalora(model: Any, spec: AdapterSpec, plan: TrainingPlan) -> Any:
-    adalora.freeze_constants(model)
-    return adalora.attach(_adamw(model, spec, plan), model)
+    adalora_step.freeze_constants(model)
+    return adalora_step.attach(_adamw(model, spec, plan), model)
 
 
 MAKERS: dict[str, Callable[[Any, AdapterSpec, TrainingPlan], Any]] = {

@@ -1,4 +1,4 @@
-"""The process between the flow and torchrun: `python -m lora_select.training.supervisor.main job.json PARENT_PID:CREATED NODE MODULE`.
+"""The process between the flow and torchrun: `python -m lora_select.training.supervisor.supervise job.json PARENT_PID:CREATED NODE MODULE`.
 
 It lives in a session of its own, starts torchrun, remembers every process below it (torchrun gives its ranks sessions of
 their own, so killing a process group would miss them), and ends them all when it is told to, when its parent is gone, or

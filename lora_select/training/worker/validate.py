@@ -13,7 +13,7 @@ from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import Validation, write_text
 from lora_select.training import job
 from lora_select.training.validation import Point, as_json, best, is_over, mean_loss
-from lora_select.training.worker import batches, checkpoints, preflight
+from lora_select.training.worker import batches, checkpoints, rehearsal
 from lora_select.training.worker.loss import training_loss
 from lora_select.training.worker.process import Process
 
@@ -91,7 +91,7 @@ class Watch:
             for turn in range(passes):
                 place = turn * rank.world + rank.rank
                 row = self._rows[place] if place < len(self._rows) else batches.masked(self._rows[0])
-                loss = training_loss(engine, preflight.batch_of([row], rank.plan, rank.pad_id, rank.device))
+                loss = training_loss(engine, rehearsal.batch_of([row], rank.plan, rank.pad_id, rank.device))
                 if place < len(self._rows):
                     found[place] = loss.double()
         engine.train()

@@ -5,7 +5,7 @@ from typing import Any
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import TrainingPlan
 from lora_select.training import job
-from lora_select.training.worker import checkpoints, model, optimizer, preflight
+from lora_select.training.worker import checkpoints, model, optimizer, rehearsal
 from lora_select.training.worker.process import Process, limit_collectives
 from lora_select.training.zero import LIVE_PARAMETERS
 
@@ -31,7 +31,7 @@ def build(rank: Process, step: int, rows: list[TokenRow] | None = None) -> Any:
     network = model.build(rank.job, rank.device)
     rank.beat("smoke")
     if rows:
-        preflight.make_ready(network, rows, plan, rank.pad_id, rank.device)
+        rehearsal.make_ready(network, rows, plan, rank.pad_id, rank.device)
     made = optimizer.make_optimizer(network, rank.job.spec, plan)
     if step:
         checkpoints.load_parameters(network, folder, step)

@@ -36,7 +36,7 @@ from lora_select.training import heartbeat
 from lora_select.training.job import TrainingJob
 from lora_select.training.planning import measure
 from lora_select.training.planning import plan as plans
-from lora_select.training.supervisor import launch, metrics_line
+from lora_select.training.supervisor import launch, metrics_file
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 LLAMAS = {"llama-30M": (256, 8, 32_000), "llama-85M": (512, 12, 32_000), "llama-110M": (768, 8, 32_000)}
@@ -180,7 +180,7 @@ def watched(folder: Path):
 
     def look() -> None:
         while not done.wait(0.02) and len(ends) <= STEPS:
-            written = len(metrics_line.read_metrics(folder))
+            written = len(metrics_file.read_metrics(folder))
             with contextlib.suppress(psutil.Error, IndexError):
                 rank = heartbeat.read(folder)[0]
                 if rank["phase"] == "step" or written:

@@ -37,7 +37,7 @@ from lora_select.data.reading.samples import reference_text
 from lora_select.records import AdapterSpec, Range, TrainingPlan
 from lora_select.training import heartbeat
 from lora_select.training.job import JOB, METRICS, TrainingJob
-from lora_select.training.supervisor import launch, metrics_line
+from lora_select.training.supervisor import launch, metrics_file
 from lora_select.training.worker import batches
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
@@ -157,7 +157,7 @@ def ours(folder: Path, model: str, rows: list[TokenRow], options: argparse.Names
 def watch_ranks(folder: Path, ends: list[list[float]], done: threading.Event) -> None:
     """Note the processor seconds of the ranks whenever rank 0 has written a step; seen from outside, so that it does nothing for it."""
     while not done.wait(0.02) and len(ends) < WARMUP + TIMED:
-        steps = len(metrics_line.read_metrics(folder))
+        steps = len(metrics_file.read_metrics(folder))
         if steps > len(ends):
             spent = [psutil.Process(rank["pid"]).cpu_times() for rank in heartbeat.read(folder)]
             ends += [[one.user + one.system for one in spent]] * (steps - len(ends))

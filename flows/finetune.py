@@ -5,14 +5,14 @@ import sys
 from prefect import State, flow
 from prefect.runtime import flow_run
 
-from flows.command import run_from_command_line
+from flows.arguments import run_from_command_line
 from lora_select.api import results
 from lora_select.config import RunConfig, load
 from lora_select.errors import InputError
 from lora_select.pipeline import line
-from tasks.approval import ask
+from tasks.opening import opened
 from tasks.outcome import ended
-from tasks.run import opened
+from tasks.suspend import ask
 
 
 def run_name() -> str:

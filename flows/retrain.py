@@ -5,7 +5,7 @@ import sys
 from prefect import State, flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows.command import run_from_command_line
+from flows.arguments import run_from_command_line
 from flows.finetune import walked
 from lora_select.config import load
 from lora_select.pipeline.history import is_over

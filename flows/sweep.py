@@ -3,7 +3,7 @@
 from prefect import flow
 
 from lora_select.config import load
-from tasks.sweep import send_lost
+from tasks.lost_events import send_lost
 
 
 @flow(name="sweep", flow_run_name="sweep {config}")

@@ -22,7 +22,7 @@ from lora_select.records import Adapter
 from lora_select.training import heartbeat, job, processes
 from lora_select.training.job import TrainingJob
 from lora_select.training.supervisor import launch
-from lora_select.training.supervisor import metrics_line as show
+from lora_select.training.supervisor import metrics_file as show
 
 ROOT = Path(__file__).parents[1]
 WANTED = "wanted.json"

@@ -21,7 +21,7 @@ from lora_select.data.labels.tokens import TokenRow, write_rows
 from lora_select.tracking.store import SERVER_ENVIRONMENT
 from lora_select.training import heartbeat as beat
 from lora_select.training.job import CHECKPOINTS, LOG, read_remedies
-from lora_select.training.supervisor import metrics_line
+from lora_select.training.supervisor import metrics_file
 from lora_select.training.worker import batches, checkpoints
 from lora_select.training.worker.loop import learning_rate
 
@@ -93,7 +93,7 @@ def test_a_poisoned_batch(reference, tiny_model_folder, tmp_path, outcome):
 
     saved = load_file(folder / CHECKPOINTS / checkpoints.name(step) / checkpoints.PARAMETERS)
     assert all(bool(tensor.isfinite().all()) for tensor in saved.values())
-    assert [s["step"] for s in metrics_line.read_metrics(folder)] == list(range(1, last_step(folder) + 1))
+    assert [s["step"] for s in metrics_file.read_metrics(folder)] == list(range(1, last_step(folder) + 1))
     (remedy,) = read_remedies(folder)
     text = f"rate halved once at the checkpoint, then stopped; the message names the rows of step {remedy.step}"
     outcome("a row whose loss is NaN", text, remedy.step - 1 - step, "nothing: all good checkpoints kept")
@@ -131,7 +131,7 @@ def test_a_poisoned_batch_that_was_read_wrong_once(tiny_model_folder, tmp_path, 
     (remedy,) = read_remedies(folder)
     assert (remedy.failure, remedy.step) == ("diverged", 12)
     assert dict(remedy.after) == {"learning_rate": told.plan.learning_rate / 2}
-    found = metrics_line.read_metrics(folder)
+    found = metrics_file.read_metrics(folder)
     assert [step["step"] for step in found] == list(range(1, 41))
     assert found[11]["learning_rate"] == pytest.approx(learning_rate(told.plan, 11) / 2)
     assert result(folder).resumed_from == (10,)

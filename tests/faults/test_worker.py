@@ -13,7 +13,7 @@ from prefect_harness import PREFECT, ROOT, flow_runs, served, wait_for, worker
 
 from lora_select.training import processes
 from lora_select.training.job import LAUNCH
-from lora_select.training.supervisor import metrics_line
+from lora_select.training.supervisor import metrics_file
 
 pytestmark = pytest.mark.fault
 STEPS = 200
@@ -90,7 +90,7 @@ def test_the_next_run_goes_on(place, outcome, victims):
     finally:
         again.terminate()
         again.wait(60)
-    assert [step["step"] for step in metrics_line.read_metrics(at)] == list(range(1, STEPS + 1))
+    assert [step["step"] for step in metrics_file.read_metrics(at)] == list(range(1, STEPS + 1))
     (resumed,) = result(at).resumed_from
     assert 0 < resumed <= kept
     text = "all ranks ended; a new worker's run resumed"

@@ -16,7 +16,7 @@ import tiny_run
 from tiny_run import ROOT
 
 import lora_select as ls
-from flows.command import run_from_command_line
+from flows.arguments import run_from_command_line
 from flows.finetune import finetune
 from lora_select.cli.main import main
 

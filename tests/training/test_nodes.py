@@ -16,12 +16,12 @@ from training_jobs import job
 from lora_select.errors import InputError
 from lora_select.training.job import LAUNCH, node_file, read_job, write_job
 from lora_select.training.supervisor import agent, launch
-from lora_select.training.supervisor import metrics_line as show
+from lora_select.training.supervisor import metrics_file as show
 from lora_select.training.supervisor.supervise import command
 
 
 @contextlib.contextmanager
-def agent(folder, *prefix):
+def started_agent(folder, *prefix):
     """The agent of the second node, started as a person would."""
     line = [*prefix, sys.executable, "-m", "lora_select.cli.main", "node", str(folder), "--number", "1"]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
@@ -35,7 +35,7 @@ def agent(folder, *prefix):
 @pytest.mark.slow
 def test_two_nodes_give_the_result_of_one(reference, tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv(launch.RENDEZVOUS, f"127.0.0.1:{free_port()}")
-    with agent(tmp_path):
+    with started_agent(tmp_path):
         adapter = launch.train(job(tmp_path, tiny_model_folder, nodes=2), tmp_path)
         supervisors = [json.loads((tmp_path / node_file(LAUNCH, n)).read_text())["supervisor"] for n in (0, 1)]
     assert adapter.num_processes == 2
@@ -62,7 +62,7 @@ def test_a_lost_node_is_joined_again(tiny_model_folder, tmp_path, monkeypatch):
                     killed.append(pid)
             os.kill(max(killed), signal.SIGKILL)
 
-    with agent(folder):
+    with started_agent(folder):
         adapter = launch.train(told, folder, progress=kill)
     assert killed
     assert [remedy.failure for remedy in adapter.remedies] == ["rank lost"]
@@ -95,7 +95,7 @@ def test_two_network_namespaces_give_the_result_of_one_node(
 ):
     monkeypatch.setenv(launch.RENDEZVOUS, "10.99.0.1:29400")
     head, other = namespaces
-    with agent(tmp_path, *other):
+    with started_agent(tmp_path, *other):
         run = Run(tmp_path, job(tmp_path, tiny_model_folder, nodes=2), head)
         assert run.wait() == 0, tail(tmp_path)
     assert_equal(tmp_path, reference[0])

@@ -183,8 +183,8 @@ def test_two_real_ranks_train_with_it(name, stage, tiny_model_folder, tmp_path):
         tmp_path, tiny_model_folder, adapter=adapter, zero_stage=stage, total_steps=20, count=160, learning_rate=rate
     )
     result = launch.train(told, tmp_path)
-    from lora_select.training.supervisor import metrics_line
+    from lora_select.training.supervisor import metrics_file
 
-    losses = [step["loss"] for step in metrics_line.read_metrics(tmp_path)]
+    losses = [step["loss"] for step in metrics_file.read_metrics(tmp_path)]
     assert result.steps == 20 == len(losses)
     assert losses[-1] < losses[0] - 0.02

@@ -11,7 +11,7 @@ from training_jobs import MODULES, job, spec
 
 from lora_select.training.job import CHECKPOINTS, write_job
 from lora_select.training.reload_check import examine
-from lora_select.training.supervisor import metrics_line
+from lora_select.training.supervisor import metrics_file
 from lora_select.training.worker import checkpoints
 
 STAGES = (0, 1, 2, 3)
@@ -81,8 +81,8 @@ def test_one_result_of_all_others(more_runs, who):
 def assert_one_result(runs, who):
     reference, folder = runs[2, 2, 0], runs[who]
     done = STEPS if who[0] == who[1] else STEPS - EVERY
-    found = [step["loss"] for step in metrics_line.read_metrics(folder)]
-    wanted = [step["loss"] for step in metrics_line.read_metrics(reference)]
+    found = [step["loss"] for step in metrics_file.read_metrics(folder)]
+    wanted = [step["loss"] for step in metrics_file.read_metrics(reference)]
     assert len(found) == done
     torch.testing.assert_close(found, wanted[-done:], rtol=1e-5, atol=1e-5)
     one, other = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (folder, reference))
@@ -134,7 +134,7 @@ def assert_same_state(runs, those):
 @pytest.mark.parametrize("name", [*OTHERS, *SPLIT])
 def test_other_optimizers_resume_exactly(more_runs, name):
     runs = more_runs
-    found, wanted = ([step["loss"] for step in metrics_line.read_metrics(runs[key])] for key in (f"{name}-again", name))
+    found, wanted = ([step["loss"] for step in metrics_file.read_metrics(runs[key])] for key in (f"{name}-again", name))
     assert len(found) == STEPS - EVERY
     torch.testing.assert_close(found, wanted[-len(found) :], rtol=1e-6, atol=1e-6)
     one, other = (load_file(runs[key] / "adapter" / "adapter_model.safetensors") for key in (f"{name}-again", name))

@@ -14,7 +14,7 @@ from lora_select.records import Adapter
 from lora_select.training import reload_check
 from lora_select.training.job import LAUNCH, RESULT
 from lora_select.training.reload_check import examine
-from lora_select.training.supervisor import launch, metrics_line
+from lora_select.training.supervisor import launch, metrics_file
 from lora_select.training.worker import checkpoints
 
 
@@ -23,7 +23,7 @@ def train(folder, model, **changes):
 
 
 def losses(folder):
-    return [step["loss"] for step in metrics_line.read_metrics(folder)]
+    return [step["loss"] for step in metrics_file.read_metrics(folder)]
 
 
 def processes(folder):
@@ -35,7 +35,7 @@ def test_two_ranks_train_and_the_proof_holds(reference, tiny_model_folder, tmp_p
     folder, adapter = reference
     assert adapter.steps == 60 == len(losses(folder))
     assert adapter.num_processes == 2
-    assert sum(step["tokens"] for step in metrics_line.read_metrics(folder)) == adapter.tokens
+    assert sum(step["tokens"] for step in metrics_file.read_metrics(folder)) == adapter.tokens
     base = models.resolve(str(tiny_model_folder), cache=tmp_path / "cache")
     proof = reload_check.check_reload(base, folder, precision="fp32", folder=tmp_path)
     assert proof.passed

@@ -16,7 +16,7 @@ from lora_select.data.labels.tokens import TokenRow, write_rows
 from lora_select.records import Adapter
 from lora_select.training.job import BEST, CHECKPOINTS, METRICS, RESULT, VALIDATION, write_job
 from lora_select.training.reload_check import examine
-from lora_select.training.supervisor import metrics_line
+from lora_select.training.supervisor import metrics_file
 from lora_select.training.validation import Point, best, is_over, kept_rows, split, steps_between, worse
 from lora_select.training.worker import checkpoints
 
@@ -71,7 +71,7 @@ def test_training_stops_and_the_best_look_is_kept(watched, which, tiny_model_fol
     assert seen.stopped_early
     assert adapter.steps == seen.steps[-1] < 60
     assert seen.chosen_step == seen.steps[seen.losses.index(min(seen.losses))] < adapter.steps
-    steps = metrics_line.read_metrics(watched[which])
+    steps = metrics_file.read_metrics(watched[which])
     assert {s["step"]: round(s["validation_loss"], 6) for s in steps if s["validation_loss"] is not None} == dict(
         zip(seen.steps, seen.losses, strict=True)
     )

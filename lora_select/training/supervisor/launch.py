@@ -19,7 +19,7 @@ from lora_select.training import failures, heartbeat, job, processes
 from lora_select.training.failures import Ending, Failure
 from lora_select.training.job import TrainingJob
 from lora_select.training.supervisor import preflight, recovery
-from lora_select.training.supervisor.metrics_line import Report, show
+from lora_select.training.supervisor.metrics_file import Report, show
 from lora_select.training.supervisor.supervise import GRACE_SECONDS, WORKER
 from lora_select.training.worker import checkpoints, sanity
 from lora_select.training.worker.resume import metrics_until

@@ -9,8 +9,8 @@ from lora_select.pipeline import run
 from lora_select.pipeline.observers import Terminal
 from lora_select.pipeline.run import Run
 from lora_select.tracking import names
-from tasks.observers import Log, Pages
-from tasks.stage import as_task
+from tasks.pages import Log, Pages
+from tasks.runner import as_task
 
 
 def opened(config: RunConfig) -> AbstractContextManager[Run]:

@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.selection import tasks
-from benchmarks.selection.subject import load
-from benchmarks.selection.table import tables
+from benchmarks.selection.sweep import tasks
+from benchmarks.selection.sweep.subject import load
+from benchmarks.selection.sweep.table import tables
 from lora_select.data.microbatches import draw
 from lora_select.records import write_text
 from lora_select.selection.calibration import model_factor, shipped

@@ -17,7 +17,7 @@ from typing import Any, final
 
 import numpy as np
 
-from benchmarks.selection.table import Table, tables
+from benchmarks.selection.sweep.table import Table, tables
 from lora_select.evaluation.evaluate import comparison
 from lora_select.evaluation.gate import judge
 from lora_select.evaluation.policy import Policy

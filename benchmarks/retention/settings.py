@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from benchmarks.models import gguf
-from benchmarks.selection import tasks
+from benchmarks.selection.sweep import tasks
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.data.reading import samples

@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.selection import shipped, tasks
-from benchmarks.selection.candidates import NAMED, REFERENCE, candidate
-from benchmarks.selection.subject import MODELS
-from benchmarks.selection.table import STEPS, Setting
+from benchmarks.selection import shipped
+from benchmarks.selection.sweep import tasks
+from benchmarks.selection.sweep.candidates import NAMED, REFERENCE, candidate
+from benchmarks.selection.sweep.subject import MODELS
+from benchmarks.selection.sweep.table import STEPS, Setting
 
 if TYPE_CHECKING:
-    from benchmarks.selection.runner import Bench
+    from benchmarks.selection.sweep.runner import Bench
     from lora_select.selection.candidates import Candidate
 
 BATCH, ROWS = 8, 192
@@ -61,7 +62,7 @@ def main() -> None:
         sweep(options)
     elif options.command == "reach":
         from benchmarks.selection import reach
-        from benchmarks.selection.runner import Bench
+        from benchmarks.selection.sweep.runner import Bench
 
         for task in options.tasks:
             reach.keep(Bench(Setting(task, options.model, ROWS, STEPS, BATCH), options.work))
@@ -78,7 +79,7 @@ def sweep(options: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    from benchmarks.selection.runner import Bench
+    from benchmarks.selection.sweep.runner import Bench
 
     steps = STEPS * max(1, options.rows // ROWS)
     for repeats in (False, True):
@@ -90,7 +91,7 @@ def sweep(options: argparse.Namespace) -> None:
 
 def complete(bench: "Bench", parts: tuple[str, str, int], repeats: bool, rungs: bool) -> None:
     """Every run of one candidate on one setting."""
-    from benchmarks.selection.schedule import next_run
+    from benchmarks.selection.sweep.schedule import next_run
     from lora_select.selection.calibration import shipped
     from lora_select.selection.learning_rate import rate_ratio
 

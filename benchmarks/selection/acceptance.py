@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case, base_loss
 from benchmarks.selection.judging import Regret, forgetting, loss, regrets, seed_sd, seeds
 from benchmarks.selection.strategies import STRATEGIES, TUNED
-from benchmarks.selection.table import Run
+from benchmarks.selection.sweep.candidates import REFERENCE
+from benchmarks.selection.sweep.table import Run
 from lora_select.selection.prediction import predicted_gain
 
 TIE_SHARE = 0.01

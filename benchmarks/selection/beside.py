@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case, best_run
 from benchmarks.selection.judging import forgetting, level, seed_sd
+from benchmarks.selection.sweep.candidates import REFERENCE
 
 
 @final

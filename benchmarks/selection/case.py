@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from benchmarks.selection.candidates import REFERENCE
-from benchmarks.selection.schedule import best_rate, nearest, next_rate
-from benchmarks.selection.table import Run, Table
+from benchmarks.selection.sweep.candidates import REFERENCE
+from benchmarks.selection.sweep.schedule import best_rate, nearest, next_rate
+from benchmarks.selection.sweep.table import Run, Table
 from lora_select.records import Evidence
 from lora_select.selection.calibration import Calibration, reference_rate, tempered
 from lora_select.selection.rule import SHARE_FACTOR

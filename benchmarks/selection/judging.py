@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from benchmarks.selection.candidates import NAMED, REFERENCE
 from benchmarks.selection.case import Case, Choice, base_loss, best_run
-from benchmarks.selection.schedule import GRID, RUNG, best_rate
 from benchmarks.selection.strategies import STRATEGIES
-from benchmarks.selection.subject import CAUSAL
-from benchmarks.selection.table import RESULTS, STEPS, Run, Table
-from benchmarks.selection.tasks import CONTROLS
+from benchmarks.selection.sweep.candidates import NAMED, REFERENCE
+from benchmarks.selection.sweep.schedule import GRID, RUNG, best_rate
+from benchmarks.selection.sweep.subject import CAUSAL
+from benchmarks.selection.sweep.table import RESULTS, STEPS, Run, Table
+from benchmarks.selection.sweep.tasks import CONTROLS
 from lora_select.selection import calibration
 from lora_select.selection.calibration import Calibration
 from lora_select.selection.prediction import MINIMUM_SETTINGS

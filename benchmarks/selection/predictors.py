@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.selection import reach
 from benchmarks.selection.case import Case, best_run
 from benchmarks.selection.judging import level
-from benchmarks.selection.schedule import RUNG
+from benchmarks.selection.sweep.schedule import RUNG
 
 FEWEST = 5
 """Candidates; an order of fewer says nothing."""

@@ -5,10 +5,10 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 
-from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import EVA, MLP, Case, Choice, Strategy, base_loss
-from benchmarks.selection.schedule import nearest
-from benchmarks.selection.table import Run, Table
+from benchmarks.selection.sweep.candidates import REFERENCE
+from benchmarks.selection.sweep.schedule import nearest
+from benchmarks.selection.sweep.table import Run, Table
 from lora_select.records import Race, Trial
 from lora_select.selection.calibration import rate_shift
 from lora_select.selection.prediction import raced_gain

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.selection.candidates import NAMED, adapter, candidate
 from benchmarks.selection.case import best_run
-from benchmarks.selection.table import RESULTS, Run
+from benchmarks.selection.sweep.candidates import NAMED, adapter, candidate
+from benchmarks.selection.sweep.table import RESULTS, Run
 from lora_select.initialization import changes_base
 from lora_select.records import write_text
 
 if TYPE_CHECKING:
-    from benchmarks.selection.runner import Bench
+    from benchmarks.selection.sweep.runner import Bench
 
 REACH = RESULTS / "reach.json"
 ENDPOINT = "lora-all-linear-r64"

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from benchmarks.selection import acceptance, beside, predictors
-from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import best_run
 from benchmarks.selection.judging import Regret, cases, fit, hindsight, regrets, shipped_with
 from benchmarks.selection.strategies import RULES, STRATEGIES
-from benchmarks.selection.subject import ENCODER
-from benchmarks.selection.table import RESULTS, tables
-from benchmarks.selection.tasks import CONTROLS
+from benchmarks.selection.sweep.candidates import REFERENCE
+from benchmarks.selection.sweep.subject import ENCODER
+from benchmarks.selection.sweep.table import RESULTS, tables
+from benchmarks.selection.sweep.tasks import CONTROLS
 from lora_select import records
 from lora_select.records import write_text
 from lora_select.selection import calibration

@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import base_loss, best_run
 from benchmarks.selection.judging import best_level, displacement, fit, level, seed_sd, shipped_with
-from benchmarks.selection.schedule import GRID, SEEDS
-from benchmarks.selection.subject import CAUSAL
-from benchmarks.selection.table import RESULTS, Run, Table, tables
-from benchmarks.selection.tasks import CONTROLS
+from benchmarks.selection.sweep.candidates import REFERENCE
+from benchmarks.selection.sweep.schedule import GRID, SEEDS
+from benchmarks.selection.sweep.subject import CAUSAL
+from benchmarks.selection.sweep.table import RESULTS, Run, Table, tables
+from benchmarks.selection.sweep.tasks import CONTROLS
 from lora_select.records import write_text
 from lora_select.selection.calibration import reference_rate
 
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> None:
     if options.interpolate:
         keep_interpolated()
         return
-    from benchmarks.selection.runner import Bench
+    from benchmarks.selection.sweep.runner import Bench
 
     bench: Bench | None = None
     for done, (table, one) in enumerate(list(wanted(settings(), options.model, options.seeds, rivals=options.rivals))):

@@ -4,10 +4,10 @@ Losses that a strategy may look at are those of the even held-out rows; it is ju
 """
 
 from benchmarks.selection import races
-from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import EVA, Case, Choice, Strategy, best_run, seen_loss
-from benchmarks.selection.schedule import RUNG
-from benchmarks.selection.table import Run
+from benchmarks.selection.sweep.candidates import REFERENCE
+from benchmarks.selection.sweep.schedule import RUNG
+from benchmarks.selection.sweep.table import Run
 from lora_select.selection.race import MOST_ENTRANTS
 
 DEFAULT, ANY = "LoRA, predicted rate (the product's default)", "random variant, predicted rate"

@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
-from benchmarks.selection.schedule import next_run
-from benchmarks.selection.table import Base, Outcome, Run, Setting, Table
+from benchmarks.selection.sweep.schedule import next_run
+from benchmarks.selection.sweep.table import Base, Outcome, Run, Setting, Table
 
 EVA = "eva-all-linear-r16"
 SETTING = Setting("task", "model", 64, 24, 8)

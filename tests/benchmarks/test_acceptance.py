@@ -6,13 +6,13 @@ import pytest
 from oracle_tables import EVA, SETTING, bowl, empty, outcome, sweep
 
 from benchmarks.selection import acceptance
-from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case
 from benchmarks.selection.judging import cases, fit
 from benchmarks.selection.predictors import RUNG_FINAL, SHARE_FINAL, correlations
 from benchmarks.selection.strategies import DEFAULT, FOUR, TWO, TWO_RANDOM
-from benchmarks.selection.table import Run, Table
-from benchmarks.selection.tasks import CONTROLS, TASKS, answers, shuffled
+from benchmarks.selection.sweep.candidates import REFERENCE
+from benchmarks.selection.sweep.table import Run, Table
+from benchmarks.selection.sweep.tasks import CONTROLS, TASKS, answers, shuffled
 
 LEVELS = {"a": 1.0, "b": 1.1, "c": 0.9, "d": 1.05}
 SHARES = {REFERENCE: 0.1, EVA: 0.9}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from benchmarks.selection.encoder import NearestLabel
+from benchmarks.selection.sweep.encoder import NearestLabel
 from lora_select.data.labels.tokens import TokenRow, collate, label_loss
 
 TEXT = (2, 11, 12, 13, 3)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from oracle_tables import EVA, SETTING, bowl, empty, outcome, sweep
 
-from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import Case
 from benchmarks.selection.judging import Regret, fit, forgetting, hindsight, loss, regrets, seed_sd
 from benchmarks.selection.reach import held_share
-from benchmarks.selection.schedule import GRID, RUNG, next_run
 from benchmarks.selection.strategies import FOUR, TUNED, by_rows
-from benchmarks.selection.subject import Subject, check_rows, rows_digest
-from benchmarks.selection.table import Base, Run, Setting, Table, tables
-from benchmarks.selection.tasks import Rows
+from benchmarks.selection.sweep.candidates import REFERENCE
+from benchmarks.selection.sweep.schedule import GRID, RUNG, next_run
+from benchmarks.selection.sweep.subject import Subject, check_rows, rows_digest
+from benchmarks.selection.sweep.table import Base, Run, Setting, Table, tables
+from benchmarks.selection.sweep.tasks import Rows
 from lora_select.data.labels.tokens import TokenRow
 
 

@@ -8,10 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
-from benchmarks.selection import tasks
-from benchmarks.selection.candidates import adapter, candidate
-from benchmarks.selection.subject import check_rows, load, rows_digest
-from benchmarks.selection.table import Base, Outcome, Run, Setting, Table
+from benchmarks.selection.sweep import tasks
+from benchmarks.selection.sweep.candidates import adapter, candidate
+from benchmarks.selection.sweep.subject import check_rows, load, rows_digest
+from benchmarks.selection.sweep.table import Base, Outcome, Run, Setting, Table
 from lora_select import records
 from lora_select.data.labels.tokens import label_loss
 from lora_select.data.microbatches import draw

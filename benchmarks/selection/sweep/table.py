@@ -10,7 +10,7 @@ from lora_select.records import append_line, whole_lines
 
 STEPS = 24
 """Of a setting of the usual size."""
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @final

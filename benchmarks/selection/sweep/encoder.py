@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, BertModel
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import logging
 
-from benchmarks.selection import tasks
+from benchmarks.selection.sweep import tasks
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import BaseModel

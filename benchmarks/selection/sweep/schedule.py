@@ -8,8 +8,8 @@ rate also gets a run of a quarter of the steps with its own schedule, which is w
 import math
 from collections.abc import Mapping
 
-from benchmarks.selection.candidates import REFERENCE
-from benchmarks.selection.table import Run, Table
+from benchmarks.selection.sweep.candidates import REFERENCE
+from benchmarks.selection.sweep.table import Run, Table
 
 GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = (1, 2)

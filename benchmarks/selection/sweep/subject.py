@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from benchmarks.models import gguf
-from benchmarks.selection import tasks
-from benchmarks.selection.table import Base
+from benchmarks.selection.sweep import tasks
+from benchmarks.selection.sweep.table import Base
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.evaluation.forgetting import reference_rows
@@ -54,7 +54,7 @@ def check_rows(base: Base, subject: Subject, name: str, measure: Callable[[], Ba
     if not same:
         raise ValueError(
             f"{name} was begun on other rows than this machine's source gives (Debian's package lists change); "
-            "sweep the task under a name of its own, as section-later in benchmarks/selection/tasks.py"
+            "sweep the task under a name of its own, as section-later in benchmarks/selection/sweep/tasks.py"
         )
 
 
@@ -78,7 +78,7 @@ def load(model: str, task: tasks.Task, count: int) -> Subject:
         ValueError: too few usable rows, a task that the encoder cannot do, or a model whose packages are missing.
     """
     if model == ENCODER:
-        from benchmarks.selection import encoder
+        from benchmarks.selection.sweep import encoder
 
         if task.name.split("-")[0] not in encoder.TASKS:
             raise ValueError(f"task {task.name} is no classification; the encoder does {', '.join(encoder.TASKS)}")

@@ -7,10 +7,12 @@ import mlflow_samples as samples
 
 from lora_select import records
 from lora_select.audit import run_entries
-from lora_select.audit.alias.promotion import Candidate, Judgement, Office
-from lora_select.audit.books import grounds
+from lora_select.audit.alias import standing
+from lora_select.audit.alias.promotion import Candidate, Judgement, Office, promote
+from lora_select.audit.books import anchor, chain, grounds
 from lora_select.audit.books.ledger import in_folder
 from lora_select.pipeline import workspace
+from lora_select.tracking import registry
 
 PASSED = Judgement(True, {}, ("held-out loss beats the base model's",))
 BLOCKED = Judgement(
@@ -50,3 +52,27 @@ def candidate(office: Office, run: Path, compared_with: str | None = None) -> Ca
     return Candidate(
         MODEL, run.name, run_entries.stages(run)["adapter"].folder, mlflow_run, grounds.digests(run), compared_with
     )
+
+
+def finish(office, root, key="r1", variant="lora", judgement=PASSED, compared_with=None, **settings):
+    run = finished_run(root, key, variant)
+    made = promote(office, candidate(office, run, compared_with), judgement, **settings)
+    run_entries.closed(run, model=MODEL)
+    return run, made
+
+
+def champion(office) -> str | None:
+    found = registry.by_alias(office.store, MODEL)
+    return found.version if found else None
+
+
+def kinds(office) -> list[str]:
+    return [entry.kind for entry in office.ledger.entries()]
+
+
+def in_order(office):
+    found = chain.check(office.ledger.path)
+    assert found.faults == ()
+    assert anchor.faults(office.ledger, found.entries, office.store) == []
+    assert standing.unexplained(found.entries, office.store) == []
+    assert standing.unfinished(found.entries) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select.models import quantization
-from lora_select.records import AdapterSpec, Range, TrainingPlan
+from lora_select.records import AdapterSpec, Constraints, Range, TrainingPlan
 from lora_select.variants.base import Context, Variant
 
 LLAMA_LIKE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -113,18 +113,7 @@ def layers_of(model: Any, architecture: str) -> tuple[tuple[str, int, int], ...]
 
 def context(layers: tuple[tuple[str, int, int], ...]) -> Context:
     """Nothing asked but what the layers themselves rule out; quantisation and ZeRO are tried, not looked up."""
-    name, m, n = min(layers, key=lambda layer: min(layer[1:]))
-    return Context(
-        serve=None,
-        must_merge=False,
-        quantized_base=None,
-        allow_modified_base=True,
-        zero_stage=0,
-        narrowest=min(m, n),
-        narrowest_layer=name,
-        directions=16,
-        layers=layers,
-    )
+    return Context.of(Constraints(), layers, directions=16)
 
 
 def spec(variant: Variant, architecture: str, layers: tuple[tuple[str, int, int], ...]) -> AdapterSpec:

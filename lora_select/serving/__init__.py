@@ -121,7 +121,7 @@ def unmergeable(adapter: ServedAdapter) -> tuple[str, ...]:
     found = []
     if not adapter.merges:
         found.append(
-            f"PEFT cannot merge {adapter.variant} into the base, as `must_merge` and `serve: merged` ask; choose LoRA"
+            f"PEFT cannot merge {adapter.variant} into the base, and an adapter that becomes part of it was asked for; choose LoRA"
         )
     if adapter.quantized_base:
         found.append(

@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import books
 import pytest
+
+from lora_select.audit.alias.promotion import Office
 
 BEGIN, END = "<!-- faults of promotion: written by `make test-faults` -->", "<!-- end of faults of promotion -->"
 
@@ -24,3 +27,13 @@ def outcomes():
 def outcome(outcomes):
     """Adds a line to the table; called last in a test."""
     return lambda what, came: outcomes.append((what, came))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def office(root, store) -> Office:
+    return books.office(root, store)

@@ -1,0 +1,47 @@
+"""The shape of the tree that a stranger opens: few modules a folder, one name a module, short files, a constraint in few places."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "lora_select"
+HOUSE = ("lora_select", "flows", "tasks", "benchmarks")
+WIDE = {"lora_select/variants", "lora_select/training/worker"}
+"""One small file a variant; one process with all that it does."""
+CONSTRAINTS = ("must_merge", "allow_modified_base", "max_parameters", "prefer_retention")
+"""Names that are no other thing's, so that they can be counted."""
+
+
+def sources(*folders: str) -> list[Path]:
+    found = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(found) > 20
+    return found
+
+
+def modules(*folders: str) -> list[Path]:
+    return [file for file in sources(*folders) if not file.name.startswith("__")]
+
+
+def test_no_folder_holds_more_modules_than_a_person_reads():
+    held = Counter(str(file.parent.relative_to(ROOT)) for file in modules(*HOUSE))
+    assert {folder: count for folder, count in held.items() if count > 14 and folder not in WIDE} == {}
+    assert held["lora_select"] <= 6
+
+
+def test_a_name_of_a_module_says_which_one_is_meant():
+    named = Counter(file.name for file in modules("lora_select", "flows", "tasks"))
+    assert sum(count * (count - 1) // 2 for count in named.values()) <= 3, [n for n, c in named.items() if c > 1]
+
+
+@pytest.mark.parametrize("word", CONSTRAINTS)
+def test_a_constraint_is_spelt_in_few_files(word):
+    spelt = [file for file in sources(*HOUSE) if re.search(rf"\b{word}\b", file.read_text(encoding="utf-8"))]
+    assert 1 <= len(spelt) <= 5, spelt
+
+
+def test_files_are_short():
+    lines = {file: file.read_text(encoding="utf-8").count("\n") for file in sources(*HOUSE, "tests")}
+    assert {str(file.relative_to(ROOT)): count for file, count in lines.items() if count > 400} == {}

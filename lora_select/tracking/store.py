@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_MODEL_CATALOG_URI": "",
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Read by mlflow at import. Its own retries would hold a stage for four minutes a call when a server is down."""
 SERVER_ENVIRONMENT = {

@@ -2,7 +2,7 @@
 
 A/A runs: an adapter against itself, two adapters without a true difference, two seeds of one setting. Then power: how often an
 adapter that is truly better by a share of the loss is promoted, and whether the number of rows that the gate asks for is enough.
-`python -m benchmarks.promotion errors` and `power`, a minute each, write their part of `benchmarks/results/promotion.json`.
+`python -m benchmarks.promotion errors` and `power`, some minutes each, write their part of `benchmarks/results/promotion.json`.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import collections
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +27,10 @@ from lora_select.records import Evaluation, FileRef, MetricComparison, Verdict
 FILE = Path(__file__).parent / "results" / "promotion.json"
 ROWS = (30, 100, 300)
 EFFECTS = (0.05, 0.1, 0.2, 0.3)
+POLICIES = {"rows alone": Policy(seed_noise=0.0), "default": Policy()}
+TRIED = (0.13, 0.2, 0.24, 0.26, 0.28, 0.3, 0.34)
+LEVELS = {f"{level:g}": Policy(seed_noise=level) for level in TRIED}
+"""Seed noises among which the default was chosen: what each costs in power and saves in false promotions."""
 SAMPLES = 400
 """400 resamples in place of 2,000: five times faster, the interval's ends 2 % of its width less sure."""
 
@@ -76,13 +80,17 @@ def pairs(found: Sequence[Table]) -> Iterator[Pair]:
                         yield Pair(table.setting.name, base, better[first], better[second], labels)
 
 
-def verdict(pair: Pair, policy: Policy) -> Verdict:
-    """What the gate says of the challenger, with the champion of the pair as champion."""
+def evaluated(pair: Pair) -> Evaluation:
+    """The evaluation of the challenger, with the champion of the pair as champion."""
     against = {"champion": {"loss": _compared(pair.champion, pair)}}
     metrics = {"loss": _compared(pair.base, pair)}
     quiet = MetricComparison(3.0, 3.0, 0.0, (0.0, 0.0), 32, "nats/token", "lower", False, 0.0)
-    made = Evaluation("a", "d", metrics, against, quiet, (), FileRef("rows.json", "", 0), ())
-    return judge(made, "1", policy)
+    return Evaluation("a", "d", metrics, against, quiet, (), FileRef("rows.json", "", 0), ())
+
+
+def verdict(pair: Pair, policy: Policy) -> Verdict:
+    """What the gate says of the challenger."""
+    return judge(evaluated(pair), "1", policy)
 
 
 def _compared(before: np.ndarray, pair: Pair) -> MetricComparison:
@@ -92,18 +100,25 @@ def _compared(before: np.ndarray, pair: Pair) -> MetricComparison:
     )
 
 
-def rate(population: Sequence[Pair], rows: int | None, policy: Policy, draws: int) -> dict[str, Any]:
-    """How often the gate promotes: each setting counts once. `rows` None: the rows as they are, once."""
+def rates(
+    population: Sequence[Pair], rows: int | None, policies: Mapping[str, Policy], draws: int
+) -> dict[str, dict[str, Any]]:
+    """How often the gate promotes under each policy, all on the same draws: each setting counts once. `rows` None: the rows as they are, once."""
     generator = np.random.default_rng(0)
-    by_setting: dict[str, list[bool]] = collections.defaultdict(list)
+    promoted: dict[str, dict[str, list[bool]]] = {name: collections.defaultdict(list) for name in policies}
     grouped = collections.defaultdict(list)
     for pair in population:
         grouped[pair.setting].append(pair)
     for setting, group in grouped.items():
         for index in range(draws if rows else len(group)):
             drawn = group[index % len(group)]
-            drawn = drawn.drawn(rows, generator) if rows else drawn
-            by_setting[setting].append(verdict(drawn, policy).answer == "promote")
+            made = evaluated(drawn.drawn(rows, generator) if rows else drawn)
+            for name, policy in policies.items():
+                promoted[name][setting].append(judge(made, "1", policy).answer == "promote")
+    return {name: _summed(by_setting) for name, by_setting in promoted.items()}
+
+
+def _summed(by_setting: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
     shares = {setting: statistics.mean(values) for setting, values in sorted(by_setting.items())}
     return {
         "rate": round(statistics.mean(shares.values()), 4),
@@ -162,45 +177,51 @@ def errors(population: Sequence[Pair], draws: int) -> dict[str, Any]:
     one_each = {(pair.setting, tuple(pair.champion[:3])): pair for pair in population}.values()
     even = [pair.centred() for pair in population]
     itself = [Pair(p.setting, p.base, p.champion, p.champion, p.labels) for p in one_each]
-    rows_alone, default = Policy(seed_noise=0.0), Policy()
-    lines = {
-        "the same adapter": (itself, rows_alone),
-        "no true difference, rows alone": (even, rows_alone),
-        "no true difference, default": (even, default),
-        "two seeds, rows alone": (population, rows_alone),
-        "two seeds, default": (population, default),
+    lines = {"the same adapter": itself, "no true difference": even, "two seeds": population}
+    promoted: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+    for name, group in lines.items():
+        asked = {"rows alone": POLICIES["rows alone"]} if group is itself else POLICIES
+        for rows in (*ROWS, None):
+            for policy, cell in rates(group, rows, asked, draws).items():
+                promoted[name if group is itself else f"{name}, {policy}"][str(rows or "own")] = cell
+    tried = {rows: rates(population, rows, LEVELS, draws) for rows in ROWS}
+    levels = {name: {str(rows): tried[rows][name] for rows in ROWS} for name in LEVELS}
+    return {
+        "promoted": promoted,
+        "levels_two_seeds": levels,
+        "seeds_differ_by": seed_noise(population),
+        "pairs": len(population),
     }
-    promoted = {
-        name: {str(rows or "own"): rate(group, rows, policy, draws) for rows in (*ROWS, None)}
-        for name, (group, policy) in lines.items()
-    }
-    return {"promoted": promoted, "seeds_differ_by": seed_noise(population), "pairs": len(population)}
 
 
 def power(population: Sequence[Pair], draws: int) -> dict[str, Any]:
     """How often what is truly better is promoted, by the share of the champion's loss; and whether the rows asked for tell."""
-    better = {effect: [pair.better_by(effect) for pair in population] for effect in EFFECTS}
-    policies = {"rows alone": Policy(seed_noise=0.0), "default": Policy()}
-    promoted = {
-        name: {
-            f"{effect:.0%}": {str(rows): rate(group, rows, policy, draws)["rate"] for rows in ROWS}
-            for effect, group in better.items()
-        }
-        for name, policy in policies.items()
+    cells = {
+        (effect, rows): rates([pair.better_by(effect) for pair in population], rows, POLICIES | LEVELS, draws)
+        for effect in EFFECTS
+        for rows in ROWS
     }
-    asked = {name: asked_rows(population, policy, 30 * draws) for name, policy in policies.items()}
-    return {"power": promoted, "rows_asked_for": asked}
+    promoted = {
+        name: {f"{effect:.0%}": {str(rows): cells[effect, rows][name]["rate"] for rows in ROWS} for effect in EFFECTS}
+        for name in POLICIES | LEVELS
+    }
+    asked = {name: asked_rows(population, policy, 30 * draws) for name, policy in POLICIES.items()}
+    return {
+        "power": {name: promoted[name] for name in POLICIES},
+        "levels_power": {name: promoted[name] for name in LEVELS},
+        "rows_asked_for": asked,
+    }
 
 
 def main() -> None:
     """Measure one part and write it into the file beside the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("errors", "power"))
-    parser.add_argument("--draws", type=int, help="simulated evaluations a setting and cell (errors: 30, power: 12)")
+    parser.add_argument("--draws", type=int, help="simulated evaluations a setting and cell (errors: 100, power: 12)")
     parser.add_argument("--out", type=Path, default=FILE)
     given = parser.parse_args()
     population = list(pairs(tables()))
-    draws = given.draws or {"errors": 30, "power": 12}[given.part]
+    draws = given.draws or {"errors": 100, "power": 12}[given.part]
     made = errors(population, draws) if given.part == "errors" else power(population, draws)
     before = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     made = {**before, **made, f"draws_{given.part}": draws, "seed_noise": Policy().seed_noise}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_select.audit import run_entries
 from lora_select.audit.books import chain
-from lora_select.audit.books.ledger import Ledger, in_folder
+from lora_select.audit.books.ledger import Ledger, in_folder, locked
 from lora_select.errors import InputError
 from lora_select.records.entry import Entry
 
@@ -34,11 +34,13 @@ def enter(
         WorldError: the ledger cannot be written.
     """
     ledger = in_folder(runs_folder)
-    before = [entry for entry in ledger.entries() if entry.kind == DATASET and entry.details["path"] == path]
-    if before and before[-1].digests["dataset"] == digest:
-        return before[-1], False
-    told = {"path": path, **(details or {})}
-    return ledger.append(DATASET, by=by, digests={"dataset": digest}, details=told), True
+    runs_folder.mkdir(parents=True, exist_ok=True)
+    with locked(runs_folder / "registrations"):  # between the look and the entry another one may come
+        before = [entry for entry in ledger.entries() if entry.kind == DATASET and entry.details["path"] == path]
+        if before and before[-1].digests["dataset"] == digest:
+            return before[-1], False
+        told = {"path": path, **(details or {})}
+        return ledger.append(DATASET, by=by, digests={"dataset": digest}, details=told), True
 
 
 def registered(ledger: Ledger) -> list[Registration]:

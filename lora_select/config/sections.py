@@ -264,7 +264,7 @@ class PromotionConfig(Section):
     floors: dict[str, float] = Field(default_factory=dict)
     margins: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     max_forgetting: Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]] = 0.5
-    seed_noise: float = Field(default=0.13, ge=0)
+    seed_noise: float = Field(default=0.28, ge=0)
 
 
 class CostConfig(Section):

@@ -14,7 +14,8 @@ from lora_select import recipes, serving
 from lora_select.address import masked
 from lora_select.audit.alias.champion import key_part, rival_of
 from lora_select.errors import require
-from lora_select.evidence.cost import words
+from lora_select.evidence.cost import Prices, words
+from lora_select.evidence.cost import planned as planned_cost
 from lora_select.pipeline import retaining, source_digests, workspace
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
@@ -140,7 +141,11 @@ def plan(run: Run) -> tuple[Chosen, Outcome[TrainingPlan]]:
     """
     run.machine  # noqa: B018  (a GPU that is not here is refused before anything is measured)
     chosen = _chosen(run, analyze(run))
-    made = run.do(train.plan, "plan", **_planning(run, chosen), spec=chosen.decision.record.choice)
+    choice = chosen.decision.record.choice
+    made = run.do(train.plan, "plan", **_planning(run, chosen), spec=choice)
+    prices = Prices(**run.config.cost.model_dump())
+    expected = planned_cost(made.record, run.base, chosen.measured.profile.record, choice.num_parameters, prices)
+    run.place.say(f"expected of the training: {words(expected)}")
     retaining.refuse_references(run, chosen.measured.profile, made.record)
     return chosen, made
 
@@ -203,7 +208,7 @@ def finetune(run: Run) -> Finetuned:
         prices=run.config.cost,
         key_only={"signed_by": signed},
     )
-    report = run.do(judge.report, "report", stages=known, base=run.base)
+    report = run.do(judge.report, "report", stages=known, base=run.base, prices=run.config.cost)
     _show(run, adapter, served, report.folder / report.record.file.path)
     workspace.link(run.place.root, run.key, evidence.folder / "evidence", "evidence")
     cost = words(read(Cost, evidence.folder / "evidence" / "cost.json"))

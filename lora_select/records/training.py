@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_select.records.choice import AdapterSpec
+from lora_select.records.evidence import Energy
 from lora_select.records.files import FileRef
 
 
@@ -134,6 +135,8 @@ class Adapter:
     """What was done about failures on the way, in order."""
     validation: Validation | None = None
     """None where no rows were kept from training."""
+    energy: Energy | None = None
+    """What the machine's counters say that the training used; None where it has none, or where several nodes trained."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from lora_select import __version__
 from lora_select.evaluation import wording
 from lora_select.evaluation.metrics import exact_match
-from lora_select.records import BaseModel, Evaluation, Report, file_ref, write_text
+from lora_select.records import BaseModel, Cost, Evaluation, Report, file_ref, write_text
 from lora_select.records.digests import library_digest
 from lora_select.report import plots
 from lora_select.report.verdict import change, delta, interval, role, title, value, verdict
@@ -24,12 +24,13 @@ ARMS = {"raw": "as trained", "scale": "scaled down", "filter": "filtered"}
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What the page is made from: the records by stage name, the folders of the stages, and the MLflow link."""
+    """What the page is made from: the records by stage name, the folders of the stages, the MLflow link, what the training was expected to cost and did."""
 
     base: BaseModel
     records: Mapping[str, Any]
     folders: Mapping[str, Path]
     link: str
+    costs: tuple[Cost, Cost]
 
 
 def write_report(inputs: ReportInputs, folder: Path) -> Report:
@@ -57,6 +58,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         **inputs.records,
         base=inputs.base,
         link=inputs.link,
+        costs=inputs.costs,
         rivals={name: wording.rival(name, evaluation.champion_version) for name in evaluation.against},
         arms=ARMS,
         outcome=outcome(decision, evaluation),

@@ -13,7 +13,7 @@ from typing import Any
 from lora_select import records
 from lora_select.tracking import names
 from lora_select.tracking.entry_types import KEPT, MAX_PARAM, MAX_TAG, DatasetEntry, Entries
-from lora_select.tracking.logged_models import ModelEntry
+from lora_select.tracking.logged_models import ModelEntry, checkpoints
 from lora_select.tracking.record_entries import MAKERS
 
 
@@ -36,6 +36,9 @@ def of(record: Any, folder: Path | None = None, *, stage: str | None = None) -> 
     made = maker(record)
     texts = {**made.texts, f"records/{stage or names.LABELS[type(record).__name__]}.json": records.to_json(record)}
     files = {str((folder / path).resolve()): into for path, into in made.files.items()} if folder else {}
+    if isinstance(record, records.Adapter) and folder:
+        params = made.model.params if made.model else {}
+        made = dataclasses.replace(made, checkpoints=checkpoints(record, folder.resolve(), params))
     return fit(dataclasses.replace(made, texts=texts, files=files, timestamp_ms=int(time.time() * 1000)))
 
 
@@ -43,7 +46,8 @@ def from_plain(content: Mapping[str, Any]) -> Entries:
     """Undo `dataclasses.asdict`, for entries that waited as JSON."""
     datasets = tuple(DatasetEntry(**dataset) for dataset in content["datasets"])
     model = ModelEntry(**content["model"]) if content.get("model") else None
-    return Entries(**{**content, "datasets": datasets, "model": model})
+    kept = tuple(ModelEntry(**one) for one in content.get("checkpoints", ()))
+    return Entries(**{**content, "datasets": datasets, "model": model, "checkpoints": kept})
 
 
 def fit(entries: Entries) -> Entries:

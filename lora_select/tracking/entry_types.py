@@ -36,7 +36,7 @@ class Entries:
 
     `texts` maps an artifact path to its text; `files` a local absolute path (file or folder) to an artifact folder.
     `timestamp_ms` is fixed when the entries are made, so that sending them twice changes nothing. `model` is an adapter that the run
-    made, `judged` the digest of the adapter that its metrics are of.
+    made, `checkpoints` are those that its training kept, `judged` is the digest of the adapter that its metrics are of.
     """
 
     params: Mapping[str, str] = field(default_factory=dict)
@@ -47,4 +47,5 @@ class Entries:
     datasets: tuple[DatasetEntry, ...] = ()
     timestamp_ms: int = 0
     model: ModelEntry | None = None
+    checkpoints: tuple[ModelEntry, ...] = ()
     judged: str | None = None

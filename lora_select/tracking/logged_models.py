@@ -1,12 +1,13 @@
-"""An adapter as MLflow's LoggedModel: one for each adapter, linked to the run that trained it, its dataset and its evaluation.
+"""An adapter as MLflow's LoggedModel: one for each adapter and each kept checkpoint, linked to the run that trained it, dataset and evaluation.
 
-The files stay where the training run has them (`adapter/` among its artifacts); the model is the handle that MLflow's pages
-list under "Models", filter by parameters and hang evaluation metrics on.
+An adapter's files stay where the training run has them (`adapter/` among its artifacts), a checkpoint's in the training stage's folder;
+the model is the handle that MLflow's pages list under "Models", filter by parameters and hang evaluation metrics on.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lora_select.records import Adapter
@@ -14,6 +15,9 @@ from lora_select.tracking import names
 from lora_select.tracking.store import Store
 
 TYPE = "lora-adapter"
+CHECKPOINT = "lora-checkpoint"
+LOSS = "checkpoint/validation_loss"
+"""Nats per label token of the rows that were kept from training, after a checkpoint's step."""
 EXTERNAL = "mlflow.model.isExternal"
 """MLflow's own mark for a model whose files are not below the model itself."""
 SOURCE = "adapter.source"
@@ -23,12 +27,17 @@ VERSIONS = "mlflow.modelVersions"
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model that a run made: its adapter's digest, a name, parameters, and the optimizer step it is of."""
+    """A model that a run made: its digest, a name, parameters, and the optimizer step it is of.
+
+    A checkpoint has its own `source` (an address), and its `loss` on rows that were kept from training where they were looked at.
+    """
 
     adapter_digest: str
     name: str
     step: int
     params: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
+    loss: float | None = None
 
 
 def entry(record: Adapter, params: Mapping[str, str]) -> ModelEntry:
@@ -37,8 +46,24 @@ def entry(record: Adapter, params: Mapping[str, str]) -> ModelEntry:
     return ModelEntry(record.digest, name, record.steps, params)
 
 
+def checkpoints(record: Adapter, folder: Path, params: Mapping[str, str]) -> tuple[ModelEntry, ...]:
+    """The models of the checkpoints that outlive a training, by step: the best on the rows that were kept from it.
+
+    Those that only a killed training is resumed from are removed when the run ends, so nothing points to them.
+    """
+    looks = dict(zip(record.validation.steps, record.validation.losses, strict=True)) if record.validation else {}
+    found: dict[str, ModelEntry] = {}
+    for manifest in folder.glob("best/step-*/MANIFEST.json"):
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        step, digest = int(told["step"]), told["files"]["parameters.safetensors"]
+        name = f"{record.spec.variant}-r{record.spec.r}-step-{step}-{digest[:8]}"
+        more = {**params, "step": str(step), "adapter": record.digest}
+        found.setdefault(digest, ModelEntry(digest, name, step, more, manifest.parent.as_uri(), looks.get(step)))
+    return tuple(sorted(found.values(), key=lambda one: one.step))
+
+
 def made(store: Store, run_id: str, model: ModelEntry, folder: str = "adapter") -> str:
-    """Find or make the model and say that `run_id` put it out; doing it again changes nothing.
+    """Find or make the model and say that `run_id` put it out, and from which dataset; doing it again changes nothing.
 
     Args:
         store: from `store.prepare`.
@@ -54,16 +79,30 @@ def made(store: Store, run_id: str, model: ModelEntry, folder: str = "adapter") 
     client = store.client
     found = find(store, model.adapter_digest)
     if found is None:
-        tags = {names.ADAPTER_SHA256: model.adapter_digest, EXTERNAL: "true", SOURCE: f"runs:/{run_id}/{folder}"}
+        source, kind = (model.source, CHECKPOINT) if model.source else (f"runs:/{run_id}/{folder}", TYPE)
+        tags = {names.ADAPTER_SHA256: model.adapter_digest, EXTERNAL: "true", SOURCE: source}
         fresh = client.create_logged_model(
-            store.experiment_id, model.name, source_run_id=run_id, tags=tags, params=dict(model.params), model_type=TYPE
+            store.experiment_id, model.name, source_run_id=run_id, tags=tags, params=dict(model.params), model_type=kind
         )
         found = client.finalize_logged_model(fresh.model_id, "READY")
     run = client.get_run(run_id)
     outputs = run.outputs.model_outputs if run.outputs else []
     if all(output.model_id != found.model_id for output in outputs):
         client.log_outputs(run_id, [LoggedModelOutput(found.model_id, model.step)])
+    _from_dataset(store, run, "training")
     return found.model_id
+
+
+def looked_at(store: Store, run_id: str, model: ModelEntry, timestamp_ms: int) -> list[Any]:
+    """Make a checkpoint's model; its loss as a metric of the model and of the training rows, of which some were kept. No loss: no metric."""
+    from mlflow.entities import Metric
+
+    model_id = made(store, run_id, model)
+    if model.loss is None:
+        return []
+    dataset = _dataset(store, store.client.get_run(run_id), "training")
+    link = {"dataset_name": dataset.name, "dataset_digest": dataset.digest} if dataset else {}
+    return [Metric(LOSS, model.loss, timestamp_ms, model.step, model_id=model_id, run_id=run_id, **link)]
 
 
 def judged(store: Store, run_id: str, adapter_digest: str, metrics: list[Any]) -> list[Any]:
@@ -78,16 +117,14 @@ def judged(store: Store, run_id: str, adapter_digest: str, metrics: list[Any]) -
     Returns:
         The same metrics; unchanged where the model is not known.
     """
-    from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Metric
+    from mlflow.entities import LoggedModelInput, Metric
 
     model = find(store, adapter_digest)
     if model is None:
         return metrics
     client, run = store.client, store.client.get_run(run_id)
-    dataset = _evaluation_dataset(store, run)
-    known = run.inputs.dataset_inputs if run.inputs else []
-    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])] if dataset else []
-    client.log_inputs(run_id, datasets=[] if known else inputs, models=[LoggedModelInput(model.model_id)])
+    dataset = _from_dataset(store, run, "evaluation")
+    client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
     link = {"model_id": model.model_id}
     if dataset:
         link |= {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
@@ -116,15 +153,26 @@ def find(store: Store, adapter_digest: str) -> Any | None:
     return same[0] if same else None
 
 
-def _evaluation_dataset(store: Store, run: Any) -> Any | None:
-    """The evaluation dataset among the run's inputs, else among its parent's."""
+def _from_dataset(store: Store, run: Any, context: str) -> Any | None:
+    """Say that a run used the dataset of this context, unless it names its datasets already; returns the dataset."""
+    from mlflow.entities import DatasetInput, InputTag
+
+    dataset = _dataset(store, run, context)
+    if dataset and not (run.inputs and run.inputs.dataset_inputs):
+        used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+        store.client.log_inputs(run.info.run_id, datasets=[used])
+    return dataset
+
+
+def _dataset(store: Store, run: Any, context: str) -> Any | None:
+    """The dataset of this context among the run's inputs, else among its parent's."""
     runs = [run]
     parent = run.data.tags.get(names.PARENT_RUN_ID)
     if parent:
         runs.append(store.client.get_run(parent))
     for each in runs:
         for item in each.inputs.dataset_inputs if each.inputs else []:
-            if any(tag.value == "evaluation" for tag in item.tags):
+            if any(tag.value == context for tag in item.tags):
                 return item.dataset
     return None
 

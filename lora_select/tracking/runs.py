@@ -59,6 +59,8 @@ def apply(store: Store, run_id: str, entries: Entries) -> None:
     metrics = [Metric(key, value, entries.timestamp_ms, 0) for key, value in entries.metrics.items()]
     if entries.judged:
         metrics = logged_models.judged(store, run_id, entries.judged, metrics)
+    for model in entries.checkpoints:
+        metrics += logged_models.looked_at(store, run_id, model, entries.timestamp_ms)
     tags = [RunTag(key, value) for key, value in entries.tags.items()]
     for part in _batches(metrics, MAX_PER_BATCH["metrics"]):
         client.log_batch(run_id, metrics=part)

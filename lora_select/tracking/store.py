@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "lora-select"
 DEFAULT_HOST = "http://127.0.0.1:5000"
+LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -37,6 +39,7 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_MODEL_CATALOG_URI": "",
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Read by mlflow at import. Its own retries would hold a stage for four minutes a call when a server is down."""
 SERVER_ENVIRONMENT = {
@@ -240,7 +243,9 @@ def _connect(uri: str, experiment: str) -> tuple[str, "MlflowClient"]:
         raise
     except Exception as error:  # MlflowException, or SQLAlchemy's and sqlite3's own when the file is something else
         first_line = scrub((str(error).splitlines() or [type(error).__name__])[0])[:300]
-        raise WorldError(f"MLflow at {masked(uri)} cannot be used: {first_line}; {_remedy(uri)}") from error
+        raise WorldError(
+            f"MLflow at {masked(uri)} cannot be used: {first_line}; {LOGIN if 'authenticat' in first_line else _remedy(uri)}"
+        ) from error
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -277,7 +282,7 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
 
 
 def _ping(uri: str, *, attempts: int = 2, timeout: float = 3.0) -> None:
-    """Ask `/version` (cheap, open without a password).
+    """Ask `/version`, which is cheap. A server behind a password asks for it: it is there, and the first call says whether the password is right.
 
     Raises:
         WorldError: nobody answers, or what answers is not MLflow.
@@ -290,6 +295,8 @@ def _ping(uri: str, *, attempts: int = 2, timeout: float = 3.0) -> None:
             with urllib.request.urlopen(f"{without_login(uri).rstrip('/')}/version", timeout=timeout) as answer:
                 version = answer.read(64).decode(errors="replace").strip()
         except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.UNAUTHORIZED:
+                return
             reason = str(getattr(error, "reason", error))
             continue
         if not version[:1].isdigit():

@@ -24,7 +24,7 @@ from lora_select.pipeline import workspace
 from lora_select.pipeline.history import is_over
 from lora_select.pipeline.stage import Place
 from lora_select.pipeline.stages import judge
-from lora_select.records import Adapter, Promotion, read
+from lora_select.records import Adapter, Evaluation, MetricComparison, Promotion, read
 from lora_select.tracking import names, registry
 from lora_select.tracking.store import prepare
 from lora_select.tracking.tracker import Tracker
@@ -131,6 +131,37 @@ def test_back_to_the_version_before_and_forth(office, root):
     in_order(office)
 
 
+def test_the_same_command_does_not_promote_what_was_taken_back(office, root):
+    finish(office, root)
+    run = books.finished_run(root, "r2", "dora")
+    folder = workspace.folder_of(root, "evaluation", "r2evaluation")
+    told = read(Evaluation, folder / "record.json")
+    better = MetricComparison(2.0, 1.0, -1.0, (-1.01, -0.99), 80, "nats/token", "lower", True, 0.005)
+    judged = dataclasses.replace(
+        told, metrics={"loss": better}, against={"champion": {"loss": better}}, champion_version="1"
+    )
+    workspace.write(folder, judged)
+    ref = workspace.finished(root, "evaluation", "r2evaluation")
+    assert ref is not None
+    workspace.view(root, "r2", ref, "evaluation")
+    first = promoted(office, run)
+    assert (first.record.alias, champion(office)) == ("champion", "2")
+    rollback(office, MODEL, by="Ann", reason="answers got rude")
+    for reused in (False, True, True):
+        made = promoted(office, run)
+        assert (made.record.alias, made.reused, champion(office)) == ("challenger", reused, "1")
+    assert "Ann took this adapter back" in made.record.reasons[-1]
+    assert "answers got rude" in made.record.reasons[-1]
+    run_entries.closed(run, model=MODEL)
+    with pytest.raises(InputError, match="does not meet every criterion: Ann took this adapter back"):
+        approval.approve(office, run, ANN)
+    approval.approve(office, run, dataclasses.replace(ANN, override=True))
+    [approved] = [entry for entry in office.ledger.entries() if entry.kind == "approved"]
+    assert (approved.details["override"], champion(office)) == (["taken-back"], "2")
+    assert promoted(office, run).record.alias == "champion"
+    in_order(office)
+
+
 @pytest.mark.parametrize(("to", "words"), [("7", "no version 7"), (None, "knows no champion")])
 def test_nothing_to_go_back_to(office, root, to, words):
     finish(office, root)
@@ -220,9 +251,9 @@ def test_what_a_judgement_and_a_promotion_are_kept_under(office, root):
     assert rival_of(*told) == before[0]
     assert key_part(*told) == before[1]
     assert rival_of(office.store, root, "r1", MODEL, first_digest).startswith("2 ")
-    last = office.ledger.entries()[-1].sequence
+    asked = office.ledger.entries()[-1].sequence + 1
     rollback(office, MODEL, by="Ann", reason="answers got rude")
-    assert key_part(*told) == f"{before[1]} promoted {last}"
+    assert key_part(*told) == f"{before[1]} taken back {asked}"
 
 
 def promoted(office, run, policy=PromotionConfig()):  # noqa: B008  (frozen)

@@ -1,6 +1,7 @@
 """A dataset is entered once, an event that no registration backs starts nothing, and what was missed is found again."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import ClassVar
@@ -39,6 +40,16 @@ def test_the_same_bytes_are_entered_once(tmp_path, manifest):
     again, newer = note(root, manifest)
     assert (new, newer, again) == (True, False, first)
     assert [entry.kind for entry in in_folder(root).entries()] == ["opened", "dataset"]
+
+
+def test_fifty_registrations_of_five_datasets_at_once_are_five_entries(tmp_path):
+    """Two at once would each find none before; one event each would be sent, and the second run would only find the first's work."""
+    root = tmp_path / "runs"
+    with ThreadPoolExecutor(10) as pool:
+        made = list(pool.map(lambda n: enter(root, f"/data/{n % 5}", f"{n % 5}" * 64, by="Ann"), range(50)))
+    assert sum(new for _, new in made) == 5
+    assert len(registered(in_folder(root))) == 5
+    assert len([entry for entry in in_folder(root).entries() if entry.kind == "dataset"]) == 5
 
 
 def test_bytes_that_come_back_are_admitted_again(tmp_path, data, manifest):

@@ -8,7 +8,8 @@ import pytest
 
 from lora_select import records
 from lora_select.errors import InputError
-from lora_select.evidence import cost, energy
+from lora_select.evidence import cost
+from lora_select.training import energy
 
 
 @pytest.fixture
@@ -104,3 +105,27 @@ def test_a_machine_that_tells_nothing_claims_nothing(tmp_path):
     half = records.Energy(1.0, "measured", "c")
     assert energy.add(None, half) == half
     assert energy.add(half, half) == records.Energy(2.0, "measured", "c")
+
+
+def test_a_meter_adds_over_attempts_and_starts_and_writes_nothing_where_nothing_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "_graphics", dict)
+    rapl, folder = tmp_path / "rapl", tmp_path / "train"
+    folder.mkdir()
+    energy.Meter(folder, tmp_path / "none").tick(now=True)
+    assert energy.used(folder) is None
+    meter = energy.Meter(folder, counters(rapl, 100_000_000))
+    counters(rapl, 400_000_000)
+    meter.tick()  # too early
+    assert energy.used(folder) is None
+    meter.tick(now=True)
+    counters(rapl, 700_000_000)  # between two starts: not the training's
+    again = energy.Meter(folder, rapl)
+    counters(rapl, 200_000_000)  # wrapped at 1,000
+    again.tick(now=True)
+    found = energy.used(folder)
+    assert found is not None
+    assert found.kwh * 3.6e6 == pytest.approx(300.0 + 500.0)
+    assert (found.source, found.basis) == (
+        "measured",
+        "counters of processor package-0 (whole devices, other load included)",
+    )

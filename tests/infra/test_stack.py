@@ -95,6 +95,14 @@ def test_a_run_survives_restarts_and_is_restored_into_an_empty_stack(place, tmp_
     assert not [secret for secret in secrets for text in (*lines, *logs) if secret in text]
     assert not [file for file in (one / "secrets").iterdir() if file.stat().st_mode & 0o077]
 
+    wrong = {**os.environ, **servers.client_environment(home), "MLFLOW_TRACKING_PASSWORD": "wrong"}
+    told = subprocess.run(
+        [sys.executable, "-c", "import os; from lora_select.tracking.store import prepare; prepare(os.environ['MLFLOW_TRACKING_URI'])"],
+        env=wrong | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert told.returncode == 1
+    assert "WorldError" in told.stderr.splitlines()[-1]
+    assert "MLFLOW_TRACKING_USERNAME" in told.stderr.splitlines()[-1]
     written = client(one, tmp_path / "client", "write")
     assert written[0] == "1"
 

@@ -43,7 +43,21 @@ def inputs(tmp_path):
         "evaluation": evaluation,
         "promotion": samples.promotion(alias="champion"),
     }
-    return ReportInputs(BASE, found, dict.fromkeys(found, folder), "http://127.0.0.1:5000/#/runs/1")
+    expected, took = (
+        records.Cost(when, 2e13, 0.5, 1, 0.5, records.Energy(kwh, source, "2 CPU threads of 8 W"), None, "EUR", ())
+        for when, kwh, source in (("planned", 0.02, "estimated"), ("measured", 0.031, "measured"))
+    )
+    return ReportInputs(BASE, found, dict.fromkeys(found, folder), "http://127.0.0.1:5000/#/runs/1", (expected, took))
+
+
+def test_the_page_says_what_the_training_was_expected_to_use_and_used(inputs, tmp_path):
+    _, text = page(inputs, tmp_path)
+    assert "energy of the training (kWh) 0.02, estimated 0.031, measured" in text
+    assert "floating-point operations of the training 2e+13 2e+13" in text
+    assert "price of the training" not in text
+    priced = tuple(dataclasses.replace(cost, money=money) for cost, money in zip(inputs.costs, (1.5, 2.0), strict=True))
+    _, text = page(dataclasses.replace(inputs, costs=priced), tmp_path)
+    assert "price of the training (EUR) 1.50 2.00" in text
 
 
 def changed(inputs, **found):

@@ -72,6 +72,36 @@ def test_doing_it_again_makes_no_second_model(store, folder):
     assert len(store.client.search_logged_models([store.experiment_id])) == 2
 
 
+def test_each_kept_checkpoint_is_a_model_with_its_loss_on_the_rows_kept_from_training(store, folder):
+    adapter = dataclasses.replace(
+        samples.adapter(folder), validation=records.Validation(8, (20, 40, 60), (1.3, 1.1, 1.2), 0.05, 40, False)
+    )
+    for place, step, digest in (("checkpoints", 50, "5"), ("best", 40, "4"), ("best", 60, "6")):
+        manifest = {"step": step, "files": {"parameters.safetensors": digest * 64}}
+        samples.write(folder, f"{place}/step-{step:07d}/MANIFEST.json", json.dumps(manifest))
+    tracker = Tracker.start(store, folder, "key", name="tweets")
+    for label, record in (("dataset", samples.dataset(folder)), ("adapter", adapter)):
+        for _ in range(2):
+            tracker.begin(label)
+            tracker.log(label, record, folder)
+            tracker.end(label)
+    tracker.finish()
+    models = store.client.search_logged_models([store.experiment_id])
+    kept = {int(model.params["step"]): model for model in models if model.model_type == "lora-checkpoint"}
+    assert (len(models), sorted(kept)) == (3, [40, 60])  # the one of step 50 is removed when the run ends
+    assert kept[40].tags[logged_models.SOURCE] == (folder.resolve() / "best" / "step-0000040").as_uri()
+    assert {model.params["adapter"] for model in kept.values()} == {adapter.digest}
+    train = samples.dataset(folder).digest[:36]
+    said = {
+        step: {(metric.value, metric.step, metric.dataset_digest) for metric in model.metrics or ()}
+        for step, model in kept.items()
+    }
+    assert said == {40: {(1.1, 40, train)}, 60: {(1.2, 60, train)}}
+    run = store.client.get_run(kept[40].source_run_id)
+    assert [item.dataset.digest for item in run.inputs.dataset_inputs] == [train]
+    assert sorted(output.step for output in run.outputs.model_outputs) == [40, 60, 60]
+
+
 def test_an_evaluation_of_an_unknown_adapter_is_logged_all_the_same(store, folder):
     run_id = runs.find_or_create_parent(store, "key", name="tweets")
     runs.apply(store, run_id, of(samples.evaluation(folder), folder))

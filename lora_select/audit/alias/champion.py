@@ -65,8 +65,9 @@ def key_part(store: Store, runs_folder: Path, run: str, model: str, adapter_dige
     """
     entries = in_folder(runs_folder).entries()
     found, stands = champion(store, model, adapter_digest), standing.of_run(entries, run)
-    moved = ""
-    if stands is not None and stands.state == "promoted":
+    back = standing.taken_back(entries, model, adapter_digest)
+    moved = f"taken back {back.sequence}" if back else ""
+    if back is None and stands is not None and stands.state == "promoted":
         moved = "" if found.standing == ITSELF else f"promoted {stands.last.sequence}"
         found = _judged_against(store, found, stands, model)
     return " ".join(filter(None, (found.holder, answered(entries, run), moved)))

@@ -27,6 +27,7 @@ AWAITING = standing.AWAITING
 DEFERRED = "deferred"
 RECORD = "record.json"
 CHAMPION_CHANGED = "champion-changed"
+TAKEN_BACK = "taken-back"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def promote(
     """Enter the decision and do what it says: champion, challenger, or `awaiting approval`.
 
     The champion is looked up afresh under a lock. Where it is not the one that the adapter was compared with, the adapter stays
-    a challenger. Where MLflow is away, nothing is moved and the promotion is `deferred`: the same command promotes later.
+    a challenger; so does one that a person took back, until a person approves it. Where MLflow is away, nothing is moved and the
+    promotion is `deferred`: the same command promotes later.
 
     Raises:
         WorldError: the ledger cannot be written, or a file of the adapter was changed (it is named).
@@ -95,7 +97,7 @@ def promote(
             )
         if answer := _answered(office, candidate, approval):
             return answer
-        judgement = _still_valid(judgement, candidate, rival)
+        judgement = _not_taken_back(office, _still_valid(judgement, candidate, rival), candidate)
         decision = _decide(office, candidate, judgement, rival)
         waits = judgement.passed and approval == "required"
         aliases = {names.CHALLENGER: ""} | ({names.CHAMPION: ""} if judgement.passed and not waits else {})
@@ -308,6 +310,19 @@ def _still_valid(judgement: Judgement, candidate: Candidate, rival: str | None) 
     compared = f"version {candidate.compared_with}" if candidate.compared_with else "none"
     sentence = f"the champion is version {rival}, it was compared with {compared}; run the same command again"
     return Judgement(False, {**judgement.criteria, CHAMPION_CHANGED: sentence}, (*judgement.reasons, sentence))
+
+
+def _not_taken_back(office: Office, judgement: Judgement, candidate: Candidate) -> Judgement:
+    """What a person took back is no champion again because a command is given again."""
+    adapter = read(Adapter, candidate.folder / RECORD).digest
+    back = standing.taken_back(office.ledger.entries(), candidate.model, adapter)
+    if back is None:
+        return judgement
+    sentence = (
+        f"{back.by} took this adapter back on {back.time[:10]}: {back.details['reason']}; a person may approve it again: "
+        f"`lora-select approve {office.ledger.path.parent / candidate.run} --by NAME --reason TEXT --override`"
+    )
+    return Judgement(False, {**judgement.criteria, TAKEN_BACK: sentence}, (*judgement.reasons, sentence))
 
 
 def _own(office: Office, candidate: Candidate) -> str:

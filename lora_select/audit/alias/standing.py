@@ -86,6 +86,29 @@ def moved(entries: Iterable[Entry], model: str, alias: str) -> list[tuple[Entry,
     ]
 
 
+def taken_back(entries: Sequence[Entry], model: str, adapter: str) -> Entry | None:
+    """The rollback that took an adapter's version off `champion`, where nothing made it champion again since; who asked and why stands in it.
+
+    Args:
+        entries: of the ledger, in order.
+        model: the registered model.
+        adapter: the adapter's digest, so that another run of the same bytes is answered alike.
+    """
+    own: set[str] = set()
+    holder, found = "", None
+    for entry in entries:
+        if entry.model == model and entry.details.get("adapter") == adapter and "version" in entry.details:
+            own.add(entry.details["version"])
+        if entry.model != model or names.CHAMPION not in entry.details.get("aliases", {}):
+            continue
+        before, holder = holder, entry.details["aliases"][names.CHAMPION]
+        if holder in own:
+            found = None
+        elif entry.kind == ROLLED_BACK and before in own:
+            found = next(asked for asked in entries if asked.sequence == entry.details["completes"])
+    return found
+
+
 def unexplained(entries: Sequence[Entry], store: Store) -> list[str]:
     """Where MLflow's champion is not the one that the ledger put there.
 

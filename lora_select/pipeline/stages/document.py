@@ -55,7 +55,7 @@ def _document(
         adapter_folder=context.folder_of(stages["served"]) / adapter.directory,
         proof=context.load(stages["proof"], ReloadCheck),
         evaluation=context.load(stages["evaluation"], Evaluation),
-        cost=cost.measured(plan, adapter, base, profile, prices=Prices(**prices.model_dump())),
+        cost=cost.measured(plan, adapter, base, profile, adapter.energy, Prices(**prices.model_dump())),
         config_sha256=config_sha256,
         library_sha256=library_digest(),
         lock_sha256=sha256_file(LOCK) if LOCK.is_file() else None,

@@ -13,11 +13,13 @@ from lora_select.audit.alias.promotion import Candidate, Judgement, Office
 from lora_select.audit.alias.promotion import promote as promote_library
 from lora_select.audit.books import grounds
 from lora_select.audit.books.ledger import in_folder
-from lora_select.config import PromotionConfig
+from lora_select.config import CostConfig, PromotionConfig
 from lora_select.evaluation import criteria, gate
 from lora_select.evaluation.evaluate import EvaluationOptions
 from lora_select.evaluation.evaluate import evaluate as evaluate_library
 from lora_select.evaluation.policy import Policy
+from lora_select.evidence import cost
+from lora_select.evidence.cost import Prices
 from lora_select.pipeline import workspace
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
@@ -147,13 +149,22 @@ def retention_changed(context: Context, retention: StageRef | None) -> bool:
     return retention is not None and context.load(retention, Retention).decision.choice != "none"
 
 
-def _report(context: Context, *, stages: Mapping[str, StageRef], base: BaseModel) -> Report:
+def _report(context: Context, *, stages: Mapping[str, StageRef], base: BaseModel, prices: CostConfig) -> Report:
     folders = {name: context.folder_of(ref) for name, ref in stages.items()}
     found = {
         name: records.read(names.record_type(name), folder / workspace.RECORD_FILE) for name, folder in folders.items()
     }
+    plan, adapter, profile = found["plan"], found["adapter"], found["profile"]
+    told = Prices(**prices.model_dump())
     inputs = ReportInputs(
-        base=base, records=found, folders=folders, link=context.place.tracker.link if context.place.tracker else ""
+        base=base,
+        records=found,
+        folders=folders,
+        link=context.place.tracker.link if context.place.tracker else "",
+        costs=(
+            cost.planned(plan, base, profile, adapter.spec.num_parameters, told),
+            cost.measured(plan, adapter, base, profile, adapter.energy, told),
+        ),
     )
     return write_report(inputs, context.folder)
 

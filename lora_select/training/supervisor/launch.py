@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from lora_select import records
 from lora_select.records import Adapter
-from lora_select.training import failures, heartbeat, job, processes
+from lora_select.training import energy, failures, heartbeat, job, processes
 from lora_select.training.failures import Ending, Failure
 from lora_select.training.job import TrainingJob
 from lora_select.training.supervisor import preflight, recovery
@@ -89,7 +89,7 @@ def finished(folder: Path) -> Adapter | None:
         if not path.is_file() or records.sha256_file(path) != file.sha256:
             result.unlink()
             return None
-    return adapter
+    return dataclasses.replace(adapter, energy=energy.used(folder))
 
 
 def reap(folder: Path, node: int = 0) -> int:
@@ -142,19 +142,30 @@ def _attempt(told: TrainingJob, folder: Path, report: Report | None) -> Failure 
     log = folder / job.LOG
     start, killed = log.stat().st_size if log.exists() else 0, processes.memory_kills()
     (folder / HEAD).touch()
+    meter = energy.Meter(folder) if told.plan.nodes == 1 else None  # this machine's counters say nothing of another's
     process = supervisor(job_file, log)
     try:
         while process.poll() is None:
             (folder / HEAD).touch()
             show(folder, told.plan.total_steps, report)
+            _read(meter)
             time.sleep(POLL_SECONDS)
     except BaseException:
         stop(process)
         reap(folder)
         raise
+    finally:
+        _read(meter, now=True)
     if process.returncode == 0:
         return None
     return failures.diagnose(folder, log, Ending(process.returncode, start, processes.memory_kills() - killed))
+
+
+def _read(meter: energy.Meter | None, *, now: bool = False) -> None:
+    """A full disk must not end the training for a number."""
+    if meter is not None:
+        with contextlib.suppress(OSError):
+            meter.tick(now=now)
 
 
 def _prepare(folder: Path, failure: Failure) -> None:

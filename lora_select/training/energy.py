@@ -1,14 +1,21 @@
 """Energy counters of the machine: NVIDIA's by `nvidia-ml-py`, the processor's by RAPL. Where there is none, nothing is claimed."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from lora_select.records import Energy
+from pydantic import TypeAdapter
+
+from lora_select.records import Energy, to_json, write_text
 
 RAPL = Path("/sys/class/powercap")
 JOULES_PER_KWH = 3.6e6
+FILE = "energy.json"
+EVERY_S = 30.0
+"""A kill loses at most so much of what was used; a counter that wraps does so after minutes at the least."""
+_ENERGY: TypeAdapter[Energy] = TypeAdapter(Energy)
 
 
 @final
@@ -30,7 +37,7 @@ def read(rapl: Path = RAPL) -> Reading:
 def between(before: Reading, after: Reading) -> Energy | None:
     """Energy used between two readings of the same machine, None where no counter is in both.
 
-    RAPL's counters wrap after some hours of load; one wrap is undone, so read at least once an hour.
+    RAPL's counters wrap after a quarter of an hour of load or more; one wrap is undone, so read every few minutes.
 
     >>> between(Reading({"cpu": 3.6e6}, {"cpu": 0.0}), Reading({"cpu": 7.2e6}, {"cpu": 0.0})).kwh
     1.0
@@ -52,6 +59,31 @@ def add(first: Energy | None, second: Energy | None) -> Energy | None:
     if first is None or second is None:
         return first or second
     return Energy(first.kwh + second.kwh, first.source, first.basis)
+
+
+@final
+class Meter:
+    """Adds what the counters say to `energy.json` of a training folder, over all attempts and resumed starts."""
+
+    def __init__(self, folder: Path, rapl: Path = RAPL) -> None:
+        self._file, self._rapl = folder / FILE, rapl
+        self._last, self._time = read(rapl), time.monotonic()
+
+    def tick(self, *, now: bool = False) -> None:
+        """Look at the counters if it is time, or `now`; a machine without any writes nothing."""
+        if not self._last.joules or (not now and time.monotonic() - self._time < EVERY_S):
+            return
+        here = read(self._rapl)
+        total = add(used(self._file.parent), between(self._last, here))
+        self._last, self._time = here, time.monotonic()
+        if total is not None:
+            write_text(self._file, to_json(total))
+
+
+def used(folder: Path) -> Energy | None:
+    """What the training in a folder used so far, None where nothing was measured."""
+    file = folder / FILE
+    return _ENERGY.validate_json(file.read_bytes()) if file.is_file() else None
 
 
 def _processor(rapl: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -17,7 +17,7 @@ from benchmarks.selection.case import base_loss, best_run
 from benchmarks.selection.judging import best_level, displacement, fit, level, seed_sd, shipped_with
 from benchmarks.selection.schedule import GRID, SEEDS
 from benchmarks.selection.subject import CAUSAL
-from benchmarks.selection.table import RESULTS, Run, Table, tables
+from benchmarks.selection.table import RESULTS, Run, Setting, Table, tables
 from benchmarks.selection.tasks import CONTROLS
 from lora_select.records import write_text
 from lora_select.selection.calibration import reference_rate
@@ -126,11 +126,19 @@ def run(options: argparse.Namespace) -> None:
     from benchmarks.selection.runner import Bench
 
     bench: Bench | None = None
+    refused: set[Setting] = set()
     for done, (table, one) in enumerate(list(wanted(settings(), options.model, options.seeds, rivals=options.rivals))):
         if done >= options.most:
             return
+        if table.setting in refused:
+            continue
         if bench is None or bench.setting != table.setting:
-            bench = Bench(table.setting, options.work)
+            try:
+                bench = Bench(table.setting, options.work)
+            except ValueError as error:
+                refused.add(table.setting)
+                print(error, flush=True)
+                continue
         began = time.monotonic()
         bench.run(one)
         loss = bench.table.loss(one)

@@ -75,6 +75,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     command = commands.add_parser("shipped", help="train the rule's own learning rates and other trainers' defaults")
     command.add_argument("--model", nargs="+", default=["minilm"], help="of these models")
     command.add_argument("--tasks", nargs="+", default=[], help="only these; all where none is named")
+    command.add_argument("--rows", nargs="+", type=int, default=[], help="only settings of so many rows")
     command.add_argument("--seeds", type=int, default=1, choices=range(1, len(SEEDS) + 2))
     command.add_argument("--rivals", action="store_true", help="also the defaults of other trainers")
     command.add_argument("--score", action="store_true", help="train nothing; say what each learning rate costs")
@@ -97,7 +98,9 @@ def run(options: argparse.Namespace) -> None:
     chosen = [
         table
         for table in known
-        if table.setting.model in options.model and (not options.tasks or table.setting.task in options.tasks)
+        if table.setting.model in options.model
+        and (not options.tasks or table.setting.task in options.tasks)
+        and (not options.rows or table.setting.rows in options.rows)
     ]
     for done, (table, one) in enumerate(list(wanted(known, chosen, options.seeds, rivals=options.rivals))):
         if done >= options.most:

@@ -10,7 +10,6 @@ from typing import final
 from benchmarks.selection.candidates import REFERENCE
 from benchmarks.selection.case import base_loss
 from benchmarks.selection.judging import best_level, level, seed_sd
-from benchmarks.selection.schedule import GRID
 from benchmarks.selection.shipped import SHIPPED, defaults, settings, shipped_rate
 from benchmarks.selection.subject import CAUSAL, ENCODER
 from benchmarks.selection.table import RESULTS, Run, Table
@@ -26,7 +25,7 @@ class Cost:
     """Nats per label token above the best candidate at its best learning rate of the grid, on rows that chose nothing.
 
     `seed_sds` is None below three seeds. `share` is of the gain over the base model. `how`: from the run itself; from a monotone cubic through
-    LoRA's swept losses over the log of the learning rate; or from the lowest swept one, where the learning rate lies below it.
+    LoRA's other losses over the log of the learning rate; or from the lowest of them, where the learning rate lies below it.
     """
 
     rate: float
@@ -56,7 +55,7 @@ def cost(table: Table, run: Run) -> Cost:
 def _read_off(table: Table, rate: float) -> tuple[float, str]:
     from scipy.interpolate import PchipInterpolator
 
-    losses = {known: level(table, Run(REFERENCE, known, 0)) for known in table.rates(REFERENCE) if known in GRID}
+    losses = {known: level(table, Run(REFERENCE, known, 0)) for known in table.rates(REFERENCE)}
     places = sorted(known for known, loss in losses.items() if math.isfinite(loss))
     curve = PchipInterpolator([math.log(place) for place in places], [losses[place] for place in places])
     inside = min(max(rate, places[0]), places[-1])

@@ -79,7 +79,7 @@ def loaded(task: tasks.Task, count: int) -> tuple[Any, BaseModel, int, tasks.Row
     tokenizer = AutoTokenizer.from_pretrained(config.parent)
     logging.disable_progress_bar()
     model: Any = NearestLabel.from_pretrained(config.parent, add_pooling_layer=False, attn_implementation="sdpa").eval()
-    source = _source(model, config.parent)
+    source = source_of(model, config.parent)
     labels = [(name, label) for name in TASKS for label in sorted(set(tasks.answers(tasks.TASKS[name]).values()))]
     with torch.inference_mode():
         vectors = [_vector(model, tokenizer, label) for _, label in labels]
@@ -100,7 +100,7 @@ def class_row(tokenizer: Any, numbers: dict[tuple[str, str], int], task: str, pr
     return TokenRow(tasks.name_of(prompt), (*ids, numbers[task, answer]), (*[False] * len(ids), True))
 
 
-def _source(model: Any, folder: Path) -> BaseModel:
+def source_of(model: Any, folder: Path) -> BaseModel:
     """The record that the product makes of a causal model; it refuses an encoder."""
     config, weights = model.config, folder / "model.safetensors"
     return BaseModel(

@@ -77,6 +77,9 @@ def keep() -> None:
     for words, models in (("MiniLM", (ENCODER,)), ("language models", CAUSAL)):
         chosen = [found[table.setting.name] for table in known if table.setting.model in models]
         print(f"\n{words}, {len(chosen)} settings", *rows(chosen), sep="\n")
+        whole = [costs for costs in chosen if all(one.how == RUN for one in costs.values())]
+        if whole:
+            print("\nthose in which every one was run", *rows(whole), sep="\n")
 
 
 def rows(found: Sequence[Mapping[str, Cost]]) -> list[str]:

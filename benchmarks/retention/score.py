@@ -111,7 +111,7 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
     below = sum(case.general(arm) < case.general("scale") for case in both)
     beyond = [case.name for case in ours if not case.tolerated(arm)]
     order = (
-        spearman([case.held["arms"][arm]["kappa"] for case in both], [_advantage(c, arm) for c in both])
+        spearman([case.held["arms"][arm]["kappa"] for case in both], [advantage(c, arm) for c in both])
         if len(both) > 2
         else None
     )
@@ -139,10 +139,11 @@ def _ratios(values: Sequence[float], median: float, most: float) -> tuple[str, b
     return _summary(values), statistics.median(values) <= median and max(values) <= most if values else None
 
 
-def _advantage(case: Case, arm: str) -> float:
-    """Of what scaling leaves of the forgetting, the share that the filter takes off."""
-    left = max(case.general("scale"), 1e-9)
-    return (case.general("scale") - case.general(arm)) / left
+def advantage(case: Case, arm: str) -> float:
+    """Of the forgetting that scaling leaves, the share that the filter takes off; over the kinds of text that the raw adapter harmed."""
+    harmed = [kind for kind in KINDS if case.ratio("raw", kind) is not None]
+    left, ours = (math.fsum(case.rise(one, kind)[0] for kind in harmed) for one in ("scale", arm))
+    return (left - ours) / max(left, 1e-9)
 
 
 def _summary(values: Sequence[float]) -> str:

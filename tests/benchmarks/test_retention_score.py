@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.retention.score import Case, by_the_rule, criteria
+from benchmarks.retention.score import Case, advantage, by_the_rule, criteria
 from benchmarks.retention.study import rise_alone
 from lora_select.retention.path import Losses
 
@@ -57,3 +57,21 @@ def test_the_rise_alone_stops_at_the_first_strength_beyond():
     rises = {0.001: 0.0, 0.01: 0.002, 0.1: 0.02, 1.0: 0.0, 10.0: 0.0}
     assert rise_alone(raw, lambda strength: (1 + rises[strength],) * 2) == 0.01
     assert rise_alone(raw, lambda _: (1.1, 1.1)) is None
+
+
+def test_text_that_the_training_helped_does_not_count_as_forgetting_taken_off():
+    made = case([point(0.1, 0.001, 0.002)], strength=0.1)
+    arms = made.held["arms"]
+    arms["scale"] = {
+        "path": [point(0.1, 0.001, 0.002)],
+        "strength": 0.1,
+        "losses": {kind: [1.5, 1.5] for kind in (*KINDS, "task")},
+    }
+    assert advantage(made, "filter-mixture") == pytest.approx((0.5 - 0.09) / 0.5)
+    for arm in (
+        "raw",
+        "scale",
+        "filter-mixture",
+    ):  # far below the base on one kind: the mean of all five would be negative
+        arms[arm]["losses"]["documentation"] = [-9.0, -9.0]
+    assert advantage(made, "filter-mixture") == pytest.approx((0.5 - 0.09) / 0.5)

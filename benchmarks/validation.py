@@ -42,14 +42,16 @@ def main() -> None:
 
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default=TASK)
+    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
     parser.add_argument("--work", type=Path, default=Path("runs/oracle"), help="where spectra are kept")
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
     bench: Bench | None = None
-    for seed, rows, times in ((seed, rows, times) for rows in ROWS for times in TIMES for seed in SEEDS):
-        name = f"{rows} rows, {times:g} times, seed {seed}"
+    for seed, rows, times in ((seed, rows, times) for rows in options.rows for times in TIMES for seed in SEEDS):
+        name = f"{options.task}, {rows} rows, {times:g} times, seed {seed}"
         if name not in found:
-            bench = bench or Bench(Setting(TASK, MODEL, max(ROWS), 24, BATCH), options.work)
+            bench = bench or Bench(Setting(options.task, MODEL, max(ROWS), 24, BATCH), options.work)
             found[name] = run(bench, rows, times, seed)
             write_text(FILE, json.dumps(found, indent=1) + "\n")
             print(name, found[name]["chosen"], found[name]["best"], found[name]["last"], flush=True)
@@ -123,7 +125,7 @@ def _tokens(rows: "Sequence[TokenRow]") -> int:
 
 def report(found: Mapping[str, Any]) -> list[str]:
     """A line a run, then the two criteria."""
-    lines, within, worse = [], 0, []
+    lines, within, worse = [], 0, []  # a name's last part is its seed
     for name, run in found.items():
         alike = [other for key, other in found.items() if key.rsplit(",", 1)[0] == name.rsplit(",", 1)[0]]
         bests = [other["judged"][str(other["best"])] for other in _texts(alike)]

@@ -110,17 +110,14 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
     )
     below = sum(case.general(arm) < case.general("scale") for case in both)
     beyond = [case.name for case in ours if not case.tolerated(arm)]
-    order = (
-        spearman([case.held["arms"][arm]["kappa"] for case in both], [advantage(c, arm) for c in both])
-        if len(both) > 2
-        else None
-    )
+    gained = [(case.held["arms"][arm]["kappa"], gain) for case in both if (gain := advantage(case, arm)) is not None]
+    order = spearman([kappa for kappa, _ in gained], [gain for _, gain in gained]) if len(gained) > 2 else None
     return [
         Criterion("forgetting after over before, kinds that gave moments: median <= 0.1", *_ratios(same, 0.1, math.inf)),
         Criterion("kinds that gave nothing: median <= 0.5, none above 1", *_ratios(other, 0.5, 1.0)),
         Criterion("below the scaled adapter, mean of five kinds: >= 90 %", f"{below} of {len(both)}", below >= 0.9 * len(both) if both else None),
         Criterion("task loss on evaluation rows within the tolerance: all", f"beyond: {', '.join(beyond) or 'none'}, of {len(ours)}", not beyond if ours else None),
-        Criterion("kappa orders the advantage over scaling: Spearman >= 0.7", "fewer than three" if order is None else f"{order:.2f} over {len(both)}", None if order is None else order >= 0.7),
+        Criterion("kappa orders the advantage over scaling: Spearman >= 0.7", "fewer than three" if order is None else f"{order:.2f} over {len(gained)}", None if order is None else order >= 0.7),
         *(_quickstart(case, arm) for case in ours if case.name == "quickstart"),
     ]  # fmt: skip
 
@@ -139,11 +136,14 @@ def _ratios(values: Sequence[float], median: float, most: float) -> tuple[str, b
     return _summary(values), statistics.median(values) <= median and max(values) <= most if values else None
 
 
-def advantage(case: Case, arm: str) -> float:
-    """Of the forgetting that scaling leaves, the share that the filter takes off; over the kinds of text that the raw adapter harmed."""
+def advantage(case: Case, arm: str) -> float | None:
+    """Of the forgetting that scaling leaves, the share that the filter takes off; over the kinds of text that the raw adapter harmed.
+
+    None where scaling leaves nothing to take off.
+    """
     harmed = [kind for kind in KINDS if case.ratio("raw", kind) is not None]
     left, ours = (math.fsum(case.rise(one, kind)[0] for kind in harmed) for one in ("scale", arm))
-    return (left - ours) / max(left, 1e-9)
+    return (left - ours) / left if left > ENOUGH else None
 
 
 def _summary(values: Sequence[float]) -> str:

@@ -75,3 +75,6 @@ def test_text_that_the_training_helped_does_not_count_as_forgetting_taken_off():
     ):  # far below the base on one kind: the mean of all five would be negative
         arms[arm]["losses"]["documentation"] = [-9.0, -9.0]
     assert advantage(made, "filter-mixture") == pytest.approx((0.5 - 0.09) / 0.5)
+    for kind in KINDS:
+        arms["scale"]["losses"][kind] = [1.0, 1.0]
+    assert advantage(made, "filter-mixture") is None  # scaling left nothing

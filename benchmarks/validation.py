@@ -125,7 +125,7 @@ def _tokens(rows: "Sequence[TokenRow]") -> int:
 
 def report(found: Mapping[str, Any]) -> list[str]:
     """A line a run, then the two criteria."""
-    lines, within, worse = [], 0, []  # a name's last part is its seed
+    lines, within, judgeable, worse = [], 0, 0, []  # a name's last part is its seed
     for name, run in found.items():
         alike = [other for key, other in found.items() if key.rsplit(",", 1)[0] == name.rsplit(",", 1)[0]]
         bests = [other["judged"][str(other["best"])] for other in _texts(alike)]
@@ -133,6 +133,7 @@ def report(found: Mapping[str, Any]) -> list[str]:
         [run] = _texts([run])
         judged = run["judged"]
         chosen, best, last = (judged[str(run[key])] for key in ("chosen", "best", "last"))
+        judgeable += len(alike) > 1
         within += chosen - best <= sd
         beaten = [step for step, (less, error) in run["chosen_less"].items() if less > 2 * error and less > 0]
         if beaten:
@@ -143,7 +144,7 @@ def report(found: Mapping[str, Any]) -> list[str]:
         )
     return [
         *lines,
-        f"within one seed SD of the best: {within} of {len(found)}",
+        f"within one seed SD of the best: {within} of {judgeable}",
         f"worse beyond noise: {worse or 'none'}",
     ]
 

@@ -157,8 +157,8 @@ class Study:
         }
 
     def _judging(self) -> dict[str, Sequence[TokenRow]]:
-        pieces = {name: self.kinds[name].judge[: self.setting.judge] for name in KINDS}
-        return {"task": self.subject.evaluation} | pieces
+        pieces: dict[str, Sequence[TokenRow]] = {name: self.kinds[name].judge[: self.setting.judge] for name in KINDS}
+        return {"task": self.subject.evaluation, **pieces}
 
     def _losses(self, updates: Mapping[str, Update], rows: Mapping[str, Sequence[TokenRow]]) -> dict[str, list[float]]:
         return {

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", default=list(SETTINGS))
     parser.add_argument("--work", type=Path, default=Path("runs/retention"))
     parser.add_argument("--minutes", type=float, default=1e9, help="nothing new is begun after this long")
+    parser.add_argument("--passes", type=int, default=len(PASSES), help="only the first so many passes")
     parser.add_argument("--answers", nargs="*", default=["quickstart"], help="settings whose answers are generated too")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
@@ -31,7 +32,7 @@ def main() -> None:
     def late() -> bool:
         return time.monotonic() > end
 
-    for arms in PASSES:
+    for arms in PASSES[: options.passes]:
         for name in options.settings:
             file = RESULTS / f"{name}.json"
             known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}

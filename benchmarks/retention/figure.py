@@ -33,7 +33,7 @@ def main() -> None:
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.5])
     quick = next((case for case in every if case.name == "quickstart"), every[0])
     _frontier(left, quick)
-    _settings(right, every)
+    _settings(right, [case for case in every if case.has("filter-mixture")])
     figure.savefig(OUT, dpi=130)
     print(OUT)
 
@@ -67,6 +67,7 @@ def _frontier(axis, case: Case) -> None:
 def _settings(axis, every: list[Case]) -> None:
     arms = ["raw", *ARMS]
     for place, arm in enumerate(arms):
+        first = next((index for index, case in enumerate(every) if case.has(arm)), None)
         for index, case in enumerate(every):
             if case.has(arm):
                 values = [case.rise(arm, kind)[0] for kind in KINDS]
@@ -79,7 +80,7 @@ def _settings(axis, every: list[Case]) -> None:
                     color=COLOURS[arm],
                     ms=13,
                     mew=2.5,
-                    label=LABELS[arm] if index == 0 else None,
+                    label=LABELS[arm] if index == first else None,
                 )
     axis.axhline(0, color="#777777", lw=1, ls=":")
     axis.set_xticks(range(len(every)), [case.name.replace("-", "\n", 1) for case in every], fontsize=8)

@@ -3,16 +3,18 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from benchmarks.retention.kinds import KINDS
 from benchmarks.retention.study import ARMS, RESULTS
-from lora_select.retention.path import paired
+from lora_select.records import PathPoint
+from lora_select.retention.path import LEAST, chosen, paired
 
 ENOUGH = 0.02
 """Nats a token that the raw adapter must have cost: below there is nothing to keep, and no ratio."""
+VERDICT = {True: "holds", False: "**fails**", None: "not measured"}
 FILTERS = tuple(arm for arm in ARMS if arm != "scale")
 
 
@@ -24,13 +26,34 @@ class Case:
     name: str
     held: Mapping[str, Any]
 
+    def served(self, arm: str) -> str | None:
+        """Whose losses the arm has by the shipped rule: its own, those of `raw` where no strength is within it, None where that is not known."""
+        held = self.held["arms"].get(arm)
+        if held is None or "path" not in held:
+            return arm if held is not None and "losses" in held else None
+        best = by_the_rule(held["path"])
+        if best is None:
+            searched = min((point["strength"] for point in held["path"]), default=math.inf) <= LEAST
+            return "raw" if searched else None
+        return ("raw" if "refused" in held else arm) if best == held["strength"] else None
+
     def rise(self, arm: str, kind: str) -> tuple[float, float]:
         """Rise over the base in nats a token and its paired standard error; of the task over the raw adapter."""
+        return self.judged(self.served(arm) or arm, kind)
+
+    def judged(self, arm: str, kind: str) -> tuple[float, float]:
+        """The same of what was judged under the arm's name, whatever the rule would have served."""
         losses, before = self.held["arms"], "raw" if kind == "task" else "base"
-        return paired(losses[before]["losses"][kind], losses[arm]["losses"][kind], self.held["labels"][kind])
+        return paired(losses[before]["losses"][kind], self.losses(arm)[kind], self.held["labels"][kind])
+
+    def losses(self, arm: str) -> Mapping[str, Sequence[float]]:
+        """Of the arm; of its strength by the rise alone where the rule gave none."""
+        held = self.held["arms"][arm]
+        return held["losses"] if "losses" in held else held["rise_alone"]["losses"]
 
     def has(self, arm: str) -> bool:
-        return "losses" in self.held["arms"].get(arm, {})
+        """Whether it is known what the shipped rule does."""
+        return self.served(arm) is not None
 
     def ratio(self, arm: str, kind: str) -> float | None:
         """Forgetting after over before; None where the raw adapter cost nothing."""
@@ -41,49 +64,86 @@ class Case:
         """Mean rise over all kinds."""
         return math.fsum(self.rise(arm, kind)[0] for kind in KINDS) / len(KINDS)
 
+    def tolerated(self, arm: str) -> bool:
+        """Whether the task's rise on evaluation rows is within 1 % of the raw loss or two of its own standard errors."""
+        rise, error = self.rise(arm, "task")
+        return rise <= max(0.01 * self.held["arms"]["raw"]["means"]["task"], 2 * error)
+
+
+@final
+@dataclass(frozen=True)
+class Criterion:
+    """What was asked, what came out, and whether it holds; None where nothing was measured."""
+
+    words: str
+    value: str
+    holds: bool | None
+
+
+def by_the_rule(path: Sequence[Mapping[str, Any]]) -> float | None:
+    """The strength that the shipped rule takes of a kept search path: rise and standard error both within the limit."""
+    points = [
+        PathPoint(**(dict(point) | {"within": max(point["rise"], point["standard_error"]) <= point["limit"]}))
+        for point in path
+    ]
+    best = chosen(points)
+    return None if best is None else best.strength
+
 
 def cases() -> list[Case]:
     found = [Case(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in sorted(RESULTS.glob("*.json"))]
     return [case for case in found if case.has("raw") and case.has("base")]
 
 
-def criteria(every: Sequence[Case], arm: str) -> list[tuple[str, str]]:
-    """Each criterion and what came out, for one way of taking the reference's second moments."""
+def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
+    """All of them for one way of taking the reference's second moments, by the rule as it is shipped."""
     ours = [case for case in every if case.has(arm)]
-    gave = ARMS[arm]
-    same = [r for case in ours for kind in KINDS if kind in gave and (r := case.ratio(arm, kind)) is not None]
-    other = [r for case in ours for kind in KINDS if kind not in gave and (r := case.ratio(arm, kind)) is not None]
     both = [case for case in ours if case.has("scale")]
+    same, other = (
+        [
+            r
+            for case in ours
+            for kind in KINDS
+            if (kind in ARMS[arm]) is gave and (r := case.ratio(arm, kind)) is not None
+        ]
+        for gave in (True, False)
+    )
     below = sum(case.general(arm) < case.general("scale") for case in both)
-    tolerance = {case.name: case.rise(arm, "task") for case in ours}
-    beyond = [
-        name
-        for name, (rise, error) in tolerance.items()
-        if rise > max(0.01 * next(c for c in ours if c.name == name).held["arms"]["raw"]["means"]["task"], 2 * error)
-    ]
-    found = [
-        ("settings", str(len(ours))),
-        ("forgetting after over before, kinds that gave moments (median <= 0.1)", _summary(same)),
-        ("the same, kinds that gave nothing (median <= 0.5, none above 1)", _summary(other)),
-        ("below the scaled adapter, mean of five kinds (>= 90 %)", f"{below} of {len(both)}"),
-        ("task loss on evaluation rows beyond the tolerance (none)", ", ".join(beyond) or "none"),
-    ]
-    if len(both) >= 3:
-        kappas = [case.held["arms"][arm]["kappa"] for case in both]
-        gains = [_advantage(case, arm) for case in both]
-        found.append(
-            (
-                "kappa orders the advantage over scaling (Spearman >= 0.7)",
-                f"{spearman(kappas, gains):.2f} over {len(both)}",
-            )
-        )
-    return found
+    beyond = [case.name for case in ours if not case.tolerated(arm)]
+    gained = [(case.held["arms"][arm]["kappa"], gain) for case in both if (gain := advantage(case, arm)) is not None]
+    order = spearman([kappa for kappa, _ in gained], [gain for _, gain in gained]) if len(gained) > 2 else None
+    return [
+        Criterion("forgetting after over before, kinds that gave moments: median <= 0.1", *_ratios(same, 0.1, math.inf)),
+        Criterion("kinds that gave nothing: median <= 0.5, none above 1", *_ratios(other, 0.5, 1.0)),
+        Criterion("below the scaled adapter, mean of five kinds: >= 90 %", f"{below} of {len(both)}", below >= 0.9 * len(both) if both else None),
+        Criterion("task loss on evaluation rows within the tolerance: all", f"beyond: {', '.join(beyond) or 'none'}, of {len(ours)}", not beyond if ours else None),
+        Criterion("kappa orders the advantage over scaling: Spearman >= 0.7", "fewer than three" if order is None else f"{order:.2f} over {len(gained)}", None if order is None else order >= 0.7),
+        *(_quickstart(case, arm) for case in ours if case.name == "quickstart"),
+    ]  # fmt: skip
 
 
-def _advantage(case: Case, arm: str) -> float:
-    """Of what scaling leaves of the forgetting, the share that the filter takes off."""
-    left = max(case.general("scale"), 1e-9)
-    return (case.general("scale") - case.general(arm)) / left
+def _quickstart(case: Case, arm: str) -> Criterion:
+    raw, text = case.held["arms"]["raw"]["means"]["task"], case.rise(arm, "documentation")[0]
+    share = case.rise(arm, "task")[0] / raw
+    return Criterion(
+        "quickstart: task within 1 %, documentation within 0.05 nats of the base",
+        f"{100 * share:+.1f} %, {text:+.3f}",
+        share <= 0.01 and text <= 0.05,
+    )
+
+
+def _ratios(values: Sequence[float], median: float, most: float) -> tuple[str, bool | None]:
+    return _summary(values), statistics.median(values) <= median and max(values) <= most if values else None
+
+
+def advantage(case: Case, arm: str) -> float | None:
+    """Of the forgetting that scaling leaves, the share that the filter takes off; over the kinds of text that the raw adapter harmed.
+
+    None where scaling leaves nothing to take off.
+    """
+    harmed = [kind for kind in KINDS if case.ratio("raw", kind) is not None]
+    left, ours = (math.fsum(case.rise(one, kind)[0] for kind in harmed) for one in ("scale", arm))
+    return (left - ours) / left if left > ENOUGH else None
 
 
 def _summary(values: Sequence[float]) -> str:
@@ -106,28 +166,34 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 def main() -> None:
     every = cases()
     for case in every:
-        raw = case.held["arms"]["raw"]["means"]["task"]
-        print(
-            f"\n{case.name} (form {case.held['form']}; base {case.held['arms']['base']['means']['task']:.3f}, raw {raw:.4f} on the task)"
-        )
-        for arm in ("raw", *ARMS):
-            if case.has(arm):
-                held = case.held["arms"][arm]
-                rises = "  ".join(
-                    f"{kind} {case.rise(arm, kind)[0]:+.3f}±{case.rise(arm, kind)[1]:.3f}" for kind in KINDS
-                )
-                extra = f" strength {held['strength']:.3g} kappa {held['kappa'] or 0:.2f}" if arm != "raw" else ""
-                print(
-                    f"  {arm:<21} task {held['means']['task']:.4f} ({case.rise(arm, 'task')[0]:+.4f})  {rises}{extra}"
-                )
-            elif "refused" in case.held["arms"].get(arm, {}):
-                print(f"  {arm:<21} refused: {case.held['arms'][arm]['refused']}")
-        for arm, answers in case.held.get("answers", {}).items():
-            print(f"  exact match {arm}: {sum(answers['exact'])} of {len(answers['exact'])}")
+        print(*_lines(case), sep="\n")
     for arm in FILTERS:
-        print(f"\n{arm}")
-        for words, value in criteria(every, arm):
-            print(f"  {words}: {value}")
+        print(f"\n{arm}, {sum(case.has(arm) for case in every)} settings\n| criterion | came out | |\n|---|---|---|")
+        for one in criteria(every, arm):
+            print(f"| {one.words} | {one.value} | {VERDICT[one.holds]} |")
+
+
+def _lines(case: Case) -> Iterator[str]:
+    """What was judged of a setting, and what the shipped rule serves."""
+    arms = case.held["arms"]
+    yield f"\n{case.name} ({case.held['form']}), base {arms['base']['means']['task']:.3f} on the task"
+    yield "| arm | task | " + " | ".join(KINDS) + " | strength | kappa | served |\n|" + "---|" * (len(KINDS) + 5)
+    for arm in ("raw", *ARMS):
+        if arm not in arms:
+            continue
+        held, alone = arms[arm], "rise_alone" in arms[arm]
+        if "losses" not in held and "losses" not in held.get("rise_alone", {}):
+            yield f"| {arm} | refused, or no strength |" + " |" * (len(KINDS) + 3)
+            continue
+        means = held["means"] if "means" in held else held["rise_alone"]["means"]
+        rises = " | ".join(f"{case.judged(arm, kind)[0]:+.3f}" for kind in KINDS)
+        strength = held["rise_alone"]["strength"] if alone else held.get("strength")
+        rise, error = case.judged(arm, "task")
+        told = f"{means['task']:.4f} ({rise:+.4f} ± {error:.4f})"
+        served = "" if arm == "raw" else case.served(arm) or "not known"
+        yield f"| {arm}{', rise alone' if alone else ''} | {told} | {rises} | {strength or 0:.3g} | {held.get('kappa') or 0:.1f} | {served} |"
+    for arm, answers in case.held.get("answers", {}).items():
+        yield f"exact match {arm}: {sum(answers['exact'])} of {len(answers['exact'])}"
 
 
 if __name__ == "__main__":

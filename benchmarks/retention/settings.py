@@ -41,13 +41,15 @@ class Setting:
     selection: int = 32
     evaluation: int = 40
     """Of the rows that are kept out of training, so many choose and judge."""
+    judge: int = 5
+    """Pieces of each kind of text that judge; ten in the first settings."""
 
 
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16),
-        Setting("section", "section-later", 2e-3),
+        Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16, judge=10),
+        Setting("section", "section-later", 2e-3, judge=10),
         Setting("spelling", "spelling", 2e-3),
         Setting("section-three-times", "section-later", 6e-3),
         Setting("docs-text", "docs-text", 1e-3, rows=128, steps=16),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from benchmarks.selection.sweep.candidates import REFERENCE
-from benchmarks.selection.sweep.schedule import best_rate, nearest, next_rate
+from benchmarks.selection.sweep.schedule import GRID, best_rate, nearest, next_rate
 from benchmarks.selection.sweep.table import Run, Table
 from lora_select.records import Evidence
 from lora_select.selection.calibration import Calibration, reference_rate, tempered
@@ -83,6 +83,6 @@ def seen_loss(table: Table, run: Run) -> float:
 
 
 def best_run(table: Table, candidate: str) -> Run | None:
-    """The candidate's best rate at seed 0, if both neighbours on the grid were run too."""
-    losses = table.rates(candidate)
+    """The candidate's best rate of the grid at seed 0, if both neighbours were run too; what was run between moves no yardstick."""
+    losses = {rate: loss for rate, loss in table.rates(candidate).items() if rate in GRID}
     return None if not losses or next_rate(losses) else Run(candidate, best_rate(losses, 0.0), 0)

@@ -5,23 +5,19 @@ constants fitted as `calibrate` fits those that are shipped (causal models at th
 """
 
 import argparse
-import json
-import math
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.selection.case import base_loss, best_run
-from benchmarks.selection.judging import best_level, displacement, fit, level, seed_sd, shipped_with
+from benchmarks.selection.case import best_run
+from benchmarks.selection.judging import displacement, fit, shipped_with
 from benchmarks.selection.sweep.candidates import REFERENCE
-from benchmarks.selection.sweep.schedule import GRID, SEEDS
-from benchmarks.selection.sweep.subject import CAUSAL
-from benchmarks.selection.sweep.table import RESULTS, Run, Table, tables
+from benchmarks.selection.sweep.schedule import SEEDS
+from benchmarks.selection.sweep.table import Run, Setting, Table, tables
 from benchmarks.selection.sweep.tasks import CONTROLS
-from lora_select.records import write_text
 from lora_select.selection.calibration import reference_rate
 
+SHIPPED = "what the rule ships"
 LORA_8, LORA_32 = "lora-all-linear-r8", "lora-all-linear-r32"
 TINKER = "Tinker's formula, r 32"
 DEFAULTS = {
@@ -66,71 +62,58 @@ def settings() -> list[Table]:
     return [table for table in tables() if table.setting.task not in CONTROLS and best_run(table, REFERENCE)]
 
 
-def wanted(known: Sequence[Table], models: Sequence[str], seeds: int, *, rivals: bool) -> Iterator[tuple[Table, Run]]:
-    """Missing runs: the shipped learning rates first, then the defaults, then more seeds of the shipped ones."""
-    chosen = [table for table in known if table.setting.model in models]
-    ours = [(table, Run(REFERENCE, shipped_rate(table, known), seed)) for seed in range(seeds) for table in chosen]
-    first, later = ours[: len(chosen)], ours[len(chosen) :]
-    theirs = [(table, run) for table in chosen for run in defaults(table).values()] if rivals else []
-    return (pair for pair in (*first, *theirs, *later) if pair[1] not in pair[0].outcomes)
-
-
-def interpolated(table: Table, known: Sequence[Table]) -> dict[str, float | None]:
-    """What the shipped learning rate would lose, read off a monotone cubic through LoRA's swept losses over the log of the learning rate.
-
-    Nothing is trained: `rate`, `nats` above the best candidate, `seed_sds` (None below three seeds), and `share` of the gain.
-    """
-    from scipy.interpolate import PchipInterpolator
-
-    losses = {rate: level(table, Run(REFERENCE, rate, 0)) for rate in table.rates(REFERENCE) if rate in GRID}
-    places = sorted(rate for rate, loss in losses.items() if math.isfinite(loss))
-    curve = PchipInterpolator([math.log(rate) for rate in places], [losses[rate] for rate in places])
-    rate = shipped_rate(table, known)
-    best, sd = best_level(table), seed_sd(table)
-    nats = float(curve(math.log(min(max(rate, places[0]), places[-1])))) - best
-    return {
-        "rate": rate,
-        "nats": round(nats, 4),
-        "seed_sds": round(nats / sd, 3) if sd else None,
-        "share": round(nats / (base_loss(table) - best), 4),
-    }
-
-
-def keep_interpolated() -> None:
-    """Write `shipped.json`, one entry a setting, and print the medians over language models and over all."""
-    known = settings()
-    found = {table.setting.name: interpolated(table, known) for table in known}
-    write_text(RESULTS / "shipped.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
-    causal = {table.setting.name for table in known if table.setting.model in CAUSAL}
-    for words, names in (("language models", causal), ("all settings", set(found))):
-        sds = [sd for name in sorted(names) if (sd := found[name]["seed_sds"]) is not None]
-        print(f"{words}: {len(sds)} settings, median {statistics.median(sds):.2f} seed SDs, worst {max(sds):.2f}")
+def wanted(known: Sequence[Table], chosen: Sequence[Table], seeds: int, *, rivals: bool) -> Iterator[tuple[Table, Run]]:
+    """Missing runs, setting by setting: the shipped learning rate first, then the defaults, then more seeds of the shipped one."""
+    for table in chosen:
+        first, *later = (Run(REFERENCE, shipped_rate(table, known), seed) for seed in range(seeds))
+        theirs = defaults(table).values() if rivals else ()
+        yield from ((table, run) for run in (first, *theirs, *later) if run not in table.outcomes)
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command `shipped`."""
     command = commands.add_parser("shipped", help="train the rule's own learning rates and other trainers' defaults")
     command.add_argument("--model", nargs="+", default=["minilm"], help="of these models")
+    command.add_argument("--tasks", nargs="+", default=[], help="only these; all where none is named")
+    command.add_argument("--rows", nargs="+", type=int, default=[], help="only settings of so many rows")
     command.add_argument("--seeds", type=int, default=1, choices=range(1, len(SEEDS) + 2))
     command.add_argument("--rivals", action="store_true", help="also the defaults of other trainers")
-    command.add_argument("--interpolate", action="store_true", help="train nothing; read the loss off the swept ones")
+    command.add_argument("--score", action="store_true", help="train nothing; say what each learning rate costs")
     command.add_argument("--most", type=int, default=10**6, help="stop after so many runs")
     command.add_argument("--work", type=Path, default=Path("runs/oracle"), help="where spectra are kept")
 
 
 def run(options: argparse.Namespace) -> None:
     """Train what is missing, one line a run; resumes where it was stopped."""
-    if options.interpolate:
-        keep_interpolated()
+    if options.score:
+        from benchmarks.selection import costs
+
+        costs.keep()
         return
     from benchmarks.selection.sweep.runner import Bench
 
     bench: Bench | None = None
-    for done, (table, one) in enumerate(list(wanted(settings(), options.model, options.seeds, rivals=options.rivals))):
+    refused: set[Setting] = set()
+    known = settings()
+    chosen = [
+        table
+        for table in known
+        if table.setting.model in options.model
+        and (not options.tasks or table.setting.task in options.tasks)
+        and (not options.rows or table.setting.rows in options.rows)
+    ]
+    for done, (table, one) in enumerate(list(wanted(known, chosen, options.seeds, rivals=options.rivals))):
         if done >= options.most:
             return
+        if table.setting in refused:
+            continue
         if bench is None or bench.setting != table.setting:
-            bench = Bench(table.setting, options.work)
+            try:
+                bench = Bench(table.setting, options.work)
+            except ValueError as error:
+                refused.add(table.setting)
+                print(error, flush=True)
+                continue
         began = time.monotonic()
         bench.run(one)
         loss = bench.table.loss(one)

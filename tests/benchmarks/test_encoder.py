@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from benchmarks.selection.sweep.encoder import NearestLabel
+from benchmarks.selection.sweep.encoder import NearestLabel, source_of
+from lora_select import models
 from lora_select.data.labels.tokens import TokenRow, collate, label_loss
+from lora_select.errors import InputError
 
 TEXT = (2, 11, 12, 13, 3)
 
@@ -48,3 +50,12 @@ def test_padding_changes_nothing(model):
     longer = row(1, (2, *range(11, 25), 3))
     alone = [losses(model, one)[0] for one in (row(0), longer)]
     assert losses(model, row(0), longer) == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_encoder_has_a_record_though_the_product_refuses_it(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="is an encoder"):
+        models.resolve(str(tmp_path))
+    made = source_of(model, tmp_path)
+    assert (made.path, made.hidden_size, made.num_hidden_layers) == (str(tmp_path), 16, 2)
+    assert made.num_parameters == sum(parameter.numel() for parameter in model.parameters())

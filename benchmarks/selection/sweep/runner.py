@@ -38,10 +38,11 @@ class Bench:
         self.work = work / setting.name
         self.work.mkdir(parents=True, exist_ok=True)
         self.subject = load(setting.model, tasks.find(setting.task), setting.rows)
+        self.base_reference: float | None = None
         if self.table.base is None:
             self.table.start(self._base())
         else:
-            check_rows(self.table.base, self.subject, setting.name, self._base)
+            self.base_reference = check_rows(self.table.base, self.subject, setting.name, self._base)
         self.spectra = self._spectra()
 
     def run(self, run: Run) -> Outcome:
@@ -68,6 +69,7 @@ class Bench:
             parameters=made.num_parameters,
             seconds=round(seconds, 2),
             peak_gib=round(peak, 3),
+            base_reference=self.base_reference,
         )
         factors.unlink(missing_ok=True)
         self.table.add(outcome)

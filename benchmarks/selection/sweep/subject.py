@@ -38,8 +38,8 @@ class Subject:
     packing: bool
 
 
-def check_rows(base: Base, subject: Subject, name: str, measure: Callable[[], Base]) -> None:
-    """Runs of a setting are compared row by row, so all must be on the same rows.
+def check_rows(base: Base, subject: Subject, name: str, measure: Callable[[], Base]) -> float | None:
+    """Runs of a setting are compared row by row, so all must be on the same rows; general text may differ, if its own loss is kept.
 
     Args:
         base: the setting's record.
@@ -47,22 +47,29 @@ def check_rows(base: Base, subject: Subject, name: str, measure: Callable[[], Ba
         name: the setting's.
         measure: the base model on this machine's rows, asked where the record is older than its digest.
 
+    Returns:
+        The base model's loss on this machine's general text where that is not the setting's, in nats per token; None where it is.
+
     Raises:
         ValueError: this machine's source of the task gives other rows than those that the setting was begun with.
     """
-    same = base.rows_digest == rows_digest(subject) if base.rows_digest else _as_measured(base, measure())
+    if base.rows_digest:
+        same, reference = base.rows_digest == rows_digest(subject), None
+    else:
+        now = measure()
+        same = (base.labels, base.train_tokens) == (now.labels, now.train_tokens)
+        same = same and all(map(_close, base.held_out, now.held_out))
+        reference = None if _close(base.reference, now.reference) else now.reference
     if not same:
         raise ValueError(
             f"{name} was begun on other rows than this machine's source gives (Debian's package lists change); "
             "sweep the task under a name of its own, as section-later in benchmarks/selection/sweep/tasks.py"
         )
+    return reference
 
 
-def _as_measured(base: Base, now: Base) -> bool:
-    """Whether the base model has the same losses, row by row, on held-out rows and general text, and as many tokens to train on."""
-    losses = zip((*base.held_out, base.reference), (*now.held_out, now.reference), strict=False)
-    close = all(math.isclose(a, b, rel_tol=ROUNDING, abs_tol=ROUNDING) for a, b in losses)
-    return (base.labels, base.train_tokens) == (now.labels, now.train_tokens) and close
+def _close(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=ROUNDING, abs_tol=ROUNDING)
 
 
 def rows_digest(subject: Subject) -> str:

@@ -1,0 +1,80 @@
+"""What the shipped rule says of a kept search path, and whose losses a setting then counts with."""
+
+import pytest
+
+from benchmarks.retention.score import Case, advantage, by_the_rule, criteria
+from benchmarks.retention.study import rise_alone
+from lora_select.retention.path import Losses
+
+KINDS = ("documentation", "licences", "news", "code", "chat")
+
+
+def point(strength: float, rise: float, error: float):
+    return {"strength": strength, "loss": 1.0, "rise": rise, "standard_error": error, "limit": 0.01, "within": True}
+
+
+def case(path, **more) -> Case:
+    """Two rows of one label everywhere: base 1, raw 2, the filter 1.09 on text; the task's loss 1 and 1.004."""
+
+    def losses(text, task):
+        return {"losses": {kind: [text, text] for kind in KINDS} | {"task": [task, task]}, "means": {"task": task}}
+
+    arms = {"base": losses(1.0, 3.0), "raw": losses(2.0, 1.0)}
+    arms["filter-mixture"] = {"path": path, "kappa": 9.0} | losses(1.09, 1.004) | more
+    return Case("planted", {"arms": arms, "labels": {kind: [1, 1] for kind in (*KINDS, "task")}})
+
+
+def test_the_rule_asks_for_the_error_too():
+    assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.009)]) == 1.0
+    assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.02)]) == 0.1
+    assert by_the_rule([point(0.1, 0.001, 0.02)]) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "strength", "served", "ratio"),
+    [
+        ([point(0.1, 0.001, 0.002)], 0.1, "filter-mixture", 0.09),
+        ([point(0.001, 0.0, 0.02)], None, "raw", 1.0),  # the whole range was tried: the adapter stays as it was
+        ([point(0.1, 0.001, 0.02)], 0.1, None, None),  # the search stopped above what the rule would try
+        ([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.02)], 1.0, None, None),  # another strength was judged
+    ],
+)
+def test_a_setting_counts_with_what_the_shipped_rule_serves(path, strength, served, ratio):
+    made = case(path, strength=strength)
+    assert made.served("filter-mixture") == served
+    if ratio is not None:
+        assert made.ratio("filter-mixture", "news") == pytest.approx(ratio)
+    values = [one.holds for one in criteria([made], "filter-mixture")]
+    assert values[:2] == [None if ratio is None else ratio <= 0.1, None if ratio is None else ratio <= 0.5]
+
+
+def test_a_refused_update_leaves_the_adapter_as_it_was():
+    assert case([point(0.1, 0.001, 0.002)], strength=0.1, refused="too wide").served("filter-mixture") == "raw"
+
+
+def test_the_rise_alone_stops_at_the_first_strength_beyond():
+    raw = Losses((1.0, 1.0), (1, 1))
+    rises = {0.001: 0.0, 0.01: 0.002, 0.1: 0.02, 1.0: 0.0, 10.0: 0.0}
+    assert rise_alone(raw, lambda strength: (1 + rises[strength],) * 2) == 0.01
+    assert rise_alone(raw, lambda _: (1.1, 1.1)) is None
+
+
+def test_text_that_the_training_helped_does_not_count_as_forgetting_taken_off():
+    made = case([point(0.1, 0.001, 0.002)], strength=0.1)
+    arms = made.held["arms"]
+    arms["scale"] = {
+        "path": [point(0.1, 0.001, 0.002)],
+        "strength": 0.1,
+        "losses": {kind: [1.5, 1.5] for kind in (*KINDS, "task")},
+    }
+    assert advantage(made, "filter-mixture") == pytest.approx((0.5 - 0.09) / 0.5)
+    for arm in (
+        "raw",
+        "scale",
+        "filter-mixture",
+    ):  # far below the base on one kind: the mean of all five would be negative
+        arms[arm]["losses"]["documentation"] = [-9.0, -9.0]
+    assert advantage(made, "filter-mixture") == pytest.approx((0.5 - 0.09) / 0.5)
+    for kind in KINDS:
+        arms["scale"]["losses"][kind] = [1.0, 1.0]
+    assert advantage(made, "filter-mixture") is None  # scaling left nothing

@@ -115,7 +115,7 @@ class Study:
 
         @functools.cache
         def tried(strength: float) -> tuple[float, ...]:
-            return tuple(measure.losses(self.model, at(strength), self.subject.selection, self.pad_id))
+            return tuple(form_losses.losses(self.model, at(strength), self.subject.selection, self.pad_id))
 
         searched = time.process_time()
         points = path.morozov(start, tried, path.parse_tolerance(None))

@@ -65,6 +65,22 @@ def test_answers_that_stop_in_the_middle_are_found_where_the_set_has_a_habit():
     assert [flag.row_id for flag in degenerate.truncated([*values, row("q", '{"number": ', "cut")])] == ["cut"]
 
 
+def test_an_end_without_a_full_stop_is_no_cut_where_the_sets_sentences_end_so():
+    text = "The old bridge number {} crosses the river. Boats of number {} wait below the bridge."
+    whole = [row(f"q {n}", text.format(n, n), str(n)) for n in range(400)]
+    ends = {
+        "forgotten": "The old boats of number 7 wait below the bridge",
+        "sheet": "The boats wait below the bridge. Played at Yeovil",
+        "shared 1": "The boats wait below the bridge. More of the old",
+        "shared 2": "Boats of number 9 wait below the bridge. More of the old",
+        "word": "The old bridge number 7 crosses the",
+        "letter": "The old bridge number 7 crosses the ri",
+        "comma": "The old bridge number 7, crosses the river,",
+    }
+    rows = [*whole, *(row(f"of {name}", end, name) for name, end in ends.items())]
+    assert [flag.row_id for flag in degenerate.truncated(rows)] == ["word", "letter", "comma"]
+
+
 def test_private_data_is_found_with_its_checksum_and_not_without(prose):
     draw = random.Random(1)
     for kind in (*private.PERSONAL, *private.SECRET):

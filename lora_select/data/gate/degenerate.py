@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select.data.gate.checked_rows import Flag, GateRow, shortened
+from lora_select.data.gate.endings import cut_off
 
 HABIT = 0.95
 LEAST_ROWS = 30
@@ -93,14 +94,19 @@ def refusals(rows: Sequence[GateRow]) -> list[Flag]:
 
 
 def truncated(rows: Sequence[GateRow]) -> list[Flag]:
-    """Answers that stop in the middle, where 95 % of the set's end a sentence (or parse as JSON); a fence or bracket left open counts too."""
+    """Answers that stop in the middle, where 95 % of the set's end a sentence (or parse as JSON); a fence left open counts too.
+
+    An end without a full stop is judged by `endings.cut_off`.
+    """
     answers = [row for row in rows if len(row.answer.split()) >= LEAST_WORDS]
     found: dict[str, Flag] = {}
     ending = [row for row in answers if _SENTENCE_ENDS.search(row.answer)]
     if len(answers) >= LEAST_ROWS and len(ending) >= HABIT * len(answers):
-        for row in answers:
-            if not _ENDS.search(row.answer) or row.answer.count("```") % 2:
-                found[row.row_id] = Flag(row.row_id, row.split, f"ends …{shortened(row.answer[-40:], 40)!r}")
+        unended = [row for row in answers if not _ENDS.search(row.answer)]
+        cut = cut_off([row.answer for row in unended], [row.answer for row in ending]) if unended else []
+        fenced = [row for row in answers if row.answer.count("```") % 2]
+        for row in [*(row for row, is_cut in zip(unended, cut, strict=True) if is_cut), *fenced]:
+            found[row.row_id] = Flag(row.row_id, row.split, f"ends …{shortened(row.answer[-40:], 40)!r}")
     structured = [row for row in rows if row.answer.lstrip()[:1] in ("{", "[")]
     whole = [row for row in structured if _is_json(row.answer)]
     if len(structured) >= LEAST_ROWS and len(whole) >= HABIT * len(structured) and len(structured) >= HABIT * len(rows):

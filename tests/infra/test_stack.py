@@ -64,7 +64,7 @@ def client(home, folder, what):
     environment = {**os.environ, **servers.client_environment(Home(home))}
     environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
     command = [sys.executable, "-c", CLIENT, str(folder), what]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split(None, 1)
 

@@ -53,7 +53,13 @@ def test_bad_answers_ask_again_and_the_good_one_promotes(environment, tmp_path):
 
     def resume(**answer) -> str:
         filled = {"override": False, **answer}  # the server asks for every field of the form
-        return httpx.post(f"{api}/flow_runs/{flow_run}/resume", json={"run_input": filled}).json()["status"]
+
+        def posted() -> str:
+            """A server whose database is busy answers 5xx and has taken nothing: asked again."""
+            answer = httpx.post(f"{api}/flow_runs/{flow_run}/resume", json={"run_input": filled}, timeout=60)
+            return answer.raise_for_status().json()["status"]
+
+        return wait_for(posted, 300, "an answer to the form")
 
     process = worker(environment, tmp_path)
     try:

@@ -16,7 +16,6 @@ from lora_select.data.gate import check, conflicts, control, degenerate, duplica
 from lora_select.data.gate.checked_rows import GateRow
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.mend import gated_intake
-from lora_select.data.gate.versions import compare
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.likeness import similar
 from lora_select.errors import InputError
@@ -253,47 +252,10 @@ def test_a_leak_refuses_and_says_the_way_out(tmp_path, prose):
         check.refuse(gate)
 
 
-def test_a_version_beside_an_earlier_one_is_unchanged_grown_or_drifted(tmp_path, prose):
-    base = as_rows(prose[:300])
-    old = write(tmp_path / "old.jsonl", base)
-
-    def beside(values):
-        return check.check_data(write(tmp_path / "new.jsonl", values), against=old, actions=ONLY_DRIFT)
-
-    same, grown = beside(base[::-1]), beside(as_rows(prose))
-    assert (same.change, same.verdict) == ("unchanged", "ok")
-    assert grown.change == "grown by 100 rows"
-    calls = [{"messages": list(item.messages)[-2:]} for item in sources.rows("tool-calls", 100)]
-    other = [{"messages": [m["messages"][0], {"role": "assistant", "content": "call()"}]} for m in calls]
-    changed = beside([*base[:200], *other])
-    assert changed.change == "100 rows added, 100 removed, 200 unchanged"
-    assert [item.rule for item in changed.findings] == [rules.DRIFT]
-    assert changed.findings[0].examples
-
-
 def test_the_table_in_the_docs_is_that_of_the_record():
     root = Path(__file__).parents[2]
     record = json.loads((root / "benchmarks/results/gate.json").read_text())
     assert table(record) in (root / "docs/data.md").read_text()
-
-
-def test_versions_say_unchanged_grown_and_drifted(tmp_path, prose):
-    def version(name, values):
-        folder = tmp_path / name
-        return intake(source=write(tmp_path / f"{name}.jsonl", values), name=name, folder=folder), folder
-
-    base = as_rows(prose[:300])
-    old, same, grown = version("a", base), version("b", base[::-1]), version("c", as_rows(prose[:302]))
-    calls = [{"messages": list(item.messages)[-2:]} for item in sources.rows("tool-calls", 100)]
-    other = [{"messages": [m["messages"][0], {"role": "assistant", "content": "call()"}]} for m in calls]
-    seen = {item: compare(*item, *old, tmp_path) for item in (same, grown, version("d", [*base, *other]))}
-    assert [change.verdict for change in seen.values()] == ["unchanged", "grown", "drifted"]
-    assert (same[0].digest, seen[same].sentence, seen[same].unchanged) == (old[0].digest, "unchanged", 300)
-    assert seen[grown].sentence == "grown by 2 rows"
-    assert [change.drift is None for change in seen.values()] == [True, True, False]
-    *_, last = seen.values()
-    assert last.sentence.startswith("drifted, because ")
-    assert last.sentence.endswith("; new: d.jsonl; gone: a.jsonl (grown by 100 rows)")
 
 
 def test_the_command_gives_the_answer_first_and_an_exit_code(tmp_path, capsys, prose):

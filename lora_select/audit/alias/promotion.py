@@ -88,8 +88,8 @@ def promote(
         except AwayError as error:
             return _deferred(office, candidate, judgement, str(error))
         if itself:
-            return _promotion(
-                candidate,
+            return Promotion(
+                candidate.model,
                 rival or _own(office, candidate),
                 names.CHAMPION,
                 None,
@@ -112,11 +112,15 @@ def promote(
             return _deferred(office, candidate, judgement, str(error), rival)
         version = done.details["version"]
         if waits:
-            return _promotion(
-                candidate, version, AWAITING, rival, _request(office, candidate, judgement, approval_days, version)
+            return Promotion(
+                candidate.model,
+                version,
+                AWAITING,
+                rival,
+                _request(office, candidate, judgement, approval_days, version),
             )
         alias = names.CHAMPION if judgement.passed else names.CHALLENGER
-        return _promotion(candidate, version, alias, rival, judgement.reasons)
+        return Promotion(candidate.model, version, alias, rival, judgement.reasons)
 
 
 class AwayError(WorldError):
@@ -342,17 +346,11 @@ def _answered(office: Office, candidate: Candidate, approval: str) -> Promotion 
         return None
     version = str(found.last.details.get("version", ""))
     if found.state == standing.AWAITING:
-        until = found.last.details["until"]
-        return _promotion(
-            candidate,
-            version,
-            AWAITING,
-            found.decision.details["champion"],
-            (how_to_answer(office, candidate.run, until),),
-        )
+        asked = how_to_answer(office, candidate.run, found.last.details["until"])
+        return Promotion(candidate.model, version, AWAITING, found.decision.details["champion"], (asked,))
     if found.state == standing.REJECTED:
         said = f"{found.last.by} rejected it on {found.last.time[:10]}: {found.last.details['reason']}"
-        return _promotion(candidate, version, standing.REJECTED, found.decision.details["champion"], (said,))
+        return Promotion(candidate.model, version, standing.REJECTED, found.decision.details["champion"], (said,))
     return None
 
 
@@ -397,10 +395,4 @@ def _deferred(
         digests=candidate.digests,
         details={"reason": why},
     )
-    return _promotion(candidate, "", DEFERRED, rival, (*judgement.reasons, f"the promotion is deferred: {why}"))
-
-
-def _promotion(
-    candidate: Candidate, version: str, alias: str, rival: str | None, reasons: tuple[str, ...]
-) -> Promotion:
-    return Promotion(candidate.model, version, alias, rival, reasons)
+    return Promotion(candidate.model, "", DEFERRED, rival, (*judgement.reasons, f"the promotion is deferred: {why}"))

@@ -52,7 +52,7 @@ def run_to_beat(store: Store, runs_folder: Path, run: str, model: str) -> str:
 
 
 def _compare(context: Context, *, dataset: StageRef, earlier: StageRef) -> VersionChange:
-    from lora_select.data.gate.versions import compare
+    from lora_select.data.versions import compare
 
     new, old = ((context.load(ref, Dataset), context.folder_of(ref)) for ref in (dataset, earlier))
     return compare(*new, *old, context.folder)

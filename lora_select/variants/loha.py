@@ -2,19 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
-    REFERENCE_ALPHA,
-    ClosedForm,
     Context,
     Cost,
-    Support,
     mean_square_output,
     random_rows_spread,
     rank_violations,
 )
+from lora_select.variants.low_rank import FactorProduct
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,35 +20,19 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class LoHa(ClosedForm):
+class LoHa(FactorProduct):
     """W(theta) = W + s (B1 A1) * (B2 A2), entry-wise product of two rank-r matrices, s = alpha / r, from A2 = 0.
 
     Tangent at the start: s (B1 A1) * (B2 dA2), column j in the span of r random directions of R^m, r n dimensions, so the mean
     share is r / m. The published form (Hyeon-Woo et al., FedPara, proposition 1), with PEFT's uniform starts.
     """
 
-    r: int
     name = "loha"
     references = ("Hyeon-Woo, Ye-Bin, Oh (2021), FedPara, arXiv 2108.06098",)
     peft_class = "LoHaConfig"
     trained = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     cost = Cost(1.48, 1.6)
-    support = Support(nf4="fails in the forward pass")
     reference_rate = 1e-4
-
-    @property
-    def lora_alpha(self) -> int:
-        """As LoRA."""
-        return REFERENCE_ALPHA
-
-    @property
-    def scale(self) -> float:
-        """`alpha / r`, no unit."""
-        return self.lora_alpha / self.r
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """PEFT calls alpha `alpha` here."""
-        return {"r": self.r, "alpha": self.lora_alpha, "rank_dropout": 0.0, "module_dropout": 0.0}
 
     def num_parameters(self, shape: tuple[int, int]) -> int:
         """`2 r (m + n)`."""

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
-    REFERENCE_ALPHA,
-    ClosedForm,
     Context,
     Cost,
-    Support,
     common_violations,
     mean_square_output,
 )
+from lora_select.variants.low_rank import FactorProduct
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class LoKr(ClosedForm):
+class LoKr(FactorProduct):
     """W(theta) = W + s C x (B A), Kronecker product, s = alpha / r, C (m1, n1) from 0, B A (m / m1, n / n1) random.
 
     m1 and n1 are the divisors of m and n next below their square roots; B A is one dense matrix where r is at least half its
@@ -29,28 +27,12 @@ class LoKr(ClosedForm):
     the gradient. The published form (Yeh et al., LyCORIS, section 3.3), with PEFT's start.
     """
 
-    r: int
     name = "lokr"
     references = ("Yeh et al. (2023), LyCORIS, arXiv 2309.14859",)
     peft_class = "LoKrConfig"
     trained = ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
     cost = Cost(1.37, 1.3)
-    support = Support(nf4="fails in the forward pass")
     reference_rate = 3e-3
-
-    @property
-    def lora_alpha(self) -> int:
-        """As LoRA."""
-        return REFERENCE_ALPHA
-
-    @property
-    def scale(self) -> float:
-        """`alpha / r`, no unit."""
-        return self.lora_alpha / self.r
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """PEFT calls alpha `alpha` here."""
-        return {"r": self.r, "alpha": self.lora_alpha, "rank_dropout": 0.0, "module_dropout": 0.0}
 
     def num_parameters(self, shape: tuple[int, int]) -> int:
         """`m1 n1 + r (m2 + n2)`, or `m1 n1 + m2 n2` where the second factor is dense."""

@@ -86,3 +86,25 @@ class RandomRows(LowRank, ClosedForm):
     def displacement(self, view: LayerStatistics) -> float:
         """Of a random A and B = 0: a sign step moves B alone."""
         return random_start_displacement(self.scale, self.r, view)
+
+
+@dataclass(frozen=True)
+class FactorProduct(ClosedForm):
+    """W plus s times a product of factors of rank r that is not B A (Hadamard's, Kronecker's): abstract, with LyCORIS's arguments."""
+
+    r: int
+    support = Support(nf4="fails in the forward pass")
+
+    @property
+    def lora_alpha(self) -> int:
+        """As LoRA."""
+        return REFERENCE_ALPHA
+
+    @property
+    def scale(self) -> float:
+        """`alpha / r`, no unit."""
+        return self.lora_alpha / self.r
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """PEFT calls alpha `alpha` here."""
+        return {"r": self.r, "alpha": self.lora_alpha, "rank_dropout": 0.0, "module_dropout": 0.0}

@@ -6,6 +6,7 @@ from pathlib import Path
 from lora_select.config import RunConfig
 from lora_select.data.reading.source_files import source_digest
 from lora_select.evaluation import user_metrics
+from lora_select.records import sha256_file
 from lora_select.records.digests import key_of
 from lora_select.retention.references import EMBEDDED
 
@@ -29,10 +30,11 @@ def digests(config: RunConfig) -> dict[str, str]:
         "benchmarks": config.gate.benchmarks,
         "references": config.retention.references,
         "judges": config.retention.judges,
-        "earlier": config.retention.earlier,
     }
     for role, names in named.items():
         found |= {f"{role}.{at}": source_digest(name) for at, name in enumerate(names) if name not in EMBEDDED}
+    for at, name in enumerate(config.retention.earlier):
+        found[f"earlier.{at}"] = sha256_file(Path(name)) if Path(name).is_file() else name
     if config.evaluation.tasks:
         folder = Path(config.evaluation.task_folder)
         found["tasks"] = key_of({kind: source_digest(str(folder / kind)) for kind in TASK_FILES})

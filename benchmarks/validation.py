@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select.evaluation.measure import row_losses
-
+from lora_select.evaluation.model_losses import row_losses
 from lora_select.evaluation.power import paired_error
 from lora_select.records import write_text
 from lora_select.training import trials, validation

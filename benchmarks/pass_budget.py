@@ -5,6 +5,7 @@ python -m benchmarks.pass_budget      # writes results/pass_budget.json; a setti
 
 import json
 import math
+import platform
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib import metadata
@@ -69,7 +70,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"settings": {}}
-    for table in tables():
+    for table in sorted(tables(), key=lambda table: (table.setting.model, table.setting.task)):
         setting = table.setting
         if setting.name in known["settings"] or setting.rows != 192 or setting.task in tasks.CONTROLS:
             continue
@@ -87,7 +88,8 @@ def main() -> None:
             moved[seed] = {n: round(found[n - 1], 5) for n in COUNTS}
         off = {n: round(max(_off(one[n], one[max(COUNTS)]) for one in moved.values()), 5) for n in COUNTS[:-1]}
         known["settings"][setting.name] = {"displacement_by_seed_and_microbatches": moved, "rate_off_from_32": off}
-        known |= {"versions": {name: metadata.version(name) for name in ("torch", "transformers")}}
+        known["machine"] = f"{platform.machine()}, Python {platform.python_version()}"
+        known["versions"] = {name: metadata.version(name) for name in ("torch", "transformers")}
         write_text(RESULTS, json.dumps(known, indent=1) + "\n")
         print(f"{setting.name}: {moved[0][max(COUNTS)]:.3g}; learning rate off by at most {off}", flush=True)
 

@@ -1,6 +1,7 @@
 """The shape of the tree that a stranger opens: few modules a folder, one name a module, short files, a constraint in few places."""
 
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -45,3 +46,16 @@ def test_a_constraint_is_spelt_in_few_files(word):
 def test_files_are_short():
     lines = {file: file.read_text(encoding="utf-8").count("\n") for file in sources(*HOUSE, "tests")}
     assert {str(file.relative_to(ROOT)): count for file, count in lines.items() if count > 400} == {}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the files were unpacked without their repository")
+def test_nothing_built_or_heavy_is_tracked_needs_git():
+    """What `make docs` and `lora-select analyze` leave behind, weights and data sets stay out of the repository."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    files = [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+    assert len(files) > 20
+    assert [str(file.relative_to(ROOT)) for file in files if file.stat().st_size > 1_000_000] == []
+    assert {file.relative_to(ROOT).parts[0] for file in files} & {"site", "analysis", "runs", "mlruns"} == set()
+    assert [file.name for file in files if file.suffix in {".safetensors", ".gguf", ".pt", ".bin"}] == []

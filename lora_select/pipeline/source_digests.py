@@ -17,7 +17,7 @@ TASK_FILES = ("*.yaml", "*.py", "*.json", "*.jsonl", "*.csv", "*.parquet", "*.tx
 def digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 by role: `train`, `eval`, `benchmarks.0`, `references.0`, `judges.0`, `earlier.0` in the config's order, `tasks`, `metrics`.
 
-    What is no local file stands for itself, as in :func:`lora_select.records.digests.source_digest`. Embedded reference sets are the
+    What is no local file stands for itself, as in :func:`lora_select.data.reading.source_files.source_digest`. Embedded reference sets are the
     library's own and left out.
 
     Raises:

@@ -119,12 +119,12 @@ def words(cost: Cost) -> str:
     """One line for a person.
 
     >>> words(Cost("measured", 3.2e13, 0.5, 2, 1.0, Energy(0.08, "estimated", ""), 0.12, "EUR", ()))
-    '3.2e+13 floating-point operations, 0.50 h, 0.080 kWh (estimated), 0.12 EUR'
+    '3.2e+13 floating-point operations, 0.50 h, 0.08 kWh (estimated), 0.12 EUR'
     """
     parts = [
         f"{cost.flops:.2g} floating-point operations",
         f"{cost.hours:.2f} h",
-        f"{cost.energy.kwh:.3f} kWh ({cost.energy.source})",
+        f"{cost.energy.kwh:.2g} kWh ({cost.energy.source})",
     ]
     return ", ".join(parts + ([f"{cost.money:.2f} {cost.currency}"] if cost.money is not None else []))
 

@@ -23,13 +23,6 @@ from lora_select.errors import InputError
 ONLY_DRIFT = {rule.name: "off" for rule in rules.RULES}
 
 
-@pytest.fixture(scope="module")
-def prose():
-    rows = sources.rows("docstrings", 440)
-    gone = {flag.row_id for flag in (*duplicates.exact(rows), *duplicates.normal(rows))}
-    return [item for item in rows if item.row_id not in gone][:400]
-
-
 def recall(outcome):
     return outcome.found / outcome.planted
 

@@ -2,21 +2,12 @@
 
 import json
 
-import pytest
-
 from benchmarks.gate import sources
-from lora_select.data.gate import check, duplicates, rules
+from lora_select.data.gate import check, rules
 from lora_select.data.intake import intake
 from lora_select.data.versions import compare
 
 ONLY_DRIFT = {rule.name: "off" for rule in rules.RULES}
-
-
-@pytest.fixture(scope="module")
-def prose():
-    rows = sources.rows("docstrings", 440)
-    gone = {flag.row_id for flag in (*duplicates.exact(rows), *duplicates.normal(rows))}
-    return [item for item in rows if item.row_id not in gone][:400]
 
 
 def write(path, values):

@@ -25,12 +25,38 @@ def explain(decision: Decision) -> str:
     return "\n".join(answer(decision)) + "\n\n" + _evidence(decision)
 
 
-def _evidence(decision: Decision) -> str:
-    """The reasons, the runners-up, what was ruled out and by which sentence."""
+def brief(decision: Decision, place: str) -> str:
+    """The answer and what decided it; `place` is what `lora-select explain` is given to tell the rest."""
+    tied, refused = _others(decision)
+    others = f"{len(tied) + len(refused)} other candidates: {len(tied)} as good, as far as is known, {len(refused)} not taken."
+    rest = f"`lora-select explain {place}` says why, with all that was measured."
+    return "\n".join([*answer(decision), "", _list("Why", _deciding(decision)), "", f"{others} {rest}"])
+
+
+def _deciding(decision: Decision) -> list[str]:
+    """Reasons that bear on the choice, less what the answer has said already."""
+    said = [s for s in decision.reasons if s.startswith((EXPERTS, PREDICTED)) or s.endswith(RULED_OUT)]
+    return [sentence for sentence in decision.reasons if sentence not in said and not _is_recorded(sentence)]
+
+
+def _is_recorded(sentence: str) -> bool:
+    """Whether a reason says what was measured and did not decide."""
+    return sentence.startswith(SIGNAL) or sentence.endswith(NOT_USED)
+
+
+def _others(decision: Decision) -> tuple[list[CandidateScore], list[CandidateScore]]:
+    """Candidates that nothing tells from the choice, and those that were ruled out or beaten."""
     tied = [c for c in decision.candidates if c.rejected and all(s.startswith(TIED) for s in c.rejected)]
-    refused = [c for c in decision.candidates if c.rejected and c not in tied]
+    return tied, [c for c in decision.candidates if c.rejected and c not in tied]
+
+
+def _evidence(decision: Decision) -> str:
+    """The reasons, what was measured beside, the runners-up, what was ruled out and by which sentence."""
+    tied, refused = _others(decision)
+    recorded = [sentence for sentence in decision.reasons if _is_recorded(sentence)]
     paragraphs = [
-        _list("Why", decision.reasons),
+        _list("Why", [sentence for sentence in decision.reasons if sentence not in recorded]),
+        _list("Recorded, and not used", [sentence.removesuffix(NOT_USED) for sentence in recorded]),
         _list(
             f"As good, as far as is known ({len(tied)})", [_line(c) for c in _best(tied)], more=len(tied) - RUNNERS_UP
         ),
@@ -107,6 +133,11 @@ def _list(title: str, lines: Sequence[str], more: int = 0) -> str:
 
 EXPERTS = "The experts are not adapted"
 """How the sentence begins that must not be overlooked."""
+PREDICTED = "Predicted: "
+RULED_OUT = " candidates were ruled out by constraints or by what the config names."
+NOT_USED = " They are recorded and not used."
+SIGNAL = "The gradient's signal"
+"""How sentences begin, or end, that repeat the answer or decided nothing."""
 
 
 def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
@@ -221,7 +252,7 @@ def _about_gain(verdict: Verdict, profile: DatasetProfile) -> tuple[str, ...]:
     predicted, constants = gain(verdict, profile), shipped()
     if predicted is None or predicted.standard_error is None:
         return ()
-    head = f"Predicted: the held-out loss falls by {predicted.value:.2f} ± {1.96 * predicted.standard_error:.2f} nats/token (95 %)."
+    head = f"{PREDICTED}the held-out loss falls by {predicted.value:.2f} ± {1.96 * predicted.standard_error:.2f} nats/token (95 %)."
     if predicted.source == "race":
         return (
             f"{head} That is what the choice's own trial of as many steps took off, widened for other rows and another seed.",
@@ -248,7 +279,7 @@ def _about_signal(spectra: Spectra) -> str:
     ranks = sorted(layer.signal_rank for layer in spectra.layers)
     measured = max(len(layer.heldout_values) for layer in spectra.layers)
     return (
-        f"The gradient's signal, what microbatches agree on, is above {CLEAR:g} standard errors in {clear} of {len(spectra.layers)} "
+        f"{SIGNAL}, what microbatches agree on, is above {CLEAR:g} standard errors in {clear} of {len(spectra.layers)} "
         f"layers. Its rank above noise is {ranks[len(ranks) // 2]} in the median layer and {ranks[-1]} in the largest; the pass "
         f"measures {measured} directions."
     )
@@ -261,7 +292,7 @@ def _about_shares(verdict: Verdict) -> str:
         for item in verdict.scored
         if item.candidate.targets == place.targets and item.candidate.variant.r == place.variant.r and item.measured
     ]
-    role = "" if verdict.heard else " They are recorded and not used."
+    role = "" if verdict.heard else NOT_USED
     listed = ", ".join(here) or "not measured"
     return (
         f"Tangent shares, how much of the signal's energy an adapter can follow at its start, at {place.variant.size} on "
@@ -283,7 +314,7 @@ def _about_experts(spectra: Spectra) -> tuple[str, ...]:
 
 def _about_candidates(verdict: Verdict) -> str:
     ruled_out = sum(bool(item.faults) for item in verdict.scored)
-    return f"{ruled_out} of {len(verdict.scored)} candidates were ruled out by constraints or by what the config names."
+    return f"{ruled_out} of {len(verdict.scored)}{RULED_OUT}"
 
 
 def passed_over(item: Scored, verdict: Verdict) -> tuple[str, ...]:

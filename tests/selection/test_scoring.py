@@ -2,7 +2,7 @@ import planted
 import pytest
 
 from lora_select.selection.candidates import aggregate_share, enumerate_candidates
-from lora_select.selection.explanation import explain
+from lora_select.selection.explanation import brief, explain
 from lora_select.selection.rule import RULE_VERSION, select
 
 
@@ -38,6 +38,17 @@ def test_without_any_signal_layers_count_by_size():
 
 def test_an_unmeasured_rank_has_no_share():
     assert share([planted.layer("layers.0.q_proj")], "eva-all-linear-r24", r=24) is None
+
+
+def test_in_brief_stands_what_decided_and_how_many_others_there_were():
+    decision = select(planted.profile(), planted.spectra(), planted.inputs(serve="vllm"))
+    text = brief(decision, "runs/x")
+    shares = next(sentence for sentence in decision.reasons if sentence.startswith("Tangent shares"))
+    assert shares in explain(decision) or shares.removesuffix(" They are recorded and not used.") in explain(decision)
+    assert shares[:60] not in text
+    assert decision.reasons[0] in text
+    assert f"{len(decision.candidates) - 1} other candidates" in text
+    assert "explain runs/x" in text
 
 
 def test_explain_tells_choice_reasons_ties_and_refusals():

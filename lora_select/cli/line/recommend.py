@@ -50,12 +50,14 @@ def _recommend(parsed: argparse.Namespace) -> int:
 
 
 def page(choice: "Choice", written: "Sequence[Emitted]", out: Path) -> str:
-    """The answer: the decision in words, what training will take, and what was written."""
-    lines = ["", _wrapped(str(choice)), "", *_expected(choice), "", "Written:"]
+    """The answer and what decided it, what training will take, and what was written."""
+    from lora_select.selection.explanation import brief
+
+    lines = ["", _wrapped(brief(choice.decision, str(out))), "", *_expected(choice), "", "Written:"]
     for one in written:
         lines.append(f"  - {one.folder}:  {one.written.command}")
         lines += [f"      {note}" for note in one.written.notes]
-    lines.append(f"  - {out}: the records; `lora-select explain {out}` and `lora-select replay {out}` read them")
+    lines.append(f"  - {out}: the records; `lora-select replay {out}` recomputes the decision from them")
     lines += _serving(choice)
     lines += [f"Note: {note}." for note in choice.notes(written, out)]
     return "\n".join(lines)

@@ -138,18 +138,19 @@ class Choice:
         with models.quiet_peft():
             return getattr(peft, self.spec.peft_class)(**told, base_model_name_or_path=self.run.base.path)
 
-    def apply(self, model: "PreTrainedModel") -> "PeftModel":
+    def apply(self, model: "PreTrainedModel | None" = None) -> "PeftModel":
         """The PEFT model at its start, ready for any training loop.
 
         Args:
-            model: the base model, as it was loaded from the folder that was measured; PEFT changes it in place.
+            model: the base model, as it was loaded from the folder that was measured; PEFT changes it in place. By default the
+                base is loaded here, in the plan's precision and on its device.
         """
         import tempfile
 
         import torch
 
         from lora_select.initialization import write_initialization
-        from lora_select.training.worker.model import adapt
+        from lora_select.training.worker.model import adapt, load_base
 
         base, quantize = self.run.base, self.run.config.base_model.quantize
         spectra = self._chosen.measured.spectra
@@ -158,7 +159,11 @@ class Choice:
             torch.manual_seed(self.plan.seed)
             tensors = spectra.folder / spectra.record.tensors.path
             factors = write_initialization(self.spec, Path(base.path), tensors, Path(temporary) / "start", quantize)
-            return adapt(model, self.spec, self.plan, base.path, str(factors) if factors else None)
+            initial = str(factors) if factors else None
+            if model is None:
+                with torch.random.fork_rng(devices=[]):
+                    model = load_base(base.path, self.plan, self.plan.device, quantize, initial)
+            return adapt(model, self.spec, self.plan, base.path, initial)
 
     def training_arguments(self) -> dict[str, Any]:
         """Keywords for `transformers.TrainingArguments` and `trl.SFTConfig`: learning rate, batch, schedule, steps, precision, seed."""

@@ -84,6 +84,9 @@ def test_the_adapter_is_peft_s_own_and_starts_at_the_base_s_function(choice, bas
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(model(input_ids=ids).logits, before)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == choice.spec.num_parameters
+    own = choice.apply()
+    assert own.dtype == getattr(torch, "bfloat16" if choice.plan.precision == "bf16" else "float32")
+    assert all(torch.equal(a, b) for a, b in zip(own.state_dict().values(), model.state_dict().values(), strict=True))
 
 
 def test_an_initialisation_that_peft_lacks_is_applied_from_the_measurement(tiny_model_folder, place, settings, base):

@@ -12,17 +12,18 @@ from lora_select.training.worker import optimizer
 
 
 def build(job: TrainingJob, device: str) -> Any:
-    """Base model and adapter on `device`, adapter parameters in fp32, the rest frozen.
-
-    A start that takes B A out of the base keeps the base in fp32: in bf16 the residual would be rounded.
-    """
-    changes_base = subtracts(job.initial_factors)
-    dtype = "bfloat16" if job.plan.precision == "bf16" and not changes_base else "float32"
-    base = models.load_model(job.base_path, dtype=dtype, device=device, quantize=job.quantized_base)
+    """Base model and adapter on `device`, adapter parameters in fp32, the rest frozen."""
+    base = load_base(job.base_path, job.plan, device, job.quantized_base, job.initial_factors)
     if job.plan.gradient_checkpointing:
         base.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
         base.enable_input_require_grads()  # pyright: ignore[reportCallIssue]
     return adapt(base, job.spec, job.plan, job.base_source, job.initial_factors).train()
+
+
+def load_base(path: str, plan: TrainingPlan, device: str, quantize: str | None, initial_factors: str | None) -> Any:
+    """The base in the plan's precision. A start that takes B A out of it keeps it in fp32: bf16 would round the residual."""
+    dtype = "bfloat16" if plan.precision == "bf16" and not subtracts(initial_factors) else "float32"
+    return models.load_model(path, dtype=dtype, device=device, quantize=quantize)
 
 
 def adapt(base: Any, spec: AdapterSpec, plan: TrainingPlan, base_source: str, initial_factors: str | None) -> Any:

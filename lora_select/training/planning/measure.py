@@ -98,6 +98,7 @@ def write_answer(folder: Path, found: Measured) -> None:
 def main(job_file: Path) -> None:
     """Build the model, prove packing, run the heaviest micro-batch, then time a few ordinary ones."""
     told = job.read_job(job_file)
+    environment.leave_out(told.quantized_base)
     import torch
 
     if told.plan.device == "cpu":

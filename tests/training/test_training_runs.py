@@ -119,7 +119,9 @@ def test_secrets_do_not_reach_the_ranks(monkeypatch):
 def test_a_rank_does_not_import_what_it_never_uses(tmp_path, monkeypatch, quantized, left_out):
     """DeepSpeed and PEFT would import these: seconds at every start."""
     told = dataclasses.replace(job(tmp_path, tmp_path), quantized_base=quantized)
-    monkeypatch.setattr(sys, "modules", {"torch": torch})
+    for name in ("mlflow", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, name, torch)  # put back what was there
+        del sys.modules[name]
     monkeypatch.setenv("RANK", "0")
     seen = {}
     main.as_rank(lambda *_: seen.update(sys.modules), write_job(tmp_path, told))

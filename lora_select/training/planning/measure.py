@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_select import models
+from lora_select import environment, models
 from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.records import TrainingPlan, write_text
 from lora_select.training import failures, heartbeat, job

@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny random Llama with a byte-level tokenizer, in Hugging Face layout, made in a second; a migrated MLflow store."""
 
+import gc
 import shutil
 import signal
 from pathlib import Path
@@ -13,12 +14,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 collect_ignore_glob = ["*conftest.py", "peers/in_*.py"]
 """No doctests there: conftests share one module name, and the scripts import what only other environments hold."""
-LONG = ("tests/flows/", "tests/training/", "tests/server/", "tests/faults/")
+LONG = ("tests/training/", "tests/flows/", "tests/pipeline/test_retaining.py", "tests/server/", "tests/faults/")
 """What takes longest begins first, so that two workers end together."""
 RANKS = (
     "tests/training/test_nodes.py",
     "tests/training/test_ranks_and_stages.py",
     "tests/training/test_training_runs.py",
+    "tests/training/test_trials.py",
+    "tests/training/test_validation.py",
 )
 """Files that look at the same runs of real ranks: one worker makes them."""
 
@@ -37,8 +40,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order nothing but what takes longest."""
+    """Order nothing but what takes longest; what is collected lives to the end, so no `gc.collect()` of the code need look at it."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-from lora_select import models
+from lora_select import environment, models
 
 LOGITS = "reference_logits.safetensors"
 
 
 def main(base: str, folder: Path, kind: str) -> None:
     """Load what was exported with plain PEFT or plain transformers and print what it does on the probe."""
+    environment.leave_out(None)
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_select import models, records
+from lora_select import environment, models, records
 from lora_select.errors import WorldError
 from lora_select.records import Adapter, BaseModel, ReloadCheck
 from lora_select.training.job import JOB, RESULT, read_job
@@ -73,6 +73,7 @@ def refuse_failed(proof: ReloadCheck, adapter: Adapter) -> None:
 
 def main(base: str, stage: Path, precision: str, out: Path) -> None:
     """Load, compare, write the proof."""
+    environment.leave_out(read_job(stage / JOB).quantized_base)
     records.write(out / PROOF, examine(base, stage, precision))
 
 

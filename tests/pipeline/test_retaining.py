@@ -24,6 +24,7 @@ SETTINGS = {
     "batch_size": 16,
     "epochs": 12,
     "learning_rate": 0.01,
+    "num_processes": 1,
     "tracking_uri": None,
 }
 SMALL = ["evaluation.exact_match_rows=0", "retention.judging_units=4", "retention.tolerance=20%"]

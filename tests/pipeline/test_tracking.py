@@ -8,14 +8,12 @@ import pytest
 from lora_select.pipeline.observers import Tracking
 from lora_select.pipeline.stage import Work
 from lora_select.tracking import system_metrics
-from lora_select.tracking.store import prepare
 from lora_select.tracking.tracker import Tracker
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_the_load_of_the_machine_is_sampled_beside_the_training_when_asked(tmp_path, monkeypatch, asked):
+def test_the_load_of_the_machine_is_sampled_beside_the_training_when_asked(store, tmp_path, monkeypatch, asked):
     monkeypatch.setattr(system_metrics, "SECONDS", 0.2)
-    store = prepare(f"sqlite:///{tmp_path}/mlflow.db")
     tracker = Tracker.start(store, tmp_path, "key", name="tweets")
     observer = Tracking(tracker, machine=asked)
     work = Work("train", "adapter", "k", tmp_path, True, 0, lambda: pytest.fail("no work"))
@@ -27,8 +25,7 @@ def test_the_load_of_the_machine_is_sampled_beside_the_training_when_asked(tmp_p
     assert ("system/cpu_utilization_percentage" in store.client.get_run(run_id).data.metrics) == asked
 
 
-def test_a_run_is_called_by_dataset_choice_and_role(tmp_path):
-    store = prepare(f"sqlite:///{tmp_path}/mlflow.db")
+def test_a_run_is_called_by_dataset_choice_and_role(store, tmp_path):
     folder = tmp_path / "runs" / "key"
     folder.mkdir(parents=True)
     tracker = Tracker.start(store, folder, "key", name="tweets")

@@ -1,7 +1,9 @@
 """Real DeepSpeed ranks over gloo leave no process, and what they save is what they trained; kills are in tests/faults."""
 
+import dataclasses
 import json
 import shutil
+import sys
 
 import psutil
 import pytest
@@ -12,10 +14,10 @@ from training_jobs import job, spec
 from lora_select import models, records
 from lora_select.records import Adapter
 from lora_select.training import reload_check
-from lora_select.training.job import LAUNCH, RESULT
+from lora_select.training.job import LAUNCH, RESULT, write_job
 from lora_select.training.reload_check import examine
 from lora_select.training.supervisor import launch, metrics_file
-from lora_select.training.worker import checkpoints
+from lora_select.training.worker import checkpoints, main
 
 
 def train(folder, model, **changes):
@@ -111,3 +113,16 @@ def test_secrets_do_not_reach_the_ranks(monkeypatch):
     left = launch.clean_environment()
     assert "HARMLESS" in left
     assert not {"MLFLOW_TRACKING_URI", "HF_TOKEN"} & left.keys()
+
+
+@pytest.mark.parametrize(("quantized", "left_out"), [(None, {"mlflow", "bitsandbytes"}), ("nf4", {"mlflow"})])
+def test_a_rank_does_not_import_what_it_never_uses(tmp_path, monkeypatch, quantized, left_out):
+    """DeepSpeed and PEFT would import these: seconds at every start."""
+    told = dataclasses.replace(job(tmp_path, tmp_path), quantized_base=quantized)
+    for name in ("mlflow", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, name, torch)  # put back what was there
+        del sys.modules[name]
+    monkeypatch.setenv("RANK", "0")
+    seen = {}
+    main.as_rank(lambda *_: seen.update(sys.modules), write_job(tmp_path, told))
+    assert {name for name, module in seen.items() if module is None} == left_out

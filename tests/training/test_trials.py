@@ -1,7 +1,5 @@
 """Probes: the same training as the ranks', on a base that is left as it was."""
 
-import json
-
 import pytest
 import torch
 import training_jobs
@@ -12,8 +10,8 @@ from lora_select.initialization import write_initialization
 from lora_select.records import Trial, from_json
 from lora_select.selection.race import Entrant, RacePlan
 from lora_select.training import trials
-from lora_select.training.job import METRICS
-from lora_select.training.supervisor import launch
+from lora_select.training.job import JOB, read_job
+from lora_select.training.supervisor import metrics_file
 from lora_select.training.worker import batches
 
 STEPS = 8
@@ -32,14 +30,13 @@ def plan(**changes):
     return training_jobs.plan(num_processes=1, micro_batch_size=8, total_steps=STEPS, **changes)
 
 
-def test_a_probe_takes_the_steps_that_a_deepspeed_rank_takes(tmp_path, tiny_model_folder, base):
-    told = training_jobs.job(
-        tmp_path, tiny_model_folder, num_processes=1, micro_batch_size=8, total_steps=STEPS, packing=True
-    )
-    launch.train(told, tmp_path)
-    ranks = [json.loads(line)["loss"] for line in (tmp_path / METRICS).read_text().splitlines()]
+def test_a_probe_takes_the_steps_that_a_deepspeed_rank_takes(runs, base):
+    folder = runs["one rank"]
+    told = read_job(folder / JOB)
+    ranks = [step["loss"] for step in metrics_file.read_metrics(folder)]
+    assert len(ranks) == STEPS
     with trials.adapted(base, told.spec, told.plan) as network:
-        ours = trials.train(network, told.spec, told.plan, read_rows(tmp_path / "train.parquet"), pad_id=3)
+        ours = trials.train(network, told.spec, told.plan, read_rows(folder / "train.parquet"), pad_id=3)
     assert ours == pytest.approx(ranks, rel=1e-5)
     assert ours[-1] < ours[0]
 

@@ -1,65 +1,26 @@
 """Rows kept from training choose the checkpoint: the same ones on every rank, ZeRO stage and after a kill."""
 
-import dataclasses
 import json
-import random
-import shutil
 
 import pytest
 import torch
-from many_runs import torchrun
 from safetensors.torch import load_file
-from training_jobs import job, rows
+from training_jobs import rows
 
 from lora_select import records
-from lora_select.data.labels.tokens import TokenRow, write_rows
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import Adapter
-from lora_select.training.job import BEST, CHECKPOINTS, METRICS, RESULT, VALIDATION, write_job
+from lora_select.training.job import BEST, METRICS, RESULT, VALIDATION
 from lora_select.training.reload_check import examine
 from lora_select.training.supervisor import metrics_file
 from lora_select.training.validation import Point, best, is_over, kept_rows, split, steps_between, worse
 from lora_select.training.worker import checkpoints
 
-SETTING = {
-    "epochs": 20.0,
-    "total_steps": 60,
-    "effective_batch_size": 8,
-    "learning_rate": 1e-2,
-    "validation_rows": 8,
-    "validation_every": 4,
-    "checkpoint_every": 5,
-    "keep_checkpoints": 20,
-}
-
-
-def at_odds(count):
-    """Rows whose kept ones have another answer than those that are trained on: what is learnt makes them worse."""
-    draw = random.Random(0)
-    prompts = [tuple(draw.randrange(20, 254) for _ in range(10)) for _ in range(count)]
-    mask = (False,) * 10 + (True,) * 4
-    bare = [TokenRow(f"row-{n:03}", (*prompt, *(9,) * 4), mask) for n, prompt in enumerate(prompts)]
-    kept = {row.row_id for row in split(bare, SETTING["validation_rows"], 0)[1]}
-    return [TokenRow(row.row_id, (*row.input_ids[:10], *(7,) * 4), mask) if row.row_id in kept else row for row in bare]
-
-
-def told(folder, model, **changes):
-    made = job(folder, model, count=8, **(SETTING | changes))
-    made = dataclasses.replace(made, plan=dataclasses.replace(made.plan, patience=2))
-    write_rows(folder / "train.parquet", at_odds(32))
-    return write_job(folder, made)
-
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory, tiny_model_folder):
+def watched(runs):
     """Folders of two ranks: whole at ZeRO-0 and 3, and one that was killed after step 10 and taken up."""
-    root = tmp_path_factory.mktemp("watched")
-    folders = {stage: root / f"zero{stage}" for stage in (0, 3)}
-    torchrun(2, [told(folder, tiny_model_folder, zero_stage=stage) for stage, folder in folders.items()])
-    folders["resumed"] = shutil.copytree(folders[0], root / "resumed")
-    (folders["resumed"] / RESULT).unlink()
-    checkpoints.discard_after(folders["resumed"] / CHECKPOINTS, 10)
-    torchrun(2, [told(folders["resumed"], tiny_model_folder)])
-    return folders
+    return {0: runs["watched"], 3: runs["watched at ZeRO-3"], "resumed": runs["watched and killed"]}
 
 
 @pytest.mark.parametrize("which", [0, 3])

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_select import models
+from lora_select import environment, models
 from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.records import TrainingPlan, write_text
 from lora_select.training import failures, heartbeat, job
@@ -98,6 +98,7 @@ def write_answer(folder: Path, found: Measured) -> None:
 def main(job_file: Path) -> None:
     """Build the model, prove packing, run the heaviest micro-batch, then time a few ordinary ones."""
     told = job.read_job(job_file)
+    environment.leave_out(told.quantized_base)
     import torch
 
     if told.plan.device == "cpu":

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lora_select import models
+from lora_select import environment, models
 from lora_select.data.labels.tokens import read_rows
 from lora_select.training import failures, job, processes
 from lora_select.training.heartbeat import Heartbeat
@@ -33,6 +33,7 @@ def as_rank(work: Callable[[Path, Heartbeat], None], job_file: Path) -> None:
     number = int(os.environ["RANK"])
     heart = Heartbeat(job_file.parent, number)
     try:
+        environment.leave_out(job.read_job(job_file).quantized_base)
         work(job_file, heart)
     except BaseException as error:
         failures.report(job_file.parent, number, heart, error)

@@ -265,7 +265,7 @@ def promoted(office, run, policy=PromotionConfig()):  # noqa: B008  (frozen)
     place = Place(office.ledger.path.parent, tracker)
     digest = read(Adapter, run_entries.stages(run)["adapter"].folder / "record.json").digest
     holder = key_part(office.store, place.root, run.name, MODEL, digest)
-    told = {"model_name": MODEL, "policy": policy, "run": run.name, "key_only": {"holder": holder}}
+    told = {"model_name": MODEL, "settings": policy, "run": run.name, "key_only": {"holder": holder}}
     made = judge.promote(place, adapter=adapter, evaluation=evaluation, retention=None, **told)
     workspace.view(place.root, run.name, made.ref, "promotion")
     return made

@@ -55,7 +55,7 @@ def environment(tmp_path_factory, tiny_model_folder, told):
                 capture_output=True,
                 text=True,
             )
-        assert len(made.stdout.splitlines()) == 5
+        assert len(made.stdout.splitlines()) == 6
         process = worker(environment, folder)
         try:
             yield environment, folder
@@ -78,8 +78,8 @@ def register(environment, folder: Path, path: Path, *more: str) -> str:
 def test_event_starts_a_run_and_the_same_dataset_again_reuses_it(environment):
     env, folder = environment
     assert (
-        len(httpx.post(f"{env['PREFECT_API_URL']}/automations/filter", json={}).json()) == 6
-    )  # one is the trigger of the event
+        len(httpx.post(f"{env['PREFECT_API_URL']}/automations/filter", json={}).json()) == 8
+    )  # two are triggers of deployments
     data = folder / "rows.jsonl"
     rows = [{"prompt": f"say {n}", "completion": f"number {n}"} for n in range(60)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -65,8 +65,8 @@ def read_run(folder: str | Path) -> PastRun:
         raise InputError(str(error)) from error
 
 
-def seed_noise(folder: str | Path) -> tuple[SeedNoise, str]:
-    """What `lora-select noise` measured in a run, and the digest of its record.
+def seed_noise(folder: str | Path) -> tuple[SeedNoise, run_entries.StagePlace]:
+    """What `lora-select noise` measured in a run, and where: its folder and the digest of its record.
 
     Raises:
         InputError: nothing was measured there.
@@ -79,7 +79,7 @@ def seed_noise(folder: str | Path) -> tuple[SeedNoise, str]:
         )
     if found := run_entries.stage_faults(place):
         raise WorldError(f"{found[0]}; the seed noise is not used, `lora-select noise` measures it anew")
-    return records.read(SeedNoise, place.folder / run_entries.RECORD), place.record
+    return records.read(SeedNoise, place.folder / run_entries.RECORD), place
 
 
 def is_over(folder: Path, *, tracked: bool, now: datetime | None = None) -> bool:

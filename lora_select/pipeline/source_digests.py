@@ -40,7 +40,7 @@ def digests(config: RunConfig) -> dict[str, str]:
         folder = Path(config.evaluation.task_folder)
         found["tasks"] = key_of({kind: source_digest(str(folder / kind)) for kind in TASK_FILES})
     if isinstance(config.promotion.seed_noise, str):
-        found["noise"] = seed_noise(config.promotion.seed_noise)[1]
+        found["noise"] = seed_noise(config.promotion.seed_noise)[1].record
     if config.evaluation.metrics:
         found["metrics"] = user_metrics.source_digest(config.evaluation.metrics)
     return found

@@ -112,7 +112,9 @@ def _promote(
     settings: PromotionConfig,
     run: str,
 ) -> Promotion:
-    measured, source = seed_noise(settings.seed_noise) if isinstance(settings.seed_noise, str) else (None, "")
+    measured, source = seed_noise(settings.seed_noise) if isinstance(settings.seed_noise, str) else (None, None)
+    if measured and source:
+        shutil.copyfile(source.folder / measured.rows_file.path, context.folder / measured.rows_file.path)
     served = "served" if retention_changed(context, retention) else "adapter"
     judged = context.load(evaluation, Evaluation)
     kept = None if retention is None else context.load(retention, Retention)
@@ -129,7 +131,7 @@ def _promote(
         run=run,
         folder=context.folder_of(adapter),
         mlflow_run=tracker.run_id(served) or tracker.parent,
-        digests=grounds.digests(root / run) | ({"noise": source} if source else {}),
+        digests=grounds.digests(root / run) | ({"noise": source.record} if source else {}),
         compared_with=judged.champion_version,
     )
     office = Office(in_folder(root), tracker.store)
@@ -183,7 +185,7 @@ def _noise(
         losses.append(row_losses(models.with_adapter(model, _adapter_folder(context, ref)), rows, pad, BATCH, device))
     made = estimate(losses, labels)
     text = json.dumps({"labels": labels, **dict(zip(adapters, losses, strict=True))}) + "\n"
-    records.write_text(context.folder / "rows.json", text)
+    records.write_text(context.folder / "seed-rows.json", text)
     return SeedNoise(
         run=run,
         base_digest=base.digest,
@@ -191,7 +193,7 @@ def _noise(
         seeds=tuple(map(int, adapters)),
         adapters=tuple(context.load(ref, Adapter).digest for ref in adapters.values()),
         rows=len(rows),
-        rows_file=records.file_ref(context.folder / "rows.json", context.folder),
+        rows_file=records.file_ref(context.folder / "seed-rows.json", context.folder),
         **vars(made),
     )
 

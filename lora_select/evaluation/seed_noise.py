@@ -48,7 +48,7 @@ def estimate(losses: Sequence[Sequence[float]], labels: Sequence[int]) -> Estima
 
     >>> made = estimate([[1.0, 2.0, 3.0], [1.5, 2.0, 3.1], [0.8, 2.2, 3.3]], [1, 1, 1])
     >>> round(made.ratio, 2), round(made.asked / made.ratio, 2)
-    (0.45, 1.49)
+    (0.38, 1.49)
     """
     from scipy import stats
 

@@ -85,7 +85,9 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def flow_runs(environment: Mapping[str, str], *states: str) -> list[dict[str, Any]]:
-    """Runs of the line's deployments in these states (all: none named), oldest first; not those of the scheduled sweep."""
-    answer = httpx.post(f"{environment['PREFECT_API_URL']}/flow_runs/filter", json={"sort": "START_TIME_ASC"})
-    ours = [run for run in answer.json() if run["deployment_id"] and not run["name"].startswith("sweep ")]
+    """Runs of the line's deployments in these states (all: none named), oldest first; not the sweep's, nor what only a schedule asks for."""
+    line = {"name": {"any_": ["manual", "on-dataset", "weekly"]}}
+    body = {"sort": "START_TIME_ASC", "deployments": line}
+    answer = httpx.post(f"{environment['PREFECT_API_URL']}/flow_runs/filter", json=body)
+    ours = [run for run in answer.raise_for_status().json() if not run["auto_scheduled"]]
     return [run for run in ours if not states or run["state_type"] in states]

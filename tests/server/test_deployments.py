@@ -113,6 +113,17 @@ def test_weekly_says_that_nothing_changed(environment):
     assert "nothing to do" in runs[-1]["state"]["message"]
 
 
+def test_schedules_ask_for_runs(environment):
+    """Prefect 3.8.8's scheduler fails in its log alone where SQLAlchemy is 2.1: nothing would ever run on time."""
+    env, _ = environment
+
+    def asked() -> set[str]:
+        found = httpx.post(f"{env['PREFECT_API_URL']}/flow_runs/filter", json={}).json()
+        return {run["deployment_id"] for run in found if run["auto_scheduled"]}
+
+    wait_for(lambda: len(asked()) == 2, 180, "runs of the weekly deployment and of the sweep")
+
+
 def test_a_person_is_told_of_each_end(environment, told):
     texts, _ = told
     wait_for(lambda: len(texts) >= 3, 120, "the notifications")

@@ -64,6 +64,11 @@ def environment(tmp_path_factory, tiny_model_folder, told):
             process.wait(60)
 
 
+def post(environment, place: str, body: dict):
+    answer = httpx.post(f"{environment['PREFECT_API_URL']}/{place}", json=body)
+    return answer.raise_for_status().json()
+
+
 def finished(environment, count: int) -> list[dict]:
     ended = flow_runs(environment, "COMPLETED", "FAILED", "CRASHED")
     return ended if len(ended) >= count else []
@@ -90,6 +95,13 @@ def test_event_starts_a_run_and_the_same_dataset_again_reuses_it(environment):
     assert (first["state_type"], first["state"]["name"]) == ("COMPLETED", "Blocked"), log
     report = folder / "runs" / "latest" / "report.html"
     made = report.stat().st_mtime_ns
+    [answer] = post(env, "artifacts/filter", {"artifacts": {"key": {"any_": ["answer"]}}})
+    assert "The gate's answer: refuse" in answer["data"] or "The gate's answer: undecided" in answer["data"]
+    told = {"filter": {"event": {"name": ["champion.stays", "adapter.judged"]}}}
+    events = wait_for(
+        lambda: len(found := post(env, "events/filter", told)["events"]) == 2 and found, 120, "the events"
+    )
+    assert {event["resource"]["prefect.resource.id"].partition(".")[0] for event in events} == {"adapter", "model"}
 
     assert "no event was sent" in register(env, folder, data)
     register(env, folder, data, "--again")

@@ -72,7 +72,7 @@ def died() -> Automation:
             threshold=1,
             within=SILENCE,
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="its process is gone")],
+        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message="its process is gone", force=False)],
     )
 
 

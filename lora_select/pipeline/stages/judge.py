@@ -148,7 +148,8 @@ def _promote(
 def policy(settings: PromotionConfig, noise: SeedNoise | None) -> Policy:
     """What the gate holds an evaluation against: the config's own number for the seed noise, or what a measurement asks for."""
     told = settings.model_dump(exclude={"model_name", "approval", "approval_days"})
-    return Policy(**(told | ({"seed_noise": noise.asked} if noise else {})))
+    told["seed_noise"] = noise.asked if noise else settings.seed_noise
+    return Policy(**told)
 
 
 def rises(made: Retention | None) -> dict[str, MetricComparison] | None:

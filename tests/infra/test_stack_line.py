@@ -1,5 +1,6 @@
 """The whole line on the whole stack: an event starts it, every service is restarted beside it, a person answers, and a backup holds all."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 
 import books
 import httpx
+import psutil
 import pytest
 import tiny_run
 from books import PASSED
@@ -100,6 +102,15 @@ def test_event_restarts_approval_rollback_and_a_backup_whose_ledger_verifies(ser
     assert main(["rollback", "tiny", "--by", "Ann", "--reason", "rude", "--runs", str(root)]) == 0
     assert registry.by_alias(store, "tiny").version == first.version
     assert main(["ledger", "verify", "--runs", str(root)]) == 0
+
+    # No password is in a file of the runs, a log, a process list, Prefect's parameters or MLflow's tags.
+    secrets = {file.read_text().strip() for file in (home.root / "secrets").glob("*_password")}
+    assert len(secrets) >= 5
+    found = store.client.search_runs([store.experiment_id])
+    texts = [file.read_bytes() for folder in (root, home.root / "logs") for file in folder.rglob("*") if file.is_file()]
+    texts += [" ".join(one.info["cmdline"] or []).encode() for one in psutil.process_iter(["cmdline"])]
+    texts += [json.dumps(runs(home)).encode(), *(f"{one.data.tags} {one.data.params}".encode() for one in found)]
+    assert not [secret for secret in secrets for text in texts if secret.encode() in text]
 
     saved = place / "saved"
     kept = stack(home.root, "backup", saved, "--also", root / "ledger.jsonl")

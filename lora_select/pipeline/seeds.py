@@ -1,6 +1,6 @@
 """The same plan with other seeds: beside the line, for a gate that need not assume how far seeds differ."""
 
-from lora_select.errors import InputError
+from lora_select.errors import InputError, require
 from lora_select.evaluation.seed_noise import FEWEST_SEEDS
 from lora_select.pipeline import line
 from lora_select.pipeline.run import Run
@@ -18,6 +18,7 @@ def measure(run: Run, seeds: int) -> Outcome[SeedNoise]:
     Raises:
         InputError: fewer than three seeds, or what :func:`finetune` refuses.
     """
+    require("scipy", "gate", "`noise`")
     if seeds < FEWEST_SEEDS:
         raise InputError(f"--seeds {seeds} is too few to tell a spread; give {FEWEST_SEEDS} or more")
     chosen, planned = line.plan(run)

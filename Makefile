@@ -85,10 +85,10 @@ docs: .peers/docs/bin/mkdocs ## the site of docs/, into site/; a link or anchor 
 deploy: $(STAMP) ## to the server at PREFECT_API_URL
 	$(BIN)/prefect work-pool inspect lora-select >/dev/null 2>&1 || $(BIN)/prefect work-pool create --type process lora-select
 	LORA_SELECT_HOME=$(CURDIR) LORA_SELECT_CONFIG=$(CONFIG) $(BIN)/prefect --no-prompt deploy --all
-	test -z "$$LORA_SELECT_NOTIFY_URL" || $(BIN)/python infra/automations.py
+	$(BIN)/python infra/automations.py
 
-worker: $(STAMP)
-	$(BIN)/prefect worker start --pool lora-select
+worker: $(STAMP) ## a run that is silent for two minutes is taken for dead (infra/automations.py)
+	PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 $(BIN)/prefect worker start --pool lora-select --limit 1
 
 stack: $(STAMP) ## PostgreSQL, MLflow, Prefect and a worker as processes behind passwords; Ctrl-C ends all of them
 	$(BIN)/python infra/stack.py --home $(or $(STACK),.stack) run

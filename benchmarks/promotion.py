@@ -2,12 +2,15 @@
 
 A/A runs: an adapter against itself, two adapters without a true difference, two seeds of one setting. Then power: how often an
 adapter that is truly better by a share of the loss is promoted, and whether the number of rows that the gate asks for is enough.
-`python -m benchmarks.promotion errors` and `power`, some minutes each, write their part of `benchmarks/results/promotion.json`.
+`python -m benchmarks.promotion errors`, `power` and `measured`, some minutes each, write their part of `benchmarks/results/promotion.json`.
 """
 
 import argparse
 import collections
+import itertools
 import json
+import math
+import platform
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +25,7 @@ from lora_select.evaluation.evaluate import comparison
 from lora_select.evaluation.gate import judge
 from lora_select.evaluation.policy import Policy
 from lora_select.evaluation.power import paired_error
+from lora_select.evaluation.seed_noise import inflation
 from lora_select.records import Evaluation, FileRef, MetricComparison, Verdict
 
 FILE = Path(__file__).parent / "results" / "promotion.json"
@@ -31,6 +35,8 @@ POLICIES = {"rows alone": Policy(seed_noise=0.0), "default": Policy()}
 TRIED = (0.13, 0.2, 0.24, 0.26, 0.28, 0.3, 0.34)
 LEVELS = {f"{level:g}": Policy(seed_noise=level) for level in TRIED}
 """Seed noises among which the default was chosen: what each costs in power and saves in false promotions."""
+SEEDS = (3, 5, 10)
+"""Trainings from which a user measures the seed noise."""
 SAMPLES = 400
 """400 resamples in place of 2,000: five times faster, the interval's ends 2 % of its width less sure."""
 
@@ -213,18 +219,56 @@ def power(population: Sequence[Pair], draws: int) -> dict[str, Any]:
     }
 
 
+def measured(population: Sequence[Pair], draws: int) -> dict[str, Any]:
+    """The gate with a seed noise that was measured on the setting itself, from few seeds: what is asked is another number each time.
+
+    The seeds that are measured are drawn from a normal distribution with the setting's recorded spread, on as many rows as the gate
+    then has, so that what it asks for is :func:`lora_select.evaluation.seed_noise.estimate`'s by its distribution; pairs are the recorded ones.
+    """
+    spread = seed_noise(population)["of_a_row"]["settings"]
+    grouped = collections.defaultdict(list)
+    for pair in population:
+        grouped[pair.setting].append(pair)
+    cells = collections.defaultdict(lambda: collections.defaultdict(list))
+    for effect, rows in itertools.product((None, *EFFECTS), ROWS):
+        generator = np.random.default_rng(3)
+        for setting, group in grouped.items():
+            for index in range(draws):
+                pair = group[index % len(group)]
+                drawn = (pair if effect is None else pair.better_by(effect)).drawn(rows, generator)
+                made = evaluated(drawn)
+                for seeds in SEEDS:
+                    degrees = seeds - 1
+                    ratio = math.sqrt((spread[setting] ** 2 + 1 / rows) * generator.chisquare(degrees) / degrees)
+                    answer = judge(made, "1", Policy(seed_noise=ratio * inflation(seeds))).answer
+                    cells[seeds, effect, rows][setting].append(answer == "promote")
+    summed = {cell: _summed(by_setting) for cell, by_setting in cells.items()}
+    return {
+        "measured_two_seeds": {str(k): {str(rows): summed[k, None, rows] for rows in ROWS} for k in SEEDS},
+        "measured_power": {
+            str(k): {
+                f"{effect:.0%}": {str(rows): summed[k, effect, rows]["rate"] for rows in ROWS} for effect in EFFECTS
+            }
+            for k in SEEDS
+        },
+    }
+
+
 def main() -> None:
     """Measure one part and write it into the file beside the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("errors", "power"))
-    parser.add_argument("--draws", type=int, help="simulated evaluations a setting and cell (errors: 100, power: 12)")
+    parser.add_argument("part", choices=("errors", "power", "measured"))
+    parser.add_argument(
+        "--draws", type=int, help="simulated evaluations a setting and cell (errors: 100, power: 12, measured: 24)"
+    )
     parser.add_argument("--out", type=Path, default=FILE)
     given = parser.parse_args()
     population = list(pairs(tables()))
-    draws = given.draws or {"errors": 100, "power": 12}[given.part]
-    made = errors(population, draws) if given.part == "errors" else power(population, draws)
+    draws = given.draws or {"errors": 100, "power": 12, "measured": 24}[given.part]
+    made = {"errors": errors, "power": power, "measured": measured}[given.part](population, draws)
     before = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     made = {**before, **made, f"draws_{given.part}": draws, "seed_noise": Policy().seed_noise}
+    made[f"{given.part}_made_with"] = f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}"
     text = json.dumps(made, indent=1, sort_keys=True)
     given.out.write_text(text + "\n", encoding="utf-8")
     sys.stdout.write(text + "\n")

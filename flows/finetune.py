@@ -2,7 +2,7 @@
 
 import sys
 
-from prefect import State, flow
+from prefect import State, flow, get_run_logger
 from prefect.runtime import flow_run
 
 from flows.arguments import run_from_command_line
@@ -10,8 +10,10 @@ from lora_select.api import results
 from lora_select.config import RunConfig, load
 from lora_select.errors import InputError
 from lora_select.pipeline import line
-from tasks.opening import opened
-from tasks.outcome import ended
+from lora_select.pipeline.history import is_over
+from lora_select.pipeline.run import folder_of
+from tasks.opening import next_in_line, opened
+from tasks.outcome import ended, unchanged
 from tasks.suspend import ask
 
 
@@ -29,6 +31,8 @@ def run_name() -> str:
 def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = False) -> State[str] | str:
     """Profile, analyze, select, train, check, evaluate, promote, report; the last state is named after the answer, its data the run's folder.
 
+    A run that an event began works on the registered dataset that has waited longest, and on none that a finished run has trained on.
+
     Args:
         config: a YAML file (see `lora_select.config.RunConfig`).
         overrides: any field as `section.field=value`.
@@ -36,11 +40,25 @@ def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = Fa
     """
     loaded = load(config, overrides or [])
     if not dry_run:
+        if loaded.dataset.registered:
+            return walked_unless_over(next_in_line(loaded, config, overrides or []))
         return walked(loaded)
     with opened(loaded) as run:
         _, plan = line.plan(run)
         results.say_plan(run, plan.record)
         return str(run.folder)
+
+
+def walked_unless_over(config: RunConfig) -> State[str]:
+    """Walk the line, but where its run is over say so at once; one that is deferred, answered or no longer asked is gone on with."""
+    folder = folder_of(config)
+    resumed = (flow_run.run_count or 0) > 1  # there is an answer to enter
+    if not resumed and is_over(folder, tracked=config.tracking.uri is not None):
+        state = unchanged(str(folder))
+        print(state.message, flush=True)
+        get_run_logger().info("%s", state.message)
+        return state
+    return walked(config)
 
 
 def walked(config: RunConfig) -> State[str]:

@@ -1,17 +1,20 @@
-"""Notify a person of how runs ended: `LORA_SELECT_NOTIFY_URL=https://... python infra/automations.py`, to the server at PREFECT_API_URL.
+"""What the server at PREFECT_API_URL does by itself: `python infra/automations.py`. Running it again changes what is there.
 
-One webhook and one automation an outcome; running it again changes them. The webhook gets `{"text": ...}`, as Slack, Mattermost and
-most chats take it. Its address is a secret, so it comes from the environment.
+A run whose process died says nothing any more. It becomes `Crashed`, which gives its place to the next run at once and starts the sweep.
+
+With `LORA_SELECT_NOTIFY_URL=https://...` a person is told of how runs ended: one webhook, one automation an outcome. The webhook gets
+`{"text": ...}`, as Slack, Mattermost and most chats take it. Its address is a secret, so it comes from the environment.
 """
 
 import asyncio
 import os
-import sys
+from datetime import timedelta
 from uuid import UUID
 
 from prefect.automations import Automation
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.events.actions import SendNotification
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture, ResourceSpecification
 
 NOTIFY_URL = "LORA_SELECT_NOTIFY_URL"
@@ -25,6 +28,9 @@ OUTCOMES = {
     "crashed": ("Crashed", "Failed"),
 }
 """What a person is told of -> names of the flow run's states (`tasks/outcome.py`, and Prefect's own)."""
+HEARTBEAT = "prefect.flow-run.heartbeat"
+SILENCE = timedelta(seconds=120)
+"""Of four heartbeats a run may miss three: workers are started with PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30."""
 
 
 def automation(outcome: str, states: tuple[str, ...], block: UUID) -> Automation:
@@ -50,12 +56,34 @@ def automation(outcome: str, states: tuple[str, ...], block: UUID) -> Automation
     )
 
 
-async def create(url: str) -> list[str]:
-    """Save the webhook and the automations, each in place of the one of before; return their names."""
-    told = {"text": "{{subject}}: {{body}}"}
-    block = CustomWebhookNotificationBlock(name="lora-select", url=url, json_data=told, headers=None, cookies=None)
-    saved = await block.asave(BLOCK, overwrite=True)
-    made = [automation(outcome, states, saved) for outcome, states in OUTCOMES.items()]
+def died() -> Automation:
+    """Call a run crashed that neither sends its heartbeat nor ends: its process is gone, and so is whoever would say so."""
+    ends = {name for names in OUTCOMES.values() for name in names} | {"Completed", "Cancelling", "Cancelled", "Paused"}
+    return Automation(
+        name="lora-select: died",
+        description=f"A run of {' or '.join(FLOWS)} that says nothing for {SILENCE.total_seconds():.0f} s is crashed.",
+        trigger=EventTrigger(
+            after={HEARTBEAT},
+            expect={HEARTBEAT} | {f"prefect.flow-run.{name}" for name in ends},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message="its process is gone", force=False)],
+    )
+
+
+async def create(url: str | None) -> list[str]:
+    """Save the automations, each in place of the one of before, and with an address the webhook; return their names."""
+    made = [died()]
+    if url:
+        told = {"text": "{{subject}}: {{body}}"}
+        block = CustomWebhookNotificationBlock(name="lora-select", url=url, json_data=told, headers=None, cookies=None)
+        saved = await block.asave(BLOCK, overwrite=True)
+        made += [automation(outcome, states, saved) for outcome, states in OUTCOMES.items()]
     for one in made:
         try:
             one.id = (await Automation.aread(name=one.name)).id
@@ -66,7 +94,4 @@ async def create(url: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    address = os.environ.get(NOTIFY_URL)
-    if not address:
-        sys.exit(f"error: {NOTIFY_URL} is not set; export the address of a webhook that takes JSON")
-    print("\n".join(asyncio.run(create(address))))
+    print("\n".join(asyncio.run(create(os.environ.get(NOTIFY_URL)))))

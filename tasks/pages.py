@@ -18,10 +18,12 @@ from prefect.artifacts import (
 from prefect.exceptions import MissingContextError
 
 from lora_select import records
+from lora_select.evidence.cost import words
 from lora_select.pipeline.observers import stage_lines
 from lora_select.pipeline.stage import Observer, Work
 from lora_select.progress import Report
-from lora_select.records import Decision
+from lora_select.records import Cost, Dataset, Decision, Evaluation, Promotion
+from lora_select.report import answer
 from lora_select.report.frames import candidates
 from lora_select.selection.explanation import explain
 from lora_select.tracking import comparison
@@ -64,12 +66,13 @@ class Pages(Observer):
         artifact.finish()
 
     def ended(self, folder: Path, status: str) -> None:
-        """A link to MLflow and to the report, the decision in words, and every candidate."""
+        """The answer first; then the decision in words, every candidate, and links to MLflow and to the report."""
         if status != "FINISHED" or not (folder / "report.html").exists():
             return
         decision = records.read(Decision, folder / "decision.json")
         link = _mlflow_page(folder)
         try:
+            create_markdown_artifact(the_answer(folder), key="answer", description="the answer")
             create_markdown_artifact(explain(decision), key="decision", description="the decision, in words")
             create_table_artifact(candidates(decision), key="candidates", description="every candidate")
             if link:
@@ -77,6 +80,18 @@ class Pages(Observer):
             create_link_artifact((folder / "report.html").resolve().as_uri(), link_text="report", key="report")
         except Exception as error:  # the orchestrator may be away; the run's files are complete without it
             get_run_logger().warning("Prefect artifacts were not created: %s", error)
+
+
+def the_answer(folder: Path) -> str:
+    """What came of a finished run, Markdown: the same words as on its page in MLflow."""
+    promotion, cost = folder / "promotion.json", folder / "evidence" / "cost.json"
+    return answer.description(
+        records.read(Dataset, folder / "dataset.json"),
+        records.read(Decision, folder / "decision.json"),
+        records.read(Evaluation, folder / "evaluation.json"),
+        records.read(Promotion, promotion) if promotion.is_file() else None,
+        words(records.read(Cost, cost)),
+    )
 
 
 class _Progress:

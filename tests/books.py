@@ -8,11 +8,16 @@ import mlflow_samples as samples
 from lora_select import records
 from lora_select.audit import run_entries
 from lora_select.audit.alias import standing
+from lora_select.audit.alias.champion import key_part
 from lora_select.audit.alias.promotion import Candidate, Judgement, Office, promote
 from lora_select.audit.books import anchor, chain, grounds
 from lora_select.audit.books.ledger import in_folder
+from lora_select.config import PromotionConfig
 from lora_select.pipeline import workspace
+from lora_select.pipeline.stage import Place
+from lora_select.pipeline.stages import judge
 from lora_select.tracking import registry
+from lora_select.tracking.tracker import Tracker
 
 PASSED = Judgement(True, {}, ("held-out loss beats the base model's",))
 BLOCKED = Judgement(
@@ -59,6 +64,21 @@ def finish(office, root, key="r1", variant="lora", judgement=PASSED, compared_wi
     made = promote(office, candidate(office, run, compared_with), judgement, **settings)
     run_entries.closed(run, model=MODEL)
     return run, made
+
+
+def promoted(office, run, policy=PromotionConfig()):  # noqa: B008  (frozen)
+    """The promotion of a run as the line makes it: a sealed stage under a key."""
+    [adapter, evaluation] = [
+        workspace.finished(office.ledger.path.parent, name, f"{run.name}{name}") for name in ("adapter", "evaluation")
+    ]
+    tracker = Tracker(office.store, run, office.store.client.create_run(office.store.experiment_id).info.run_id)
+    place = Place(office.ledger.path.parent, tracker)
+    digest = records.read(records.Adapter, run_entries.stages(run)["adapter"].folder / "record.json").digest
+    holder = key_part(office.store, place.root, run.name, MODEL, digest)
+    told = {"model_name": MODEL, "settings": policy, "run": run.name, "key_only": {"holder": holder}}
+    made = judge.promote(place, adapter=adapter, evaluation=evaluation, retention=None, **told)
+    workspace.view(place.root, run.name, made.ref, "promotion")
+    return made
 
 
 def champion(office) -> str | None:

@@ -50,6 +50,8 @@ def served(folder: Path, model: Path, **sections: Any) -> Iterator[Mapping[str, 
         "LORA_SELECT_HOME": str(ROOT),
         "LORA_SELECT_CONFIG": str(folder / "tiny.yaml"),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     with (folder / "server.log").open("w") as log:
         start = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -67,7 +69,7 @@ def served(folder: Path, model: Path, **sections: Any) -> Iterator[Mapping[str, 
 def worker(environment: Mapping[str, str], folder: Path) -> "subprocess.Popen[bytes]":
     """A process worker, without waiting for it; it appends to `folder/worker.log`."""
     with (folder / "worker.log").open("ab") as log:
-        start = [*PREFECT, "worker", "start", "--pool", POOL]
+        start = [*PREFECT, "worker", "start", "--pool", POOL, "--limit", "1"]
         return subprocess.Popen(start, env=dict(environment), cwd=ROOT, stdout=log, stderr=log)
 
 
@@ -83,7 +85,9 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def flow_runs(environment: Mapping[str, str], *states: str) -> list[dict[str, Any]]:
-    """Runs of the line's deployments in these states (all: none named), oldest first; not those of the scheduled sweep."""
-    answer = httpx.post(f"{environment['PREFECT_API_URL']}/flow_runs/filter", json={"sort": "START_TIME_ASC"})
-    ours = [run for run in answer.json() if run["deployment_id"] and not run["name"].startswith("sweep ")]
+    """Runs of the line's deployments in these states (all: none named), oldest first; not the sweep's, nor what only a schedule asks for."""
+    line = {"name": {"any_": ["manual", "on-dataset", "weekly"]}}
+    body = {"sort": "START_TIME_ASC", "deployments": line}
+    answer = httpx.post(f"{environment['PREFECT_API_URL']}/flow_runs/filter", json=body)
+    ours = [run for run in answer.raise_for_status().json() if not run["auto_scheduled"]]
     return [run for run in ours if not states or run["state_type"] in states]

@@ -56,6 +56,7 @@ def prefect(home: Home) -> tuple[list[str], dict[str, str]]:
         "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://prefect@127.0.0.1:{port}/prefect",
         "PREFECT_SERVER_API_AUTH_STRING": _prefect_login(home),
         "PREFECT_HOME": str(home.root / "prefect"),
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",  # of a run that waits its turn; by default 30
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
     return [*command, "--port", str(home.port("prefect"))], {**postgres.environment(home), **QUIET, **settings}
@@ -64,7 +65,9 @@ def prefect(home: Home) -> tuple[list[str], dict[str, str]]:
 def worker(home: Home) -> tuple[list[str], dict[str, str]]:
     """Command and environment of the worker: it knows the addresses and passwords of both servers."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    return command, {**os.environ, **QUIET, **client_environment(home), "PREFECT_HOME": str(home.root / "prefect")}
+    command += ["--limit", "1"]  # what waits is left in its order, and is not tried again and again
+    own = {"PREFECT_HOME": str(home.root / "prefect"), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    return command, {**os.environ, **QUIET, **client_environment(home), **own}
 
 
 COMMANDS: dict[str, Callable[[Home], tuple[list[str], dict[str, str]]]] = {

@@ -1,4 +1,8 @@
-"""Registered datasets in the ledger: which of them still wait for a run, and whether an event may start one."""
+"""Registered datasets in the ledger: the line that they wait in, and whether an event may start a run.
+
+An orchestrator starts runs in an order of its own. So an event says no more than that a run may begin; :func:`take` gives that run
+the registration that has waited longest. One that is taken is given to no other run, until it is put back.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,21 +15,27 @@ from lora_select.errors import InputError
 from lora_select.records.entry import Entry
 
 DATASET = "dataset"
+TAKEN = "dataset taken"
+PUT_BACK = "dataset put back"
 
 
 @dataclass(frozen=True)
 class Registration:
-    """A dataset as it was registered: its absolute path, the digest of its bytes, the number of the entry."""
+    """A dataset as it was registered: its absolute path, the digest of its bytes, the number of the entry, the config that trains on it.
+
+    A config of "" is the one of the deployment.
+    """
 
     path: str
     digest: str
     sequence: int
+    config: str = ""
 
 
 def enter(
     runs_folder: Path, path: str, digest: str, *, by: str, details: Mapping[str, object] | None = None
 ) -> tuple[Entry, bool]:
-    """Enter a registration, unless the last one of the path is of the same bytes.
+    """Enter a registration, unless the last one of the path is of the same bytes for the same config (`details["config"]`).
 
     Returns:
         The entry, and whether it is new.
@@ -37,9 +47,13 @@ def enter(
     runs_folder.mkdir(parents=True, exist_ok=True)
     with locked(runs_folder / "registrations"):  # between the look and the entry another one may come
         before = [entry for entry in ledger.entries() if entry.kind == DATASET and entry.details["path"] == path]
-        if before and before[-1].digests["dataset"] == digest:
-            return before[-1], False
         told = {"path": path, **(details or {})}
+        if (
+            before
+            and before[-1].digests["dataset"] == digest
+            and before[-1].details.get("config") == told.get("config")
+        ):
+            return before[-1], False
         return ledger.append(DATASET, by=by, digests={"dataset": digest}, details=told), True
 
 
@@ -48,9 +62,9 @@ def registered(ledger: Ledger) -> list[Registration]:
     latest: dict[str, Registration] = {}
     for entry in ledger.entries():
         if entry.kind == DATASET:
-            path = str(entry.details["path"])
-            latest.pop(path, None)
-            latest[path] = Registration(path, entry.digests["dataset"], entry.sequence)
+            one = _registration(entry)
+            latest.pop(one.path, None)
+            latest[one.path] = one
     return list(latest.values())
 
 
@@ -63,6 +77,64 @@ def pending(runs_folder: Path) -> list[Registration]:
         if entry.kind == run_entries.RUN and entry.details.get("ended") and "source.train" in entry.digests
     }
     return [item for item in registered(ledger) if item.digest not in done]
+
+
+def holders(ledger: Ledger) -> dict[int, str]:
+    """The number of each registration that is taken -> who took it."""
+    found: dict[int, str] = {}
+    for entry in ledger.entries():
+        if entry.kind == TAKEN:
+            found[entry.details["registration"]] = entry.details["holder"]
+        elif entry.kind == PUT_BACK:
+            found.pop(entry.details["registration"], None)
+    return found
+
+
+def take(runs_folder: Path, holder: str, path: str, digest: str) -> Registration:
+    """The registration that a run is to work on: the oldest that no run has finished or taken. It is entered as taken.
+
+    Args:
+        runs_folder: where the ledger is.
+        holder: who takes it, such as a flow run's id. Who asks again gets the same one.
+        path: of the dataset that the run's event names.
+        digest: of its bytes.
+
+    Returns:
+        The one that the event names where none waits.
+
+    Raises:
+        InputError: the event names what was never registered.
+        WorldError: the ledger cannot be written.
+    """
+    ledger = in_folder(runs_folder)
+    entered = [_registration(entry) for entry in ledger.entries() if entry.kind == DATASET]
+    named = [one for one in entered if (one.path, one.digest) == (str(Path(path).resolve()), digest)]
+    if not named:
+        raise InputError(f"an event names {path}, which nobody registered; `lora-select data register` does that")
+    with locked(runs_folder / "registrations"):
+        held = holders(ledger)
+        mine = [one for one in entered if held.get(one.sequence) == holder]
+        if mine:
+            return mine[-1]
+        first = next((item for item in pending(runs_folder) if item.sequence not in held), None)
+        if first is None:
+            return named[-1]
+        told = {"registration": first.sequence, "holder": holder, "path": first.path}
+        ledger.append(TAKEN, digests={"dataset": first.digest}, details=told)
+        return first
+
+
+def put_back(runs_folder: Path, number: int, *, by: str, reason: str) -> None:
+    """Let a registration that was taken be taken again; nothing happens where it was not.
+
+    Raises:
+        WorldError: the ledger cannot be written.
+    """
+    ledger = in_folder(runs_folder)
+    with locked(runs_folder / "registrations"):
+        holder = holders(ledger).get(number)
+        if holder is not None:
+            ledger.append(PUT_BACK, by=by, details={"registration": number, "holder": holder, "reason": reason})
 
 
 def admit(runs_folder: Path, path: str, digest: str, there: str, allowed: tuple[str, ...] = ()) -> Registration:
@@ -103,3 +175,10 @@ def inside(path: str, allowed: tuple[str, ...]) -> Path:
             f"{path} is outside the folders that datasets may lie in (`dataset.allowed_folders`: {', '.join(allowed)})"
         )
     return place
+
+
+def _registration(entry: Entry) -> Registration:
+    details = entry.details
+    return Registration(
+        str(details["path"]), entry.digests["dataset"], entry.sequence, str(details.get("config") or "")
+    )

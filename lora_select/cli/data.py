@@ -18,6 +18,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     register.add_argument(
         "--runs", default="runs", help="the runs folder, whose ledger keeps registrations (default: runs)"
     )
+    register.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the config that trains on it, with its own model name (default: the deployment's)",
+    )
     register.add_argument("--by", default="", metavar="NAME", help="who registers it (default: the account)")
     register.add_argument(
         "--again", action="store_true", help="send the event although the same bytes were registered before"
@@ -124,31 +129,40 @@ def _show(parsed: argparse.Namespace) -> int:
 
 def _register(parsed: argparse.Namespace) -> int:
     from lora_select.audit.books.ledger import account
-    from lora_select.audit.registrations import enter
+    from lora_select.audit.registrations import enter, pending, put_back
+    from lora_select.config import load
     from lora_select.data.events import emit_registered
     from lora_select.data.register import manifest
 
-    made, runs = manifest(Path(parsed.path)), Path(parsed.runs)
-    details = {"name": made.name, "files": made.files, "size": made.size}
-    entry, new = enter(runs, made.path, made.digest, by=parsed.by or account(), details=details)
+    made, runs, by = manifest(Path(parsed.path)), Path(parsed.runs), parsed.by or account()
+    details: dict[str, object] = {"name": made.name, "files": made.files, "size": made.size}
+    if parsed.config:
+        load(parsed.config)  # what is wrong with it is said to who registers, and not by a run later
+        details["config"] = str(Path(parsed.config).resolve())
+    entry, new = enter(runs, made.path, made.digest, by=by, details=details)
     if not new and not parsed.again:
+        waits = entry.sequence in {item.sequence for item in pending(runs)}
         print(
-            f"{made.path} ({made.digest[:12]}) was registered before (entry {entry.sequence}); no event was sent, --again sends it"
+            f"unchanged: {made.path} ({made.digest[:12]}) was registered before (entry {entry.sequence}) and "
+            f"{'waits for its run' if waits else 'was trained on'}; no event was sent, --again sends it"
         )
         return 0
+    put_back(runs, entry.sequence, by=by, reason="sent again")
     print(f"registered {made.path} ({made.digest[:12]}) in the ledger of {runs} (entry {entry.sequence})")
     print(emit_registered(made.path, made.digest, os.environ.get("PREFECT_API_URL")))
     return 0
 
 
 def _pending(parsed: argparse.Namespace) -> int:
-    from lora_select.audit.registrations import pending
+    from lora_select.audit.books.ledger import account
+    from lora_select.audit.registrations import pending, put_back
     from lora_select.data.events import emit_registered
 
     found = pending(Path(parsed.runs))
     for item in found:
         print(f"entry {item.sequence}: {item.path} ({item.digest[:12]})")
         if parsed.send:
+            put_back(Path(parsed.runs), item.sequence, by=account(), reason="sent again")
             print(f"  {emit_registered(item.path, item.digest, os.environ.get('PREFECT_API_URL'))}")
     if not found:
         print("every registered dataset has been trained on")

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from lora_select import __version__, environment
 from lora_select.cli import data, doctor, ending, export, look_back, mcp, node, options, retain, ui, variants
 from lora_select.cli.audit import approve, clean, ledger, rollback, verify
-from lora_select.cli.line import analyze, finetune, recommend
+from lora_select.cli.line import analyze, finetune, noise, recommend
 from lora_select.errors import InputError, missing
 
 COMMANDS = (
     finetune,
     recommend,
     analyze,
+    noise,
     variants,
     look_back,
     retain,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_select.records import Constraints
 
 OVERRIDE = re.compile(r"(--)?([a-z_]+(\.[a-z_]+)+|name|seed|runs_dir)=")
-CONFIGS = (".yaml", ".yml")
+CONFIGS = (".yaml", ".yml", ".json")
 
 
 class Renamed(argparse.Action):

@@ -251,7 +251,7 @@ class PromotionConfig(Section):
     `improves`: metrics of which at least one must beat base and champion. `floors`: metric -> value to reach. `margins`: metric -> how
     much worse than base and champion it may be, which must then be shown. `max_forgetting`: the most that the loss on reference sets
     may rise, nats per token, one number or one a set. `seed_noise`: how far two seeds differ, in standard deviations of one row's
-    paired difference; 0 looks at the rows alone.
+    paired difference; 0 looks at the rows alone; the folder of a run that `lora-select noise` measured it in.
 
     `approval: required` leaves an adapter that met every criterion a challenger until `lora-select approve`; after `approval_days`
     the request is over, and the same command asks again.
@@ -264,7 +264,7 @@ class PromotionConfig(Section):
     floors: dict[str, float] = Field(default_factory=dict)
     margins: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     max_forgetting: Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]] = 0.5
-    seed_noise: float = Field(default=0.28, ge=0)
+    seed_noise: Annotated[float, Field(ge=0)] | str = 0.28
 
 
 class CostConfig(Section):
@@ -290,7 +290,7 @@ class TrackingConfig(Section):
 
     uri: str | None = Field(default_factory=default_uri, repr=False)
     experiment: str = "lora-select"
-    system_metrics: bool = False
+    system_metrics: bool = True
 
     @field_serializer("uri")
     def _without_password(self, uri: str | None) -> str | None:

@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import records
+from lora_select.audit import run_entries
 from lora_select.audit.alias import standing
 from lora_select.audit.alias.promotion import DEFERRED
 from lora_select.audit.books.ledger import in_folder
-from lora_select.errors import InputError
-from lora_select.records import DatasetProfile, Decision, Evaluation, Promotion, Race, Retention, Spectra
+from lora_select.errors import InputError, WorldError
+from lora_select.records import (
+    DatasetProfile,
+    Decision,
+    Evaluation,
+    Promotion,
+    Race,
+    Retention,
+    SeedNoise,
+    Spectra,
+    Verdict,
+)
+from lora_select.tracking.names import LABELS
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,23 @@ def read_run(folder: str | Path) -> PastRun:
         raise InputError(str(error)) from error
 
 
+def seed_noise(folder: str | Path) -> tuple[SeedNoise, run_entries.StagePlace]:
+    """What `lora-select noise` measured in a run, and where: its folder and the digest of its record.
+
+    Raises:
+        InputError: nothing was measured there.
+        WorldError: a file of it was changed since.
+    """
+    place = run_entries.stages(Path(folder)).get(LABELS["SeedNoise"])
+    if place is None:
+        raise InputError(
+            f"`promotion.seed_noise` names {folder}, where none was measured: `lora-select noise CONFIG` does that, or write a number"
+        )
+    if found := run_entries.stage_faults(place):
+        raise WorldError(f"{found[0]}; the seed noise is not used, `lora-select noise` measures it anew")
+    return records.read(SeedNoise, place.folder / run_entries.RECORD), place
+
+
 def is_over(folder: Path, *, tracked: bool, now: datetime | None = None) -> bool:
     """Whether the same command would find nothing left to do in a run's folder.
 
@@ -78,13 +107,45 @@ def is_over(folder: Path, *, tracked: bool, now: datetime | None = None) -> bool
 def replay(folder: str | Path) -> list[str]:
     """Recompute the decision from `profile.json`, `spectra.json`, `race.json` where there is one, and the recorded constraints.
 
-    Where there is a `retention.json`, its decision is recomputed from its evidence too.
+    Where there is a `retention.json`, its decision is recomputed from its evidence too; and where there is a `promotion.json`, the gate's
+    answer from `evaluation.json`, what retention measured, and the config's policy.
 
     Returns:
-        What differs from `decision.json` or `retention.json`, line by line; empty when the same evidence gives the same bytes. Of a decision
+        What differs from `decision.json`, `retention.json` or `promotion.json`, line by line; empty when the same evidence gives the same bytes. Of a decision
         by an earlier version of the rule the sentences are left out: they were worded otherwise.
     """
-    return _choice_again(folder) or _retention_again(Path(folder) / "retention.json")
+    return _choice_again(folder) or _retention_again(Path(folder) / "retention.json") or _verdict_again(Path(folder))
+
+
+def _verdict_again(folder: Path) -> list[str]:
+    """The gate's answer once more, its sentences left out."""
+    from lora_select.config import parse
+    from lora_select.evaluation import gate
+    from lora_select.pipeline.stages import judge
+
+    kept = folder / "retention.json"
+    try:
+        told = records.read(Promotion, folder / "promotion.json").verdict
+        evaluation = records.read(Evaluation, folder / "evaluation.json")
+        retention = records.read(Retention, kept) if kept.is_file() else None
+        config = parse(
+            json.loads((folder / "config.json").read_text(encoding="utf-8")), place=str(folder / "config.json")
+        )
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        return [str(error)]
+    if told is None:
+        return []
+    policy = judge.policy(config.promotion, told.seed_noise)
+    made = gate.judge(evaluation, evaluation.champion_version, policy, judge.rises(retention))
+    made = dataclasses.replace(made, seed_noise=told.seed_noise)
+    return _differences(*(records.to_json(_without_reasons(one)) for one in (told, made)))
+
+
+def _without_reasons(verdict: Verdict) -> Verdict:
+    criteria = tuple(dataclasses.replace(one, reason="") for one in verdict.criteria)
+    return dataclasses.replace(verdict, reasons=(), criteria=criteria)
 
 
 def _retention_again(file: Path) -> list[str]:

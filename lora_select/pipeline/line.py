@@ -161,7 +161,7 @@ def finetune(run: Run) -> Finetuned:
     chosen, planned = plan(run)
     before = earlier_dataset(run.place, run.key, _model_name(run))
     change = run.do(compare, "change", dataset=chosen.measured.dataset.ref, earlier=before) if before else None
-    adapter = _trained(run, chosen, planned, "adapter")
+    adapter = trained(run, chosen, planned, "adapter")
     proof = run.do(train.prove, "proof", adapter=adapter.ref, plan=planned.ref, base=run.base)
     rivals = _rivals(run, chosen)
     retention = retaining.retained(run, chosen.measured.profile, planned, adapter, rivals)
@@ -176,9 +176,13 @@ def finetune(run: Run) -> Finetuned:
             evaluation=evaluation.ref,
             retention=retention.ref if retention else None,
             model_name=_model_name(run),
-            policy=run.config.promotion,
+            settings=run.config.promotion,
             run=run.key,
-            key_only={"registry": masked(str(run.config.tracking.uri)), "holder": _holder(run, served.record)},
+            key_only={
+                "registry": masked(str(run.config.tracking.uri)),
+                "holder": _holder(run, served.record),
+                "sources": source_digests.of(run.sources, "noise"),
+            },
         )
     measured = chosen.measured
     stages: dict[str, Outcome[Any] | None] = {
@@ -300,9 +304,10 @@ def _planning(run: Run, chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def _trained(
+def trained(
     run: Run, chosen: Chosen, planned: Outcome[TrainingPlan], name: str, spec: AdapterSpec | None = None
 ) -> Outcome[Adapter]:
+    """The adapter of a plan; `spec` is the decision's choice where none is given."""
     return run.do(
         train.train,
         name,
@@ -322,7 +327,7 @@ def _rivals(run: Run, chosen: Chosen) -> dict[str, StageRef]:
     if not run.config.evaluation.compare_plain_lora or plain is None or decision.choice_key == plain.key:
         return {}
     planned = run.do(train.plan, "plan-plain-lora", **_planning(run, chosen), spec=plain.spec)
-    return {"plain_lora": _trained(run, chosen, planned, "adapter-plain-lora", plain.spec).ref}
+    return {"plain_lora": trained(run, chosen, planned, "adapter-plain-lora", plain.spec).ref}
 
 
 def _evaluated(

@@ -18,6 +18,7 @@ from lora_select.config import RunConfig
 from lora_select.data.intake import check_source
 from lora_select.errors import InputError, WorldError, require
 from lora_select.pipeline import source_digests, workspace
+from lora_select.pipeline.history import seed_noise
 from lora_select.pipeline.observers import Tracking
 from lora_select.pipeline.stage import Observer, Outcome, Place, Runner, Stage, plainly
 from lora_select.records import BaseModel, Constraints
@@ -176,6 +177,11 @@ def opened(
     check_variant(config, base.architecture)
     if refused := serving.unsupported_base(config.selection.serve, base.architecture):
         raise InputError(f"`selection.serve` {config.selection.serve}: {refused[0]}")
+    noise = config.promotion.seed_noise
+    if isinstance(noise, str) and seed_noise(noise)[0].base_digest != base.digest:
+        raise InputError(
+            f"`promotion.seed_noise` {noise} was measured on another base model; measure it on {base.source}"
+        )
     key = run_key(config, base, found)
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from lora_select.config import RunConfig
 from lora_select.data.reading.source_files import source_digest
 from lora_select.evaluation import user_metrics
+from lora_select.pipeline.history import seed_noise
 from lora_select.records import sha256_file
 from lora_select.records.digests import key_of
 from lora_select.retention.references import EMBEDDED
@@ -15,13 +16,13 @@ TASK_FILES = ("*.yaml", "*.py", "*.json", "*.jsonl", "*.csv", "*.parquet", "*.tx
 
 
 def digests(config: RunConfig) -> dict[str, str]:
-    """SHA-256 by role: `train`, `eval`, `benchmarks.0`, `references.0`, `judges.0`, `earlier.0` in the config's order, `tasks`, `metrics`.
+    """SHA-256 by role: `train`, `eval`, `benchmarks.0`, `references.0`, `judges.0`, `earlier.0` in the config's order, `tasks`, `noise`, `metrics`.
 
     What is no local file stands for itself, as in :func:`lora_select.data.reading.source_files.source_digest`. Embedded reference sets are the
     library's own and left out.
 
     Raises:
-        InputError: a metric of `evaluation.metrics` cannot be scored.
+        InputError: a metric of `evaluation.metrics` cannot be scored, or `promotion.seed_noise` names no measurement.
     """
     found = {"train": source_digest(config.dataset.source)}
     if config.dataset.eval_source:
@@ -38,6 +39,8 @@ def digests(config: RunConfig) -> dict[str, str]:
     if config.evaluation.tasks:
         folder = Path(config.evaluation.task_folder)
         found["tasks"] = key_of({kind: source_digest(str(folder / kind)) for kind in TASK_FILES})
+    if isinstance(config.promotion.seed_noise, str):
+        found["noise"] = seed_noise(config.promotion.seed_noise)[1].record
     if config.evaluation.metrics:
         found["metrics"] = user_metrics.source_digest(config.evaluation.metrics)
     return found

@@ -21,6 +21,7 @@ from lora_select.records import (
     ReloadCheck,
     Report,
     Retention,
+    SeedNoise,
     Spectra,
     TrainingPlan,
     VersionChange,
@@ -149,6 +150,19 @@ def _(record: Evaluation) -> str:
 @summary.register
 def _(record: Promotion) -> str:
     return "\n".join([role(record), *record.reasons])
+
+
+@summary.register
+def _(record: SeedNoise) -> str:
+    low, high = record.interval
+    losses = ", ".join(f"{loss:.3f}" for loss in record.losses)
+    return "\n".join(
+        [
+            f"{record.asked:.3g} is asked of a champion's rival: two of {len(record.seeds)} seeds differ by {record.ratio:.3g} "
+            f"[{low:.2g}, {high:.2g}] of a row's standard deviation ({record.row_sd:.3f} nats/token, {record.rows} rows)",
+            f"losses {losses} nats/token",
+        ]
+    )
 
 
 @summary.register

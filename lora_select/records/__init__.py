@@ -52,6 +52,7 @@ from lora_select.records.judgement import (
     Promotion,
     Report,
     Sample,
+    SeedNoise,
     Verdict,
 )
 from lora_select.records.racing import Race, Trial
@@ -109,6 +110,7 @@ __all__ = [
     "RetentionDecision",
     "RetentionEvidence",
     "Sample",
+    "SeedNoise",
     "SourceFile",
     "Spectra",
     "SplitProfile",

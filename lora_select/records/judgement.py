@@ -79,10 +79,36 @@ class Criterion:
 
 
 @dataclass(frozen=True)
+class SeedNoise:
+    """How far trainings differ that differ in their seed alone, measured on one set of held-out rows.
+
+    `losses` are nats per label token, one a seed. `row_sd` is the standard deviation of one row's paired difference between two seeds,
+    root mean square over their pairs, in the same unit. `ratio` is the standard deviation of the difference of two seeds over `row_sd`;
+    `interval` is its 95 % interval. `asked` is what the gate asks for by it: more than `ratio`, where few seeds were trained.
+    """
+
+    run: str
+    base_digest: str
+    dataset_digest: str
+    seeds: tuple[int, ...]
+    adapters: tuple[str, ...]
+    """Digests, one a seed."""
+    losses: tuple[float, ...]
+    rows: int
+    row_sd: float
+    ratio: float
+    interval: tuple[float, float]
+    asked: float
+    rows_file: FileRef
+    """Label tokens and summed losses of each row, nats, one list a seed."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The gate's answer: `promote`, `refuse` or `undecided`, the alias that follows, and every criterion.
 
     `rows_needed` is the most that any undecided criterion needs; None where there is none, or where rows would not tell one of them.
+    `seed_noise` is the measurement that `promotion.seed_noise` names; None where it is a number.
     """
 
     answer: str
@@ -91,6 +117,7 @@ class Verdict:
     criteria: tuple[Criterion, ...]
     rows_needed: int | None
     policy_digest: str
+    seed_noise: SeedNoise | None = None
 
 
 @dataclass(frozen=True)

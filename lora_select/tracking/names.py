@@ -52,6 +52,7 @@ LABELS = {
     "ReloadCheck": "proof",
     "Retention": "retention",
     "Evaluation": "evaluation",
+    "SeedNoise": "seed-noise",
     "Promotion": "promotion",
     "EvidenceFiles": "evidence",
     "Cost": "cost",

@@ -304,6 +304,19 @@ def rival_run(record: records.Adapter) -> Entries:
     return Entries(params=spec(record.spec), tags={names.COMPARED: "true"}, timestamp_ms=int(time.time() * 1000))
 
 
+def _seed_noise(record: records.SeedNoise) -> Entries:
+    return Entries(
+        metrics={
+            "seed_noise": record.asked,
+            "seed_noise/measured": record.ratio,
+            "seed_noise/low": record.interval[0],
+            "seed_noise/high": record.interval[1],
+            "seed_noise/seeds": len(record.seeds),
+        },
+        files={record.rows_file.path: "seed-noise"},
+    )
+
+
 def _promotion(record: records.Promotion) -> Entries:
     return Entries(
         metrics={"promote/champion": record.alias == names.CHAMPION},
@@ -366,6 +379,7 @@ MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.ReloadCheck: _proof,
     records.Evaluation: _evaluation,
     records.Promotion: _promotion,
+    records.SeedNoise: _seed_noise,
     records.EvidenceFiles: _evidence,
     records.Cost: _cost,
     records.Report: _report,

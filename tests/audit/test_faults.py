@@ -1,9 +1,11 @@
 """Faults injected for real: a full disk under the ledger, a server that dies in mid-promotion, SIGTERM to a flow."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import books
@@ -13,10 +15,12 @@ import pytest
 import tiny_run
 from books import MODEL, PASSED
 
-from lora_select.audit.alias.promotion import promote
+from lora_select.audit.alias import approval
+from lora_select.audit.alias.approval import Answer
+from lora_select.audit.alias.promotion import Office, promote
 from lora_select.audit.books import chain
 from lora_select.audit.books.ledger import Ledger
-from lora_select.errors import WorldError
+from lora_select.errors import InputError, WorldError
 from lora_select.tracking import registry
 from lora_select.tracking.store import prepare
 
@@ -115,6 +119,39 @@ def test_sigterm_outside_training_leaves_no_prefect_server(tmp_path, tiny_model_
         assert flow.wait(60) in (143, -signal.SIGTERM)
     _until(lambda: not any(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers), 20)
     outcome("SIGTERM to the flow outside training", "no temporary Prefect server is left")
+
+
+def test_a_clock_that_is_set_back_between_two_promotions(store, tmp_path, outcome):
+    root = tmp_path / "runs"
+    office = books.office(root, store)
+    assert promote(office, books.candidate(office, books.finished_run(root)), PASSED).alias == "champion"
+    early = dataclasses.replace(office.ledger, clock=lambda: datetime.now(UTC) - timedelta(days=9))
+    back = Office(early, store)
+    candidate = books.candidate(back, books.finished_run(root, "r2", "dora"), "1")
+    assert promote(back, candidate, PASSED, approval="required").alias == "awaiting approval"
+    approval.approve(office, root / "r2", Answer("Ann", "reads well"))
+    assert registry.by_alias(store, MODEL).version == "2"
+    found = chain.check(office.ledger.path)
+    assert found.faults == ()
+    assert any("has an earlier time" in note for note in found.notes)
+    outcome(
+        "the clock set back by nine days between two promotions",
+        "order is by number; the ledger notes the earlier time",
+    )
+
+
+def test_approval_after_rejection(store, tmp_path, outcome):
+    root = tmp_path / "runs"
+    office = books.office(root, store)
+    run, _ = books.finish(office, root, approval="required")
+    approval.reject(office, run, Answer("Bob", "rude"))
+    for override in (False, True):
+        with pytest.raises(InputError, match=r"was rejected before \(entry \d+, Bob"):
+            approval.approve(office, run, Answer("Ann", "reads well", override))
+    assert registry.by_alias(store, MODEL) is None
+    outcome(
+        "approval after rejection, with and without override", "refused with the first one's name; nothing was promoted"
+    )
 
 
 def _fill(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import books
 import pytest
-from books import BLOCKED, MODEL, PASSED, champion, finish, in_order, kinds
+from books import BLOCKED, MODEL, PASSED, champion, finish, in_order, kinds, promoted
 
 from lora_select import records
 from lora_select.audit import run_entries
@@ -22,12 +22,9 @@ from lora_select.config import PromotionConfig
 from lora_select.errors import InputError, WorldError
 from lora_select.pipeline import workspace
 from lora_select.pipeline.history import is_over
-from lora_select.pipeline.stage import Place
-from lora_select.pipeline.stages import judge
 from lora_select.records import Adapter, Evaluation, MetricComparison, Promotion, read
 from lora_select.tracking import names, registry
 from lora_select.tracking.store import prepare
-from lora_select.tracking.tracker import Tracker
 
 ANN = Answer("Ann", "reads well")
 
@@ -254,21 +251,6 @@ def test_what_a_judgement_and_a_promotion_are_kept_under(office, root):
     asked = office.ledger.entries()[-1].sequence + 1
     rollback(office, MODEL, by="Ann", reason="answers got rude")
     assert key_part(*told) == f"{before[1]} taken back {asked}"
-
-
-def promoted(office, run, policy=PromotionConfig()):  # noqa: B008  (frozen)
-    """The promotion of a run as the line makes it: a sealed stage under a key."""
-    [adapter, evaluation] = [
-        workspace.finished(office.ledger.path.parent, name, f"{run.name}{name}") for name in ("adapter", "evaluation")
-    ]
-    tracker = Tracker(office.store, run, office.store.client.create_run(office.store.experiment_id).info.run_id)
-    place = Place(office.ledger.path.parent, tracker)
-    digest = read(Adapter, run_entries.stages(run)["adapter"].folder / "record.json").digest
-    holder = key_part(office.store, place.root, run.name, MODEL, digest)
-    told = {"model_name": MODEL, "policy": policy, "run": run.name, "key_only": {"holder": holder}}
-    made = judge.promote(place, adapter=adapter, evaluation=evaluation, retention=None, **told)
-    workspace.view(place.root, run.name, made.ref, "promotion")
-    return made
 
 
 def test_the_same_command_makes_what_was_deferred_in_the_middle(office, root, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from lora_select.audit import run_entries
 from lora_select.audit.books.ledger import in_folder
-from lora_select.audit.registrations import admit, enter, inside, pending, registered
+from lora_select.audit.registrations import admit, enter, holders, inside, pending, put_back, registered, take
 from lora_select.cli.main import main
 from lora_select.data.events import emit_registered
 from lora_select.data.register import manifest as look_at
@@ -74,6 +74,91 @@ def test_what_no_run_has_trained_on_is_pending(tmp_path, data, manifest):
     data.write_text('{"prompt": "a", "completion": "c"}\n')
     note(root, look_at(data))
     assert len(pending(root)) == 1
+
+
+def three(root):
+    for name in "abc":
+        enter(root, f"/data/{name}", name * 64, by="Ann")
+
+
+def end(root, digest):
+    run = root / f"run-{digest[:4]}"
+    run.mkdir()
+    (run / "report.json").write_text("{}")
+    run_entries.closed(run, sources={"train": digest})
+
+
+def test_runs_take_registrations_in_the_ledgers_order_whatever_their_events_name(tmp_path):
+    three(tmp_path)
+    taken = [take(tmp_path, holder, "/data/c", "c" * 64) for holder in ("r1", "r2", "r3", "r4")]
+    assert [one.path for one in taken] == ["/data/a", "/data/b", "/data/c", "/data/c"]
+    assert take(tmp_path, "r2", "/data/c", "c" * 64) == taken[1], "who asks again gets the same"
+    assert [entry.details["path"] for entry in in_folder(tmp_path).entries() if entry.kind == "dataset taken"] == [
+        "/data/a", "/data/b", "/data/c",
+    ]  # fmt: skip
+
+
+def test_ten_runs_at_once_take_three_registrations_once_each(tmp_path):
+    three(tmp_path)
+    with ThreadPoolExecutor(10) as pool:
+        taken = list(pool.map(lambda n: take(tmp_path, f"r{n}", "/data/a", "a" * 64), range(10)))
+    assert sorted(one.path for one in taken) == [*["/data/a"] * 8, "/data/b", "/data/c"]
+    assert len(holders(in_folder(tmp_path))) == 3
+
+
+def test_what_was_trained_on_is_not_taken_and_what_was_put_back_is_taken_again(tmp_path):
+    three(tmp_path)
+    first = take(tmp_path, "r1", "/data/a", "a" * 64)
+    end(tmp_path, "b" * 64)
+    put_back(tmp_path, first.sequence, by="policy", reason="its run died")
+    put_back(tmp_path, first.sequence, by="policy", reason="its run died")
+    assert [entry.kind for entry in in_folder(tmp_path).entries()].count("dataset put back") == 1
+    assert holders(in_folder(tmp_path)) == {}
+    assert take(tmp_path, "r2", "/data/b", "b" * 64) == first
+    assert take(tmp_path, "r3", "/data/b", "b" * 64).path == "/data/c"
+
+
+def test_an_event_of_what_nobody_registered_takes_nothing(tmp_path):
+    three(tmp_path)
+    for path, digest in (("/data/d", "d" * 64), ("/data/a", "b" * 64)):
+        with pytest.raises(InputError, match="nobody registered"):
+            take(tmp_path, "r1", path, digest)
+    assert holders(in_folder(tmp_path)) == {}
+
+
+def test_who_registers_again_is_told_whether_it_was_trained_on(tmp_path, data, manifest, capsys, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    told = ["data", "register", str(data), "--runs", str(tmp_path)]
+    assert main(told) == main(told) == 0
+    assert "waits for its run" in capsys.readouterr().out
+    end(tmp_path, manifest.digest)
+    assert main(told) == 0
+    assert "was trained on" in capsys.readouterr().out
+
+
+def test_each_dataset_may_have_a_config_of_its_own(tmp_path, data, manifest, monkeypatch):
+    """One for all would let unrelated datasets fight for one champion."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    own = tmp_path / "own.yaml"
+    own.write_text(f"name: own\nbase_model: {{source: none}}\ndataset: {{source: {json.dumps(str(data))}}}\n")
+    told = ["data", "register", str(data), "--runs", str(tmp_path)]
+    assert main(told) == main([*told, "--config", str(own)]) == main([*told, "--config", str(own)]) == 0
+    assert [entry.details.get("config") for entry in in_folder(tmp_path).entries() if entry.kind == "dataset"] == [
+        None, str(own),
+    ]  # fmt: skip
+    assert take(tmp_path, "r1", manifest.path, manifest.digest).config == str(own)
+    own.write_text("name: own\n")
+    assert main([*told, "--config", str(own)]) == 2
+
+
+def test_sent_again_it_may_be_taken_again(tmp_path, data, manifest, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    told = ["data", "register", str(data), "--runs", str(tmp_path)]
+    assert main(told) == 0
+    first = take(tmp_path, "r1", manifest.path, manifest.digest)
+    for again in ([*told, "--again"], ["data", "pending", "--send", "--runs", str(tmp_path)]):
+        assert main(again) == 0
+        assert take(tmp_path, again[1], manifest.path, manifest.digest) == first
 
 
 def test_a_run_that_did_not_end_leaves_its_dataset_pending(tmp_path, manifest):

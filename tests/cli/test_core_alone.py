@@ -24,6 +24,7 @@ WORKS = ("variants", "data", "clean", "doctor")
 AFTER_MEASURING = ("recommend", "explain", "replay", "compare", "verify", "ledger", "export")
 WANTS = {
     "finetune": "train",
+    "noise": "train",
     "node": "train",
     "analyze": "report",
     "retain": "report",
@@ -95,6 +96,7 @@ def ran(place, recommend, tiny_model_folder):
             "clean": ["clean", "--runs", "."],
             "doctor": ["doctor"],
             "finetune": ["finetune", model, "rows.jsonl"],
+            "noise": ["noise", model, "rows.jsonl"],
             "node": ["node", ".", "--number", "1"],
             "analyze": ["analyze", "--model", model, "--data", "rows.jsonl"],
             "retain": ["retain", *adapter, "--data", "rows.jsonl", "--out", "kept"],

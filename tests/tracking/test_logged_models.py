@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import logging
+import time
 
 import mlflow_samples as samples
 
@@ -200,6 +202,26 @@ def test_the_load_of_the_machine_is_sampled_beside_the_run(store, folder):
     assert len(steps) > len(first)
     assert len(set(steps)) == len(steps)
     assert store.client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_the_load_goes_to_the_whole_address_and_no_warning_shows_it(store, folder):
+    """What a person reads of a store has its password hidden, and so leads nowhere."""
+    from lora_select.tracking import system_metrics
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    monitors = logging.getLogger("mlflow.system_metrics.system_metrics_monitor")
+    monitors.addHandler(handler)
+    run_id = runs.find_or_create_parent(store, "key", name="tweets")
+    shown = dataclasses.replace(store, uri=f"sqlite:///{folder}/hidden.db")
+    with system_metrics.watched(shown, run_id, seconds=0.2):
+        time.sleep(1.0)
+        monitors.warning("at http://ann:secret@host")
+    monitors.removeHandler(handler)
+    assert "system/cpu_utilization_percentage" in store.client.get_run(run_id).data.metrics
+    assert not (folder / "hidden.db").exists()
+    assert said == ["at http://ann:***@host"]
 
 
 def test_a_model_names_the_version_that_it_was_registered_as(store, folder, tmp_path):

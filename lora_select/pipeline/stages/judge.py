@@ -1,12 +1,13 @@
 """What judges the adapter: evaluation against base, plain LoRA and champion; the registry; the report."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_select import records
+from lora_select import models, records
 from lora_select.audit.alias.champion import AWAY, OTHER
 from lora_select.audit.alias.champion import champion as champion_now
 from lora_select.audit.alias.promotion import Candidate, Judgement, Office
@@ -14,13 +15,17 @@ from lora_select.audit.alias.promotion import promote as promote_library
 from lora_select.audit.books import grounds
 from lora_select.audit.books.ledger import in_folder
 from lora_select.config import CostConfig, PromotionConfig
+from lora_select.data.labels.tokens import read_rows
 from lora_select.evaluation import criteria, gate
 from lora_select.evaluation.evaluate import EvaluationOptions
 from lora_select.evaluation.evaluate import evaluate as evaluate_library
+from lora_select.evaluation.model_losses import label_counts, row_losses
 from lora_select.evaluation.policy import Policy
+from lora_select.evaluation.seed_noise import estimate
 from lora_select.evidence import cost
 from lora_select.evidence.cost import Prices
 from lora_select.pipeline import workspace
+from lora_select.pipeline.history import seed_noise
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
 from lora_select.records import (
@@ -33,11 +38,13 @@ from lora_select.records import (
     Promotion,
     Report,
     Retention,
+    SeedNoise,
 )
 from lora_select.report.report import ReportInputs, write_report
 from lora_select.tracking import names, registry
 
 CHAMPION = "champion"
+BATCH = 8
 
 
 def _evaluate(
@@ -102,13 +109,16 @@ def _promote(
     evaluation: StageRef,
     retention: StageRef | None,
     model_name: str,
-    policy: PromotionConfig,
+    settings: PromotionConfig,
     run: str,
 ) -> Promotion:
+    measured, source = seed_noise(settings.seed_noise) if isinstance(settings.seed_noise, str) else (None, None)
+    if measured and source:
+        shutil.copyfile(source.folder / measured.rows_file.path, context.folder / measured.rows_file.path)
     served = "served" if retention_changed(context, retention) else "adapter"
     judged = context.load(evaluation, Evaluation)
-    asked = Policy(**policy.model_dump(exclude={"model_name", "approval", "approval_days"}))
-    verdict = gate.judge(judged, judged.champion_version, asked, _rises(context, retention))
+    kept = None if retention is None else context.load(retention, Retention)
+    verdict = gate.judge(judged, judged.champion_version, policy(settings, measured), rises(kept))
     unmet = {
         f"{item.metric} {item.test} {item.rival or ''}".strip(): item.reason
         for item in verdict.criteria
@@ -121,7 +131,7 @@ def _promote(
         run=run,
         folder=context.folder_of(adapter),
         mlflow_run=tracker.run_id(served) or tracker.parent,
-        digests=grounds.digests(root / run),
+        digests=grounds.digests(root / run) | ({"noise": source.record} if source else {}),
         compared_with=judged.champion_version,
     )
     office = Office(in_folder(root), tracker.store)
@@ -129,17 +139,23 @@ def _promote(
         office,
         candidate,
         Judgement(verdict.answer == gate.PROMOTE, unmet, verdict.reasons),
-        approval=policy.approval,
-        approval_days=policy.approval_days,
+        approval=settings.approval,
+        approval_days=settings.approval_days,
     )
-    return dataclasses.replace(made, verdict=verdict)
+    return dataclasses.replace(made, verdict=dataclasses.replace(verdict, seed_noise=measured))
 
 
-def _rises(context: Context, retention: StageRef | None) -> dict[str, MetricComparison] | None:
+def policy(settings: PromotionConfig, noise: SeedNoise | None) -> Policy:
+    """What the gate holds an evaluation against: the config's own number for the seed noise, or what a measurement asks for."""
+    told = settings.model_dump(exclude={"model_name", "approval", "approval_days"})
+    told["seed_noise"] = noise.asked if noise else settings.seed_noise
+    return Policy(**told)
+
+
+def rises(made: Retention | None) -> dict[str, MetricComparison] | None:
     """What the served adapter does to each reference set; None where nothing but the evaluation's own text was looked at."""
-    if retention is None:
+    if made is None:
         return None
-    made = context.load(retention, Retention)
     arm = "raw" if made.decision.choice == "none" else made.decision.choice
     return {one.name: one.rise[arm] for one in made.references}
 
@@ -147,6 +163,40 @@ def _rises(context: Context, retention: StageRef | None) -> dict[str, MetricComp
 def retention_changed(context: Context, retention: StageRef | None) -> bool:
     """Whether what is served is not what training left."""
     return retention is not None and context.load(retention, Retention).decision.choice != "none"
+
+
+def _noise(
+    context: Context,
+    *,
+    adapters: Mapping[str, StageRef],
+    dataset: StageRef,
+    profile: StageRef,
+    base: BaseModel,
+    run: str,
+    device: str,
+    quantize: str | None,
+) -> SeedNoise:
+    """The held-out loss of each adapter, by the name of its seed."""
+    rows = read_rows(context.folder_of(profile) / context.load(profile, DatasetProfile).eval_tokens_file.path)
+    labels, losses = label_counts(rows), []
+    pad = models.pad_id(models.load_tokenizer(base.path))
+    for index, ref in enumerate(adapters.values()):
+        context.report(index, len(adapters), "seeds")
+        model = models.load_model(base.path, device=device, quantize=quantize)
+        losses.append(row_losses(models.with_adapter(model, _adapter_folder(context, ref)), rows, pad, BATCH, device))
+    made = estimate(losses, labels)
+    text = json.dumps({"labels": labels, **dict(zip(adapters, losses, strict=True))}) + "\n"
+    records.write_text(context.folder / "seed-rows.json", text)
+    return SeedNoise(
+        run=run,
+        base_digest=base.digest,
+        dataset_digest=context.load(dataset, Dataset).digest,
+        seeds=tuple(map(int, adapters)),
+        adapters=tuple(context.load(ref, Adapter).digest for ref in adapters.values()),
+        rows=len(rows),
+        rows_file=records.file_ref(context.folder / "seed-rows.json", context.folder),
+        **vars(made),
+    )
 
 
 def _report(context: Context, *, stages: Mapping[str, StageRef], base: BaseModel, prices: CostConfig) -> Report:
@@ -171,4 +221,5 @@ def _report(context: Context, *, stages: Mapping[str, StageRef], base: BaseModel
 
 evaluate = Stage("evaluate", Evaluation, _evaluate, retries=1)
 promote = Stage("promote", Promotion, _promote, retries=1)
+noise = Stage("seed-noise", SeedNoise, _noise, retries=1)
 report = Stage("report", Report, _report)

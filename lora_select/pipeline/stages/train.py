@@ -56,6 +56,10 @@ def _plan(
     return planned(known, spec, base, machine, training, tokens, context.folder.resolve() / "measure")
 
 
+def _with_seed(context: Context, *, plan: StageRef, seed: int) -> TrainingPlan:
+    return dataclasses.replace(context.load(plan, TrainingPlan), seed=seed)
+
+
 def _plan_elsewhere(
     context: Context,
     *,
@@ -204,6 +208,7 @@ def _peft_folder(context: Context, ref: StageRef) -> Path:
 
 
 plan = Stage("plan", TrainingPlan, _plan)
+with_seed = Stage("with-seed", TrainingPlan, _with_seed)
 plan_elsewhere = Stage("plan-elsewhere", TrainingPlan, _plan_elsewhere)
 train = Stage("train", Adapter, _train)  # no retries: training has its own, bounded and written down
 prove = Stage("prove", ReloadCheck, _prove)

@@ -268,7 +268,9 @@ def main() -> None:
     made = {"errors": errors, "power": power, "measured": measured}[given.part](population, draws)
     before = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     made = {**before, **made, f"draws_{given.part}": draws, "seed_noise": Policy().seed_noise}
-    made[f"{given.part}_made_with"] = f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}"
+    made[f"{given.part}_made_with"] = (
+        f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}"
+    )
     text = json.dumps(made, indent=1, sort_keys=True)
     given.out.write_text(text + "\n", encoding="utf-8")
     sys.stdout.write(text + "\n")

@@ -30,8 +30,13 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if not any(Path(node).exists() for node in GPU_NODES):
+    if not may_have_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn in every process that it found none
+
+
+def may_have_gpu() -> bool:
+    """False where Linux shows no device of a GPU: then nothing need import torch, which takes seconds, to ask for one."""
+    return sys.platform != "linux" or any(Path(node).exists() for node in GPU_NODES)
 
 
 def leave_out(quantized: str | None) -> None:

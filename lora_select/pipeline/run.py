@@ -24,7 +24,7 @@ from lora_select.pipeline.stage import Observer, Outcome, Place, Runner, Stage, 
 from lora_select.records import BaseModel, Constraints
 from lora_select.records.digests import key_of, library_digest
 from lora_select.tracking import names
-from lora_select.training.machine import Machine, detect_machine
+from lora_select.training.machine import Machine, detect_machine, has_gpu
 from lora_select.variants import support
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Run:
     @property
     def is_here(self) -> bool:
         """Whether training will run on the device that this machine has."""
-        return self.config.training.device != "cuda" or _has_gpu()
+        return self.config.training.device != "cuda" or has_gpu()
 
     def constraints(self, planned_steps: int) -> Constraints:
         """What the decision must respect, for a training of so many steps."""
@@ -272,9 +272,3 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

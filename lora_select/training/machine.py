@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
+from lora_select import environment
 from lora_select.errors import InputError
 
 GIB = 2**30
@@ -35,16 +36,30 @@ def detect_machine(device: str = "auto") -> Machine:
         InputError: `cuda` is wanted and there is none.
     """
     import psutil
-    import torch
 
-    has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
+    gpus = _gpus()
+    if device == "cuda" and not gpus:
         raise InputError("`training.device` is cuda but torch sees no GPU; install with TORCH=cuda, or set it to cpu")
     cores = len(os.sched_getaffinity(0))
-    if has_gpu and device != "cpu":
-        memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())) / GIB
-        return Machine("cuda", torch.cuda.device_count(), cores, round(memory, 1), torch.cuda.is_bf16_supported())
+    if gpus and device != "cpu":
+        import torch
+
+        memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus)) / GIB
+        return Machine("cuda", gpus, cores, round(memory, 1), torch.cuda.is_bf16_supported())
     return Machine("cpu", 1, cores, round(psutil.virtual_memory().total / GIB, 1), _cpu_has_fast_bf16())
+
+
+def has_gpu() -> bool:
+    """Whether torch can train on a GPU here."""
+    return _gpus() > 0
+
+
+def _gpus() -> int:
+    if not environment.may_have_gpu():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _cpu_has_fast_bf16() -> bool:

@@ -190,6 +190,7 @@ def test_a_flow_whose_stages_are_all_finished_imports_no_torch(tiny_model_folder
     models.resolve(str(tiny_model_folder), cache=tmp_path)
     code = (
         f"import sys, pathlib, flows.finetune; from lora_select import models; "
+        "from lora_select.training.machine import detect_machine; detect_machine(); "
         f"models.resolve({str(tiny_model_folder)!r}, cache=pathlib.Path({str(tmp_path)!r})); "
         "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
     )

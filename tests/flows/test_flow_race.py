@@ -1,9 +1,9 @@
-"""A race inside the flow: its own stage and runs in MLflow, and a decision that replays from its record."""
+"""A race inside the line: its own stage and runs in MLflow, and a decision that replays from its record."""
 
 import json
 
 import pytest
-from test_finetune import place, run  # noqa: F401 (`place` is a fixture)
+from test_finetune import here, place  # noqa: F401 (`place` is a fixture)
 
 from lora_select.pipeline.history import replay
 from lora_select.tracking.store import prepare
@@ -16,7 +16,8 @@ def test_a_race_decides_the_rate_and_every_probe_is_a_run_in_mlflow(place):  # n
     folder, _environment = place
     rows = [{"prompt": f"say {n}", "completion": f"<b>{n}</b>"} for n in range(90)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = run(place, *OVERRIDES, "--dry-run")
+    code, said = here(place, "finetune", *OVERRIDES, "--dry-run")
+    assert code == 0, said
     [made] = (path.parent for path in (folder / "runs").glob("*/race.json"))
     race, decision = (json.loads((made / f"{name}.json").read_text()) for name in ("race", "decision"))
     assert f"{len(race['probes'])} probes of" in said

@@ -124,7 +124,7 @@ def test_what_cannot_work_is_refused_before_the_model_is_looked_at(made, changes
 
 
 def test_a_gpu_elsewhere_trains_there_and_measures_here(made, monkeypatch):
-    monkeypatch.setattr(run, "_has_gpu", lambda: False)
+    monkeypatch.setattr(run, "has_gpu", lambda: False)
     with run.opened(made(device="cuda", memory="24GiB")) as opened:
         assert (opened.trainer.device, opened.trainer.memory_gib) == ("cuda", 24.0)
         assert opened.measuring.device == "cpu"

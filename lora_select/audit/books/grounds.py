@@ -21,5 +21,6 @@ def digests(run: Path) -> dict[str, str]:
 @functools.cache
 def packages() -> str:
     """SHA-256 over `name==version` of all installed packages: what a lock pins, as it is here."""
-    names = {f"{item.metadata['Name']}=={item.version}".lower() for item in metadata.distributions() if item.metadata}
+    read = (item.metadata for item in metadata.distributions())  # each access reads the file again
+    names = {f"{told['Name']}=={told['Version']}".lower() for told in read if told}
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()

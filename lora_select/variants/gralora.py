@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, final
 
 from lora_select.spectral.statistics import LayerStatistics
 from lora_select.variants.base import (
-    REFERENCE_ALPHA,
     ClosedForm,
     Context,
     Cost,
@@ -16,6 +15,7 @@ from lora_select.variants.base import (
     random_start_displacement,
     rank_violations,
 )
+from lora_select.variants.low_rank import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class GraLoRA(ClosedForm):
+class GraLoRA(LowRank, ClosedForm):
     """W(theta) = W + s D, D in k x k blocks, block (i, j) = B_ij A_ij of rank r / k, s = alpha / r, from B = 0 and random A.
 
     Tangent at the start: a row of block row i moves in the span of r random directions, r / k of them in each block of the
@@ -31,7 +31,6 @@ class GraLoRA(ClosedForm):
     3.2) without the hybrid part; k = 2 as they advise below r = 64.
     """
 
-    r: int
     blocks: int = 2
     name = "gralora"
     references = ("Jung et al. (2025), GraLoRA, arXiv 2505.20355",)
@@ -40,16 +39,6 @@ class GraLoRA(ClosedForm):
     cost = Cost(1.16, 0.0)
     support = Support()
     reference_rate = 2e-4
-
-    @property
-    def lora_alpha(self) -> int:
-        """As LoRA."""
-        return REFERENCE_ALPHA
-
-    @property
-    def scale(self) -> float:
-        """`alpha / r`, no unit."""
-        return self.lora_alpha / self.r
 
     def peft_arguments(self) -> dict[str, Any]:
         """PEFT calls alpha `alpha` here."""

@@ -1,6 +1,6 @@
 """What the server at PREFECT_API_URL does by itself: `python infra/automations.py`. Running it again changes what is there.
 
-A run whose process died says nothing any more. It becomes `Crashed`, which gives its place to the next run at once and starts the sweep.
+A run whose process died says nothing any more. It becomes `Crashed`, which starts the sweep.
 
 With `LORA_SELECT_NOTIFY_URL=https://...` a person is told of how runs ended: one webhook, one automation an outcome. The webhook gets
 `{"text": ...}`, as Slack, Mattermost and most chats take it. Its address is a secret, so it comes from the environment.

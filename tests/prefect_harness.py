@@ -50,7 +50,6 @@ def served(folder: Path, model: Path, **sections: Any) -> Iterator[Mapping[str, 
         "LORA_SELECT_HOME": str(ROOT),
         "LORA_SELECT_CONFIG": str(folder / "tiny.yaml"),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     with (folder / "server.log").open("w") as log:

@@ -56,7 +56,6 @@ def prefect(home: Home) -> tuple[list[str], dict[str, str]]:
         "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://prefect@127.0.0.1:{port}/prefect",
         "PREFECT_SERVER_API_AUTH_STRING": _prefect_login(home),
         "PREFECT_HOME": str(home.root / "prefect"),
-        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",  # of a run that waits its turn; by default 30
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
     return [*command, "--port", str(home.port("prefect"))], {**postgres.environment(home), **QUIET, **settings}

@@ -17,6 +17,8 @@ from lora_select.tracking import logged_models, names
 from lora_select.tracking.store import Store, web_address
 
 FOLDER = "adapter"
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow says of a model, a version or an alias that is not there."""
 
 
 @dataclass(frozen=True)
@@ -85,29 +87,33 @@ def set_alias(
 
 
 def by_alias(store: Store, name: str, alias: str = names.CHAMPION) -> Version | None:
-    """The version that `alias` points to, or None (no such model, no such alias)."""
-    from mlflow.exceptions import MlflowException
+    """The version that `alias` points to, or None (no such model, no such alias).
 
-    try:
-        return _version(store.client.get_model_version_by_alias(name, alias))
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise WorldError(f"cannot look up {name}@{alias} at {shown(store.uri)}: {_first_line(error)}") from error
+    Raises:
+        WorldError: MLflow does not answer.
+    """
+    with _in_words(store, f"look up {name}@{alias}"):
+        try:
+            return _version(store.client.get_model_version_by_alias(name, alias))
+        except Exception as error:  # a database that went away raises SQLAlchemy's own
+            if getattr(error, "error_code", None) in ABSENT:
+                return None
+            raise
 
 
 def by_number(store: Store, name: str, version: str) -> Version | None:
-    """A version by its number, or None where the model has none of that number."""
-    from mlflow.exceptions import MlflowException
+    """A version by its number, or None where the model has none of that number.
 
-    try:
-        return _version(store.client.get_model_version(name, version))
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise WorldError(
-            f"cannot look up version {version} of {name} at {shown(store.uri)}: {_first_line(error)}"
-        ) from error
+    Raises:
+        WorldError: MLflow does not answer.
+    """
+    with _in_words(store, f"look up version {version} of {name}"):
+        try:
+            return _version(store.client.get_model_version(name, version))
+        except Exception as error:
+            if getattr(error, "error_code", None) in ABSENT:
+                return None
+            raise
 
 
 def tag_model(store: Store, name: str, key: str, value: str) -> None:

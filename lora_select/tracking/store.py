@@ -238,7 +238,11 @@ def _connect(uri: str, experiment: str) -> tuple[str, "MlflowClient"]:
     """The experiment's id and the client, or one sentence."""
     try:
         client = _client(uri)
-        return _experiment_id(client, uri, experiment), client
+        found = _experiment_id(client, uri, experiment)
+        if not uri.startswith("http"):
+            # The registry's engine is made at its first call, which MLflow repeats for minutes where the database is away: now, not then.
+            client.search_registered_models(max_results=1)
+        return found, client
     except WorldError:
         raise
     except Exception as error:  # MlflowException, or SQLAlchemy's and sqlite3's own when the file is something else

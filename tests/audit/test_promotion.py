@@ -217,6 +217,23 @@ def test_mlflow_away_defers_and_the_next_try_promotes(office, root, monkeypatch)
     assert promote(office, candidate, PASSED).alias == "champion"
 
 
+def test_a_database_that_went_away_defers_too(office, root, monkeypatch):
+    """Where no server stands between, SQLAlchemy's own error comes through MLflow's client."""
+    from sqlalchemy.exc import OperationalError
+
+    candidate = books.candidate(office, books.finished_run(root))
+
+    def down(*_):
+        raise OperationalError("select", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(office.store.client, "get_model_version_by_alias", down)
+    assert promote(office, candidate, PASSED).alias == DEFERRED
+    assert kinds(office) == ["opened", "promotion-deferred"]
+    for look_up in (lambda: registry.by_alias(office.store, MODEL), lambda: champion(office)):
+        with pytest.raises(WorldError, match="cannot look up"):
+            look_up()
+
+
 def test_mlflow_away_in_the_middle_leaves_a_promise_that_is_kept(office, root, monkeypatch):
     from mlflow.exceptions import MlflowException
 

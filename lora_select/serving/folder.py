@@ -48,6 +48,13 @@ class PeftFolder:
         """The rank r of a layer, by PEFT's rule for patterns: the first key that is a suffix from a dot on."""
         return int(_by_pattern(self.config.get("rank_pattern"), layer, self.config["r"]))
 
+    def of_experts(self, layer: str) -> bool:
+        """Whether its factors are those of a tensor of experts (`target_parameters`), r of each expert; nested for the second tensor on."""
+        holders = {name.rpartition(".")[0] for name in self.config.get("target_parameters") or ()}
+        while layer.endswith(".base_layer"):
+            layer = layer.removesuffix(".base_layer")
+        return any(layer == holder or layer.endswith(f".{holder}") for holder in holders)
+
     def scale(self, layer: str) -> float:
         """The factor before B A of a layer: alpha / r, or alpha / sqrt(r) for rsLoRA."""
         alpha = float(_by_pattern(self.config.get("alpha_pattern"), layer, self.config["lora_alpha"]))
@@ -98,6 +105,11 @@ def beside(folder: PeftFolder) -> tuple[str, ...]:
     if saved:
         found.append(
             f"`modules_to_save` {sorted(saved)}: whole modules were trained beside the adapter, which no LoRA holds; use --to merged"
+        )
+    if folder.config.get("target_parameters"):
+        found.append(
+            f"`target_parameters` {sorted(folder.config['target_parameters'])}: experts in one tensor were trained, which no LoRA of linear "
+            "layers holds; use --to merged"
         )
     if folder.config.get("trainable_token_indices"):
         found.append(
@@ -167,7 +179,7 @@ def _lora_faults(folder: PeftFolder) -> list[str]:
         r = folder.rank(layer)
         if set(pair) != {"A", "B"}:
             found.append(f"{layer} has factor {''.join(pair)} alone")
-        elif pair["A"][0] != r or pair["B"][1] != r:
+        elif (pair["A"][0] != r or pair["B"][1] != r) and not folder.of_experts(layer):
             found.append(f"{layer} has factors of rank {pair['A'][0]} and {pair['B'][1]}, and {CONFIG} says r {r}")
         if not _is_target(folder.config, layer):
             found.append(f"{layer} has factors, and `target_modules` does not name it, so PEFT leaves them out")

@@ -96,7 +96,7 @@ def test_it_is_logged_where_the_trainer_logs(tiny_model_folder, tmp_path, monkey
     ]
 
 
-SMALL = {"task_tokens": 400, "reference_tokens": 600, "judging_units": 4}
+SMALL = {"task_tokens": 400, "reference_tokens": 600, "judging_units": 4, "tolerance": "5%"}
 
 
 def test_the_filter_runs_after_the_training_and_logs_its_table_where_the_trainer_logs(
@@ -111,11 +111,19 @@ def test_the_filter_runs_after_the_training_and_logs_its_table_where_the_trainer
     monkeypatch.chdir(tmp_path)
     trial = SimpleNamespace(key="lora-all-linear-r16", learning_rate=1e-3, steps=5, held_out=(2.0, 4.0))
     choice = SimpleNamespace(race=SimpleNamespace(probes=[trial], labels=(1, 2)))
-    trainer = trainer_of(
-        tiny_model_folder, tmp_path / "out", steps=30, learning_rate=3e-3, dropout=0.0, report_to="mlflow"
-    )
-    kept = [{"prompt": f"say {n}", "completion": "yes " * 4} for n in range(8)]
-    told = retain(trainer, rows=ROWS, kept=kept, out="kept", base=str(tiny_model_folder), choice=choice, **SMALL)
+    task = [{"prompt": chr(100 + n % 20) * 8, "completion": "zz"} for n in range(32)]
+    told = {"steps": 40, "learning_rate": 6e-3, "dropout": 0.0, "report_to": "mlflow"}
+    trainer = trainer_of(tiny_model_folder, tmp_path / "out", **told)
+    rows, kept = task[:24], task[24:]
+    tokens = callbacks._tokens("rows", rows, trainer.processing_class, 512)
+    trainer.train_dataset = [
+        {
+            "input_ids": list(row.input_ids),
+            "labels": [token if learnt else -100 for token, learnt in zip(row.input_ids, row.label_mask, strict=True)],
+        }
+        for row in tokens
+    ]
+    told = retain(trainer, rows=rows, kept=kept, out="kept", base=str(tiny_model_folder), choice=choice, **SMALL)
     trainer.train()
     assert told.made is not None
     assert told.made == records.read(records.Retention, tmp_path / "kept" / "retention.json")
@@ -162,9 +170,9 @@ def test_what_the_filter_cannot_use_is_said_before_the_training(tiny_model_folde
     (tmp_path / "full" / "file").touch()
     with pytest.raises(InputError, match="not empty"):
         retain(trainer, out=tmp_path / "full", **named)
-    trainer.model = trainer.model.get_base_model()
+    trainer.model = models.load_model(str(tiny_model_folder))
     with pytest.raises(InputError, match="no adapter of PEFT"):
-        retain(trainer, out=tmp_path / "a", **named)
+        retain(trainer, out=tmp_path / "b", **named)
 
 
 def test_bad_rows_and_a_trainer_without_a_tokenizer_are_sentences(tiny_model_folder, tmp_path):

@@ -88,6 +88,7 @@ def by_deepspeed(model):
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled at first use, for minutes
     deepspeed.init_distributed("gloo")
     ranks = torch.distributed.get_world_size()
     config = {"train_micro_batch_size_per_gpu": BATCH // ranks, "zero_optimization": {"stage": 2}}

@@ -61,7 +61,7 @@ def about(told: argparse.Namespace, rows: list[TokenRow]) -> dict:
     return {
         **settings,
         "versions": packages,
-        "machine": f"{platform.processor()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "losses": {},
     }
 

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import quantised
 from benchmarks.peers.base_gguf import write_base_gguf
 from lora_select import models, serving
 from lora_select.data.labels.tokens import TokenRow
+from lora_select.evaluation.model_losses import row_losses
 from lora_select.export.command import export
 from lora_select.retention import filter as filtering
 from lora_select.retention import forms, moments
@@ -167,6 +169,23 @@ def test_the_engine_computes_the_exported_adapter_needs_peers(bases, tmp_path, t
     assert made.function_change > 0
     assert difference <= TOLERANCE * moved
     assert same >= 0.97  # a tie within the tolerance may fall the other way, and what follows differs
+
+
+def test_a_merged_model_in_llama_cpps_own_bits_is_measured_needs_peers(bases, tmp_path):
+    """Row by row beside the merged model in float32: 8 bits stay near it, 4 bits do not stay as near."""
+    base, _ = bases("tiny")
+    models.write_merged(saved(base, tmp_path / "peft", "lora"), str(base), tmp_path / "merged")
+    rows = token_rows(base, 4, 260)
+    exact = np.array(row_losses(models.load_model(str(tmp_path / "merged")), rows, 3, 4, "cpu"))
+    in_env("llamacpp", "-c", "pass")
+    off = {
+        form: float(
+            np.abs(np.array(quantised.by_llamacpp(tmp_path / "merged", form, PEERS, rows, tmp_path)) - exact).max()
+        )
+        for form in quantised.GGUF
+    }
+    assert 0 < off["Q8_0"] < off["Q4_K_M"] < 0.1 * exact.max()
+    assert off["Q8_0"] < 0.01 * exact.max()
 
 
 @pytest.mark.parametrize(("name", "right"), [("lora", True), ("rslora", False), ("patterns", False), ("pissa", False)])

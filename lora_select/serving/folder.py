@@ -14,6 +14,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "kasa")
 """Inits of PEFT that change the base's weights when they are made, or that leave another start when PEFT loads the folder."""
 BESIDE = ("lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
+MERGED_ALONE = frozenset({"modules_to_save", "trainable_token_indices", "target_parameters"})
+"""What no LoRA of linear layers holds: only the merged model has it."""
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
 PREFIX = "base_model.model."
 """What PEFT puts before the base model's own names."""

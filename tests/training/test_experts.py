@@ -8,6 +8,7 @@ import torch
 from byte_tokenizer import byte_tokenizer
 from recipe_samples import chats, write_jsonl
 from safetensors.torch import load_file
+from training_jobs import job, spec
 
 import lora_select as ls
 from lora_select import models, serving
@@ -19,6 +20,8 @@ from lora_select.selection.constraints import experts_left
 from lora_select.selection.explanation import answer
 from lora_select.selection.rule import select
 from lora_select.training import zero
+from lora_select.training.job import METRICS
+from lora_select.training.supervisor import launch
 from lora_select.variants import named
 
 SIZES = {"vocab_size": 260, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "num_local_experts": 4}
@@ -87,7 +90,27 @@ def test_they_are_merged_and_no_engine_is_given_them_as_lora(run, mixtral, tmp_p
     assert made.max_logit_difference < 1e-3 < made.function_change
     with pytest.raises(InputError, match="target_parameters"):
         export(run.adapter_folder, None, tmp_path / "lora", rank=None, max_error=1e-3, base=str(mixtral))
-    assert not serving.faults(serving.read_folder(run.adapter_folder))
+    folder = serving.read_folder(run.adapter_folder)
+    assert not serving.faults(folder)
+    (warning,) = serving.warnings(folder)
+    assert "target_parameters" in warning
+    assert "--to merged" in warning
+
+
+@pytest.mark.slow
+def test_zero_2_on_two_ranks_trains_them_as_stage_0_does(mixtral, tmp_path):
+    told = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "target_parameters": TENSORS}
+    adapter, losses = spec(peft_arguments=told | {"task_type": "CAUSAL_LM"}), {}
+    for stage in (0, 2):
+        folder = tmp_path / str(stage)
+        made = launch.train(
+            job(folder, mixtral, adapter=adapter, zero_stage=stage, total_steps=4, warmup_steps=0), folder
+        )
+        losses[stage] = [json.loads(line)["loss"] for line in (folder / METRICS).read_text().splitlines()]
+        held = load_file(folder / made.directory / "adapter_model.safetensors")
+        assert all(tensor.any() for name, tensor in held.items() if "experts" in name and "lora_B" in name)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[0][-1] < losses[0][0]
 
 
 @pytest.mark.parametrize(

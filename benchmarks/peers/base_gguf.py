@@ -32,7 +32,9 @@ def write_base_gguf(base: Path, file: Path) -> Path:
             if count is not None:
                 # the reference's own words: undo the rotation halves, head by head
                 tensor = torch.cat([torch.stack(head.chunk(2), 1).flatten(0, 1) for head in tensor.chunk(count)])
-            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.float().contiguous().numpy())
+            place = names.get_name(name, try_suffixes=(".weight",))
+            assert place is not None, f"{name} has no place in a GGUF of Llama"
+            writer.add_tensor(place, tensor.float().contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

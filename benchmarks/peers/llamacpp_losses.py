@@ -7,7 +7,7 @@ import ctypes
 import json
 import sys
 
-import llama_cpp
+import llama_cpp  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 KINDS = {"Q8_0": 7, "Q4_K_M": 15}

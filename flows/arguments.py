@@ -1,12 +1,15 @@
 """The command line of a flow: `--config FILE`, `--dry-run`, and any field as `section.field=value`."""
 
 import argparse
-import os
 from collections.abc import Callable
+from pathlib import Path
+
+from prefect.settings import Settings
 
 from lora_select.address import masked
 from lora_select.cli.ending import exit_code
 from lora_select.config import load
+from lora_select.environment import unwritable
 from lora_select.errors import InputError
 from lora_select.pipeline.run import check
 
@@ -22,7 +25,8 @@ def run_from_command_line(flow: Callable[..., object], description: str, *, may_
 
     def command() -> None:
         check(load(known.config, overrides))
-        _prefect_answers(os.environ.get("PREFECT_API_URL"))
+        settings = Settings()
+        prefect_answers(settings.api.url, settings.home)
         flow(**vars(known), overrides=overrides)
 
     return exit_code(command)
@@ -39,20 +43,33 @@ def _overrides(rest: list[str]) -> list[str]:
     return joined
 
 
-def _prefect_answers(url: str | None) -> None:
-    """Fail in seconds, not after Prefect's own retries, when the configured server is away.
+def prefect_answers(url: str | None, home: Path) -> None:
+    """Fail in seconds, not after Prefect's own retries, when the configured server is away or a temporary one could not start.
+
+    Args:
+        url: of the server, from the environment, a profile or prefect.toml; None where each run starts one.
+        home: where a temporary server keeps its database.
 
     Raises:
-        InputError: `PREFECT_API_URL` is set and does not answer.
+        InputError: the server does not answer, or is no Prefect server; or nothing can be written into `home`.
     """
     if not url:
+        if why := unwritable(home):
+            raise InputError(f"Prefect's home {home} cannot be written ({why}); set PREFECT_HOME to a folder that can")
         return
     import httpx
 
+    where = f"the Prefect server at {masked(url)} (PREFECT_API_URL, of the environment or of the profile)"
     try:
-        httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
+        status = httpx.get(f"{url.rstrip('/')}/health", timeout=5).status_code
     except httpx.HTTPError as error:
         raise InputError(
-            f"the Prefect server at PREFECT_API_URL={masked(url)} does not answer ({type(error).__name__}); start it with "
-            "`prefect server start`, or unset the variable to use an ephemeral one"
+            f"{where} does not answer ({type(error).__name__}); start it with `prefect server start`, or take the setting away "
+            "(`prefect config unset PREFECT_API_URL`) to use an ephemeral one"
         ) from error
+    if status == 404:
+        raise InputError(f"{where} answers, but there is no API of Prefect's; its address ends in /api")
+    if status >= 400:
+        raise InputError(
+            f"{where} answers with {status}; look at its log, or set PREFECT_API_AUTH_STRING where it asks for a password"
+        )

@@ -1,17 +1,21 @@
-"""Validation and retention while somebody else's loop trains: a callback for transformers' Trainer and what is built on it (TRL).
+"""Validation and retention while somebody else's loop trains, and the filter after it: callbacks for transformers' Trainer and what is built on it (TRL).
 
     import lora_select.callbacks as callbacks
 
     trainer = SFTTrainer(model=model, args=..., train_dataset=...)
     callbacks.watch(trainer, validation=rows, every=20)
-    trainer.train()
+    callbacks.retain(trainer, rows=training_rows, kept=rows, out="kept")
+    trainer.train()  # kept/adapter is what should be served, kept/adapter-raw what training left
 
 Numbers go through the trainer's own reporters (MLflow, W&B, TensorBoard) and into `trainer.state.log_history`.
 """
 
 import math
+import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
 
 from transformers import TrainerCallback
 
@@ -23,6 +27,10 @@ from lora_select.evaluation.forgetting import reference_rows
 from lora_select.evaluation.model_losses import summed_losses
 from lora_select.evaluation.power import paired_error
 from lora_select.models import pad_id
+
+if TYPE_CHECKING:
+    from lora_select.records import Race, Retention
+    from lora_select.retention.settings import RetentionSettings, TaskRows
 
 VALIDATION, RETENTION, FORGETTING = "eval_validation_loss", "eval_retention_loss", "eval_forgetting"
 """Mean loss of a label token in nats on the validation rows and on the retention rows; the rise of the latter since the start."""
@@ -81,9 +89,7 @@ class Watch(TrainerCallback):
             found[FORGETTING] = (math.fsum(now) - math.fsum(self._start)) / sum(labels)
             found[f"{FORGETTING}_se"] = paired_error(self._start, now, labels) if len(now) > 1 else 0.0
         self.history.append({"step": step, **found})
-        due = self.trainer.control.should_log
-        self.trainer.log(dict(found))
-        self.trainer.control.should_log = due  # a log marks the step as logged, and the step's own loss would be lost
+        _log(self.trainer, found)
 
     def _losses(self, rows: Sequence[TokenRow]) -> list[float]:
         """Summed loss of each row in nats; every process computes all rows, so a model that is spread over them can."""
@@ -126,11 +132,7 @@ def watch(
     Raises:
         InputError: there is no tokenizer, or a row has no form that is known or no label.
     """
-    tokenizer = getattr(trainer, "processing_class", None)
-    if tokenizer is None:
-        raise InputError(
-            "the trainer has no `processing_class`; give it the tokenizer: Trainer(..., processing_class=tokenizer)"
-        )
+    tokenizer = _tokenizer(trainer)
     if every is not None and every < 1:
         raise InputError(f"`every` must be at least 1 step, got {every}")
     told = _tokens("validation", validation, tokenizer, max_length)
@@ -139,9 +141,165 @@ def watch(
         if retention is None
         else _tokens("retention", retention, tokenizer, max_length)
     )
-    made = Watch(trainer, told, kept, every, batch_size)
+    return _added(trainer, Watch(trainer, told, kept, every, batch_size))
+
+
+@final
+class Retain(TrainerCallback):
+    """Filters the adapter when the training ends; made by :func:`retain`.
+
+    `made` is the record afterwards, None where the adapter could not be filtered; `why` says then why.
+    """
+
+    def __init__(
+        self, trainer: Any, rows: "TaskRows", settings: "RetentionSettings", base: Any, out: Path, race: "Race | None"
+    ) -> None:
+        self.trainer, self.rows, self.settings, self.base, self.out = trainer, rows, settings, base, out
+        self.race = race
+        self.made: Retention | None = None
+        self.why = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """The race's trials, where a choice came out of one: each at the step at which it ended."""
+        for trial in self.race.probes if self.race and not state.global_step else ():
+            name = f"eval_race/{trial.key}@{trial.learning_rate:g}/{trial.steps}_steps"
+            if trial.held_out:
+                _log(self.trainer, {name: math.fsum(trial.held_out) / sum(self.race.labels)})  # pyright: ignore[reportOptionalMemberAccess]
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Save what training left, filter it on a pristine base of its own, write both and log the table. A training is not lost by it."""
+        from lora_select import records
+        from lora_select.retention.decide import summary
+        from lora_select.retention.one_adapter import RAW_ADAPTER, retain_adapter
+        from lora_select.retention.standalone import RECORD
+
+        raw = self.out / RAW_ADAPTER
+        self.trainer.save_model(str(raw))  # every rank: parts are gathered
+        if not state.is_world_process_zero:
+            return
+        with tempfile.TemporaryDirectory(dir=self.out) as working:
+            try:
+                self.made = retain_adapter(self.base, raw, self.rows, self.settings, Path(working))
+            except InputError as error:
+                self.why = str(error)
+                warnings.warn(f"the adapter in {raw} was not filtered: {error}", stacklevel=2)
+                return
+            (Path(working) / self.made.directory).rename(self.out / self.made.directory)
+        records.write(self.out / RECORD, self.made)
+        _log(self.trainer, table(self.made))
+        print(f"retention: {summary(self.made)}; {self.out / self.made.directory} is what should be served")
+
+
+def table(made: "Retention") -> dict[str, float]:
+    """What a filter took back, as numbers for a tracker, in nats a label token.
+
+    The task's loss, and the rise of each reference set with its standard error, as trained (`raw`) and as it should be served (`served`);
+    `eval_retained_strength` is 0 where nothing was changed.
+    """
+    chosen = "raw" if made.decision.choice == "none" else made.decision.choice
+    found = {"eval_retained_strength": made.decision.strength}
+    for arm, name in (("raw", "raw"), (chosen, "served")):
+        if arm in made.task:
+            found[f"eval_retained_task_{name}"] = made.task[arm].adapted
+        for one in made.references:
+            found[f"eval_retained_{one.name}_{name}"] = one.rise[arm].difference
+            found[f"eval_retained_{one.name}_{name}_se"] = one.rise[arm].standard_error or 0.0
+    return found
+
+
+def retain(
+    trainer: Any,
+    *,
+    rows: Iterable[Mapping[str, Any]],
+    out: str | Path,
+    kept: Iterable[Mapping[str, Any]] = (),
+    evaluation: Iterable[Mapping[str, Any]] = (),
+    base: str | None = None,
+    references: Sequence[str] = ("prose",),
+    judges: Sequence[str] = (),
+    choice: Any = None,
+    max_length: int = 1024,
+    **settings: Any,
+) -> Retain:
+    """Filter the adapter after `trainer` has trained it, so that it keeps its task and gives back what the base model knew.
+
+    The base model is loaded once more for it, in float32. Sets and rows are checked now, before the training.
+
+    Args:
+        trainer: transformers' Trainer or one built on it, with a PEFT model and its tokenizer as `processing_class`.
+        rows: the rows that are trained on, in any form that lora-select reads; they give second moments.
+        out: a new folder; gets `adapter` (what to serve), `adapter-raw` and `retention.json`.
+        kept: rows of the task that were kept from training; they choose the strength. None given: a fifth of `rows`, at most 32, whose rise
+            is then too small, since they were trained on.
+        evaluation: rows that only judge.
+        base: the base model; by default what the adapter's config names.
+        references: sets that give second moments: `prose`, `code`, `self`, files or hub ids.
+        judges: sets that only judge; by default one of the embedded ones that gives nothing.
+        choice: what `lora_select.recommend` gave; the trials of its race are logged too.
+        max_length: longer rows are cut at their end.
+        settings: other fields of `lora_select.retention.settings.RetentionSettings`.
+
+    Returns:
+        The callback, already added; its `made` is the record after the training.
+
+    Raises:
+        InputError: no adapter, no tokenizer, `out` is not empty, rows or sets that cannot be used.
+    """
+    from lora_select import models
+    from lora_select.retention.references import Sizes, refuse_unusable
+    from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
+    from lora_select.retention.standalone import default_judges
+
+    tokenizer = _tokenizer(trainer)
+    config = next(iter(getattr(trainer.model, "peft_config", {}).values()), None)
+    if config is None:
+        raise InputError("the trainer's model has no adapter of PEFT, and the filter works on adapters; give it one")
+    source = base or config.base_model_name_or_path
+    if not source:
+        raise InputError('the adapter does not name its base model; name it: retain(..., base="...")')
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} exists and is not empty; name a new folder as `out`")
+    told = RetentionSettings(
+        references=tuple(references), judges=tuple(judges) or default_judges(references), **settings
+    )
+    given, chosen = _tokens("rows", rows, tokenizer, max_length), _tokens("kept", kept, tokenizer, max_length)
+    judging = _tokens("evaluation", evaluation, tokenizer, max_length)
+    task = (
+        TaskRows(given, chosen, judging)
+        if chosen
+        else split_rows(given, selection_rows(len(given)), told.seed, judging)
+    )
+    resolved = models.resolve(source)
+    every = [*task.moments, *task.selection, *task.evaluation]
+    sizes = Sizes(told.reference_tokens, told.judging_units)
+    refuse_unusable(told.references, told.judges, resolved, tokenizer, every, sizes=sizes, seed=told.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    race = getattr(choice, "race", None)
+    return _added(trainer, Retain(trainer, task, told, resolved, folder, race))
+
+
+def _added(trainer: Any, made: Any) -> Any:
+    """First of all callbacks: reporters end their runs when the training ends, and what is logged after that would begin another."""
     trainer.add_callback(made)
+    callbacks = trainer.callback_handler.callbacks
+    callbacks.insert(0, callbacks.pop())
     return made
+
+
+def _log(trainer: Any, found: Mapping[str, float]) -> None:
+    due = trainer.control.should_log
+    trainer.log(dict(found))
+    trainer.control.should_log = due  # a log marks the step as logged, and the step's own loss would be lost
+
+
+def _tokenizer(trainer: Any) -> Any:
+    tokenizer = getattr(trainer, "processing_class", None)
+    if tokenizer is None:
+        raise InputError(
+            "the trainer has no `processing_class`; give it the tokenizer: Trainer(..., processing_class=tokenizer)"
+        )
+    return tokenizer
 
 
 def _tokens(name: str, rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int) -> list[TokenRow]:

@@ -1,10 +1,13 @@
 """The callback in a real Trainer: what it measures, where it is logged, and that the training is the same without it."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from lora_select import callbacks, models
-from lora_select.callbacks import FORGETTING, RETENTION, VALIDATION, watch
+from lora_select import callbacks, models, records
+from lora_select.callbacks import FORGETTING, RETENTION, VALIDATION, retain, table, watch
 from lora_select.errors import InputError
 
 ROWS = [
@@ -82,8 +85,8 @@ def test_it_is_logged_where_the_trainer_logs(tiny_model_folder, tmp_path, monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "watched")
     monkeypatch.chdir(tmp_path)
-    trainer = trainer_of(tiny_model_folder, tmp_path / "out", steps=2, report_to="mlflow")
-    seen = watch(trainer, validation=ROWS[:2], every=1, reference_tokens=256)
+    trainer = trainer_of(tiny_model_folder, tmp_path / "out", steps=3, report_to="mlflow")
+    seen = watch(trainer, validation=ROWS[:2], every=2, reference_tokens=256)
     trainer.train()
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("watched").experiment_id])
@@ -91,6 +94,85 @@ def test_it_is_logged_where_the_trainer_logs(tiny_model_folder, tmp_path, monkey
     assert [(point.step, point.value) for point in sorted(points, key=lambda p: p.step)] == [
         (point["step"], point[VALIDATION]) for point in seen.history
     ]
+
+
+SMALL = {"task_tokens": 400, "reference_tokens": 600, "judging_units": 4, "tolerance": "5%"}
+
+
+def test_the_filter_runs_after_the_training_and_logs_its_table_where_the_trainer_logs(
+    tiny_model_folder, tmp_path, monkeypatch
+):
+    """With the trials of a race, as one run of MLflow: reporters end their runs when the training ends."""
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/m.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "kept")
+    monkeypatch.chdir(tmp_path)
+    trial = SimpleNamespace(key="lora-all-linear-r16", learning_rate=1e-3, steps=5, held_out=(2.0, 4.0))
+    choice = SimpleNamespace(race=SimpleNamespace(probes=[trial], labels=(1, 2)))
+    task = [{"prompt": chr(100 + n % 20) * 8, "completion": "zz"} for n in range(32)]
+    told = {"steps": 40, "learning_rate": 6e-3, "dropout": 0.0, "report_to": "mlflow"}
+    trainer = trainer_of(tiny_model_folder, tmp_path / "out", **told)
+    rows, kept = task[:24], task[24:]
+    tokens = callbacks._tokens("rows", rows, trainer.processing_class, 512)
+    trainer.train_dataset = [
+        {
+            "input_ids": list(row.input_ids),
+            "labels": [token if learnt else -100 for token, learnt in zip(row.input_ids, row.label_mask, strict=True)],
+        }
+        for row in tokens
+    ]
+    told = retain(trainer, rows=rows, kept=kept, out="kept", base=str(tiny_model_folder), choice=choice, **SMALL)
+    trainer.train()
+    assert told.made is not None
+    assert told.made == records.read(records.Retention, tmp_path / "kept" / "retention.json")
+    held = {}
+    for name in ("adapter", "adapter-raw"):
+        model = models.with_adapter(models.load_model(str(tiny_model_folder)), tmp_path / "kept" / name)
+        held[name] = model(input_ids=torch.arange(4, 20)[None]).logits
+    trained = trainer.model.eval()(input_ids=torch.arange(4, 20)[None]).logits
+    torch.testing.assert_close(held["adapter-raw"], trained)
+    assert told.made.decision.choice != "none"
+    assert float((held["adapter"] - trained).abs().max()) > 1e-3
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("kept").experiment_id])
+    numbers = table(told.made)
+    assert {name: run.data.metrics[name] for name in numbers} == numbers
+    assert numbers["eval_retained_prose_served"] < numbers["eval_retained_prose_raw"]
+    assert run.data.metrics["eval_race/lora-all-linear-r16_0.001/5_steps"] == 2.0
+
+
+def test_an_adapter_that_cannot_be_filtered_is_no_reason_to_lose_the_training(tiny_model_folder, tmp_path, monkeypatch):
+    from lora_select.retention import one_adapter
+
+    def refuses(*_, **__):
+        raise InputError("no rank holds it")
+
+    monkeypatch.setattr(one_adapter, "retain_adapter", refuses)
+    trainer = trainer_of(tiny_model_folder, tmp_path / "out", steps=2)
+    told = retain(trainer, rows=[*ROWS, *ROWS] * 4, out=tmp_path / "kept", base=str(tiny_model_folder), **SMALL)
+    with pytest.warns(UserWarning, match="no rank holds it"):
+        trainer.train()
+    assert (told.made, told.why) == (None, "no rank holds it")
+    assert json.loads((tmp_path / "kept" / "adapter-raw" / "adapter_config.json").read_text())["r"] == 4
+    assert not (tmp_path / "kept" / "adapter").exists()
+
+
+def test_what_the_filter_cannot_use_is_said_before_the_training(tiny_model_folder, tmp_path):
+    trainer = trainer_of(tiny_model_folder, tmp_path / "out")
+    named = {"rows": ROWS, "base": str(tiny_model_folder)}
+    with pytest.raises(InputError, match="needs 8 of them"):
+        retain(trainer, out=tmp_path / "a", **named)
+    with pytest.raises(InputError, match="does not exist|nowhere"):
+        retain(trainer, out=tmp_path / "a", kept=ROWS * 2, references=["nowhere.jsonl"], **named)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(InputError, match="not empty"):
+        retain(trainer, out=tmp_path / "full", **named)
+    trainer.model = models.load_model(str(tiny_model_folder))
+    with pytest.raises(InputError, match="no adapter of PEFT"):
+        retain(trainer, out=tmp_path / "b", **named)
 
 
 def test_bad_rows_and_a_trainer_without_a_tokenizer_are_sentences(tiny_model_folder, tmp_path):

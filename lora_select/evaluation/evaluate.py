@@ -1,22 +1,29 @@
 """Base against adapted on the same held-out rows, one model in memory at a time."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lora_select import models
-from lora_select.evaluation import metrics, user_metrics
+from lora_select.evaluation import metrics, user_metrics, wording
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap
 from lora_select.evaluation.material import EvaluationOptions, Material, gather
 from lora_select.evaluation.model_losses import Measured, Progress, label_counts, measure
 from lora_select.evaluation.power import paired_error
 from lora_select.evaluation.user_metrics import AnswerMetric
 from lora_select.evaluation.wording import SHARE_UNIT
-from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, file_ref, write_text
+from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, file_ref, sha256_file, write_text
+from lora_select.records.digests import key_of
 
 __all__ = ["EvaluationOptions", "evaluate"]
 
+MERGED = "merged_"
+"""Begins the name of an arm: the base with the adapter merged into it, stored in fewer bits."""
 SAMPLES = 8
 LOSS_UNIT = "nats/token"
 SHORT_ANSWER = 64
@@ -60,29 +67,66 @@ def evaluate(
     tokenizer = models.load_tokenizer(base.path)
     material = gather(tokenizer, eval_tokens, eval_rows, options, longest=base.max_position_embeddings)
     folders: dict[str, Path | None] = {"base": None, "adapted": adapter, **others}
+    arms = [f"{MERGED}{kind}" for kind in options.quantized]
+    names = [*folders, *arms]
     measured = {}
-    for index, (name, adapter_folder) in enumerate(folders.items()):
 
-        def report(done: int, total: int, what: str, index: int = index, name: str = name) -> None:
+    def report_of(name: str) -> Progress:
+        def report(done: int, total: int, what: str) -> None:
             if progress:
-                progress(index * total + done, len(folders) * total, f"{what} of {name}")
+                progress(names.index(name) * total + done, len(names) * total, f"{what} of {name}")
 
-        measured[name] = measure(base, adapter_folder, material, options, folder / f"{name}.json", report)
+        return report
+
+    for name, adapter_folder in folders.items():
+        measured[name] = measure(base, adapter_folder, material, options, folder / f"{name}.json", report_of(name))
+    with merged(base, adapter, folder, arms) as whole:
+        for name, kind in zip(arms, options.quantized, strict=True):
+            held, note = replace(options, quantize=kind), folder / f"{name}.json"
+            measured[name] = measure(whole, None, material, held, note, report_of(name))
     write_text(folder / "rows.json", _table(material, measured))
     compared = {
         name: _compare(measured[name], measured["adapted"], material, options, answer_metrics)
-        for name in ("base", *others)
+        for name in ("base", *others, *arms)
     }
     return Evaluation(
         adapter_digest=adapter_digest,
         dataset_digest=dataset_digest,
         metrics=compared["base"],
-        against={name: compared[name] for name in others},
+        against={name: compared[name] for name in (*others, *arms)},
         forgetting=_forgetting(measured["base"], measured["adapted"], material, options),
         samples=_samples(material, measured),
         rows_file=file_ref(folder / "rows.json", folder),
-        notes=_notes(material, measured, options),
+        notes=(*_notes(material, measured, options), *_left(measured, arms)),
         checkable=_checkable(material, answer_metrics) if len(material.questions) >= 2 else (),
+    )
+
+
+@contextmanager
+def merged(base: BaseModel, adapter: Path, folder: Path, wanted: Sequence[str]) -> Iterator[BaseModel]:
+    """The base with the adapter merged into it in float32, as a model of its own while it is needed; the base itself where nothing is wanted.
+
+    Raises:
+        InputError: PEFT cannot merge it.
+    """
+    if not wanted:
+        yield base
+        return
+    digests = [sha256_file(file) for file in sorted(adapter.glob("adapter_*"))]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".merged-") as place:
+        models.write_merged(models.with_adapter(models.load_model(base.path), adapter), base.path, Path(place))
+        yield replace(base, path=place, digest=key_of({"base": base.digest, "merged": digests}))
+
+
+def _left(measured: Mapping[str, Measured], arms: Sequence[str]) -> tuple[str, ...]:
+    """What is left of the gain in loss, in sentences."""
+    before, after = (math.fsum(measured[name].losses) for name in ("base", "adapted"))
+    if before <= after:
+        return ()
+    shares = {name: (before - math.fsum(measured[name].losses)) / (before - after) for name in arms}
+    return tuple(
+        f"{wording.rival(name, None)}: {share:.0%} of the adapter's gain in loss is left"
+        for name, share in shares.items()
     )
 
 

@@ -18,6 +18,7 @@ from lora_select.evaluation.forgetting import reference_rows
 class EvaluationOptions:
     """What is measured: rows to generate for, resamples, tokens of reference text; and how.
 
+    `quantize` is how the base is held; `quantized` names ways in which the base with the adapter merged into it is measured too.
     `tasks` are of lm-eval, defined in `task_folder`; `metrics` are the user's own, of the answers (see `answers.parse`).
     """
 
@@ -30,6 +31,7 @@ class EvaluationOptions:
     dtype: str = "float32"
     device: str = "cpu"
     quantize: str | None = None
+    quantized: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     task_folder: str = "."
     task_limit: int | None = None

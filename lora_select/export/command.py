@@ -121,7 +121,7 @@ def _export(
         checked = out if form in ("lora", "merged") else Path(temporary)
         _write_probe(model, checked / LOGITS)
         if form == "merged":
-            _write_merged(model, str(path), out)
+            models.write_merged(model, str(path), out)
             converted, words, exact = None, "the base with the adapter merged into it", True
         else:
             converted = _convert(folder, model, path, checked, source, rank, max_error)
@@ -257,15 +257,6 @@ def _write_probe(model: Any, file: Path) -> None:
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     save_file({"ids": ids, "logits": logits.float().contiguous()}, file)
-
-
-def _write_merged(model: Any, base: str, out: Path) -> None:
-    try:
-        merged = model.merge_and_unload()
-    except (NotImplementedError, ValueError, RuntimeError) as error:
-        raise InputError(f"PEFT cannot merge this adapter: {' '.join(str(error).split())[:160]}") from error
-    merged.save_pretrained(str(out))
-    models.load_tokenizer(base).save_pretrained(str(out))
 
 
 def _check(base: str, out: Path, to: str) -> tuple[float, float]:

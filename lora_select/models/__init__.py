@@ -64,7 +64,7 @@ def resolve(source: str, revision: str | None = None, *, cache: Path | None = No
 def load_model(
     path: str, *, dtype: str = "float32", device: str = "cpu", quantize: str | None = None
 ) -> "PreTrainedModel":
-    """The model in evaluation mode with SDPA attention.
+    """The model in evaluation mode, with SDPA attention where its architecture has that (gpt-oss has not).
 
     Args:
         path: folder in Hugging Face layout.
@@ -86,7 +86,6 @@ def load_model(
     model: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
@@ -131,6 +130,20 @@ def with_adapter(model: Any, folder: Path) -> Any:
 
     with quiet_peft():
         return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def write_merged(model: Any, base: str, out: Path) -> None:
+    """The base with the adapter added to its weights, as a model folder with its tokenizer; `model` is used up.
+
+    Raises:
+        InputError: PEFT cannot merge an adapter of this kind.
+    """
+    try:
+        merged = model.merge_and_unload()
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        raise InputError(f"PEFT cannot merge this adapter: {' '.join(str(error).split())[:160]}") from error
+    merged.save_pretrained(str(out))
+    load_tokenizer(base).save_pretrained(str(out))
 
 
 @contextmanager

@@ -51,6 +51,15 @@ def ends_only(spec: AdapterSpec, tool: str) -> tuple[str, ...]:
     )
 
 
+def experts(spec: AdapterSpec, tool: str) -> tuple[str, ...]:
+    """A tool whose settings for experts in one tensor were not tried."""
+    if not spec.peft_arguments.get("target_parameters"):
+        return ()
+    return (
+        f"{tool} was never tried with adapters of experts in one tensor; take trl or peft, or `selection.adapt_experts=false`",
+    )
+
+
 def lora_only(spec: AdapterSpec, tool: str) -> tuple[str, ...]:
     """A tool that knows the adapters of `LoraConfig` alone."""
     if spec.peft_class == "LoraConfig":

@@ -40,6 +40,7 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
     return (
         *expressible.everywhere(spec, serve),
         *expressible.lora_only(spec, NAME),
+        *expressible.experts(spec, NAME),
         *expressible.optimizers(spec, NAME, ("lora+",)),
         *expressible.inits(spec, NAME, expressible.PEFT_MAKES),
     )

@@ -100,8 +100,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer"""
 LOADER = string.Template("""    return AutoModelForCausalLM.from_pretrained(
         MODEL,
         revision=REVISION,
-        dtype=torch.$dtype,
-        attn_implementation="sdpa",$quantization
+        dtype=torch.$dtype,$quantization
     )""")
 QUANTIZED = {
     "nf4": 'BitsAndBytesConfig(\n            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.{dtype}\n        )',

@@ -25,6 +25,7 @@ def cannot(spec: AdapterSpec) -> tuple[str, ...]:
     start = expressible.start_of(spec)
     return (
         *expressible.lora_only(spec, NAME),
+        *expressible.experts(spec, NAME),
         *expressible.optimizers(spec, NAME, ()),
         *((f"{NAME} has LoRA's default start alone, not {spec.variant}'s",) if start != expressible.FRESH else ()),
     )
@@ -62,7 +63,6 @@ def config(order: Order, arguments: dict[str, Any], dtype: str) -> dict[str, Any
         "model_name_or_path": order.model,
         **({"model_revision": order.base.revision} if order.base.revision else {}),
         "dtype": dtype,
-        "attn_implementation": "sdpa",
         **_quantized(order.quantize),
         **_adapter(order.spec),
         "dataset_name": TOKENS,

@@ -21,6 +21,7 @@ def cannot(spec: AdapterSpec, serve: str | None) -> tuple[str, ...]:
     found = [
         *expressible.everywhere(spec, serve),
         *expressible.lora_only(spec, NAME),
+        *expressible.experts(spec, NAME),
         *expressible.ends_only(spec, NAME),
         *expressible.optimizers(spec, NAME, ()),
     ]

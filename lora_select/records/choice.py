@@ -84,7 +84,9 @@ class Spectra:
     notes: tuple[str, ...]
     """What had to be done otherwise than asked, such as a microbatch run in halves."""
     fused_experts: Mapping[str, int] = field(default_factory=dict)
-    """Expert weights that one tensor of a layer holds, which get no adapter: name -> parameters."""
+    """Expert weights that one tensor of a layer holds, which the pass does not measure: name -> parameters."""
+    expert_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Their shapes (experts, m, n) or (experts, n, m); empty in records of earlier versions, where they get no adapter."""
     model_parameters: int = 0
     """Of the whole model, 0 where it was not counted."""
 
@@ -210,6 +212,8 @@ class Constraints:
     claims: Mapping[str, bool] = field(default_factory=dict)
     race_budget: float = 0.0
     """What a race may train on, as a share of the planned training; 0: no race."""
+    adapt_experts: bool = True
+    """Whether expert weights in one tensor get an adapter too, where PEFT has one."""
     prefer_retention: bool = False
     """Whether what forgets at most half as much is taken within one standard error of the best loss, and not within 1 % alone."""
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from lora_select.errors import InputError
@@ -25,7 +25,7 @@ MLP_KINDS = frozenset(
 class Candidate:
     """A variant at a size on some layers. `key` names it in records and MLflow: `<variant>-<targets>-r<r>`.
 
-    `others` are names of layers that get no adapter.
+    `others` are names of layers that get no adapter, `experts` the shapes (experts, m, n) of expert tensors that get one.
     """
 
     variant: Variant
@@ -33,6 +33,7 @@ class Candidate:
     target_modules: tuple[str, ...]
     layers: tuple[LayerSpectra, ...]
     others: tuple[str, ...] = ()
+    experts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -46,9 +47,10 @@ class Candidate:
 
     @property
     def num_parameters(self) -> int:
-        """Trainable parameters on all targeted layers."""
+        """Trainable parameters on all targeted layers and experts; each expert has factors of its own."""
         shapes = ((layer.out_features, layer.in_features) for layer in self.layers)
-        return self.variant.shared_parameters + sum(self.variant.num_parameters(shape) for shape in shapes)
+        layers = self.variant.shared_parameters + sum(self.variant.num_parameters(shape) for shape in shapes)
+        return layers + sum(count * self.variant.num_parameters((m, n)) for count, m, n in self.experts.values())
 
     @property
     def capacity_bits(self) -> float:

@@ -1,13 +1,16 @@
 """What rules a candidate out, in sentences: the user's words, the hard filter, and the capacity floor of the rank."""
 
+import dataclasses
 import difflib
 import math
+from collections.abc import Sequence
 
 from lora_select.errors import InputError
-from lora_select.records import Constraints, DatasetProfile
+from lora_select.records import Constraints, DatasetProfile, Spectra
 from lora_select.selection.candidates import TARGETS, Candidate, context_of
+from lora_select.serving import ENGINES
 from lora_select.variants import VARIANTS, offered, support
-from lora_select.variants.base import has_rank
+from lora_select.variants.base import Variant, has_rank
 
 FLOOR_FACTOR = 5.0
 """The rank floor over the break-even rank. Open: never the choice, only a floor."""
@@ -72,6 +75,25 @@ def violations(candidate: Candidate, inputs: Constraints) -> list[str]:
             f"it has {candidate.num_parameters:,} parameters, above `max_parameters` {inputs.max_parameters:,}"
         )
     return found
+
+
+def with_experts(candidates: Sequence[Candidate], spectra: Spectra, inputs: Constraints) -> tuple[Candidate, ...]:
+    """The candidates, those that can with the model's expert tensors."""
+    found = spectra.expert_shapes
+    return tuple(dataclasses.replace(c, experts={} if experts_left(c.variant, inputs) else found) for c in candidates)
+
+
+def experts_left(variant: Variant, inputs: Constraints) -> str:
+    """Why expert weights in one tensor get no adapter of this variant; empty where they get one."""
+    if not inputs.adapt_experts:
+        return "`selection.adapt_experts` is false"
+    if not variant.adapts_experts:
+        return f"PEFT takes plain LoRA to them and not {variant.name}"
+    if inputs.serve is not None and ENGINES[inputs.serve].form != "merged":
+        return f"{ENGINES[inputs.serve].title} is given adapters of linear layers alone; --serve merged takes them"
+    if inputs.quantized_base is not None:
+        return f"on an {inputs.quantized_base} base that was never tried"
+    return "ZeRO-3 splits them, and that was never tried" if inputs.zero_stage == 3 else ""
 
 
 def rank_floor(candidate: Candidate, profile: DatasetProfile) -> float:

@@ -1,13 +1,15 @@
 """A decision in sentences: the answer first, then why, then the evidence. Terms of our own are defined where they first appear."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from lora_select.records import CandidateScore, Constraints, DatasetProfile, Decision, Spectra
 from lora_select.selection.calibration import LONG_RATE, Calibration, model_factor, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
-from lora_select.selection.constraints import rank_floor
+from lora_select.selection.constraints import experts_left, rank_floor
 from lora_select.selection.findings import Verdict, gain, shift
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate, lora_displacement, published_rate
+from lora_select.selection.placement import target_parameters
 from lora_select.selection.prediction import PREDICTED_GAIN
 from lora_select.selection.race import Raced
 from lora_select.selection.scoring import Scored
@@ -131,7 +133,7 @@ def _list(title: str, lines: Sequence[str], more: int = 0) -> str:
     return "\n".join([f"{title}:", *(f"  - {line}" for line in lines), *tail])
 
 
-EXPERTS = "The experts are not adapted"
+EXPERTS = "The experts are "
 """How the sentence begins that must not be overlooked."""
 PREDICTED = "Predicted: "
 RULED_OUT = " candidates were ruled out by constraints or by what the config names."
@@ -143,7 +145,7 @@ SIGNAL = "The gradient's signal"
 def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
     """Why this choice: the variant, how the race went, the learning rate, the expected gain; then what was measured."""
     return (
-        *_about_experts(spectra),
+        *_about_experts(verdict, spectra, inputs),
         _about_variant(verdict, inputs),
         *_about_race(verdict),
         _about_learning_rate(verdict, inputs),
@@ -300,16 +302,22 @@ def _about_shares(verdict: Verdict) -> str:
     )
 
 
-def _about_experts(spectra: Spectra) -> tuple[str, ...]:
+def _about_experts(verdict: Verdict, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
     if not spectra.fused_experts:
         return ()
+    choice = verdict.choice.candidate
     count = sum(spectra.fused_experts.values())
     share = f", {count / spectra.model_parameters:.0%} of the model" if spectra.model_parameters else ""
-    names = sorted({name.rpartition(".")[2] for name in spectra.fused_experts})
-    return (
-        f"{EXPERTS}: {count:,} parameters{share}. Each layer holds them in one tensor ({', '.join(names)}), whose "
-        "gradients the pass does not separate.",
-    )
+    names = ", ".join(target_parameters(spectra.fused_experts))
+    what = f"{count:,} parameters{share}. Each layer holds them in one tensor ({names})"
+    if choice.experts:
+        own = dataclasses.replace(choice, layers=()).num_parameters
+        return (
+            f"{EXPERTS}adapted too: {what}, and {own:,} trained parameters are theirs. They were not measured: their gradients "
+            "come in one tensor, which the pass does not separate.",
+        )
+    left = experts_left(choice.variant, inputs) if spectra.expert_shapes else "this record does not hold their shapes"
+    return (f"{EXPERTS}not adapted: {what}; {left}.",)
 
 
 def _about_candidates(verdict: Verdict) -> str:

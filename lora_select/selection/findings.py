@@ -9,7 +9,7 @@ from lora_select.selection.calibration import rate_shift, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.constraints import rank_floor
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate
-from lora_select.selection.placement import target_modules
+from lora_select.selection.placement import target_modules, target_parameters
 from lora_select.selection.prediction import predicted_gain, raced_gain
 from lora_select.selection.race import Raced
 from lora_select.selection.scoring import Scored
@@ -35,12 +35,15 @@ class Verdict:
 def spec(candidate: Candidate, inputs: Constraints) -> AdapterSpec:
     """What the worker builds."""
     names = [layer.name for layer in candidate.layers]
+    placed = {"target_modules": target_modules(names, candidate.others), "task_type": "CAUSAL_LM"}
+    if candidate.experts:
+        placed["target_parameters"] = target_parameters(candidate.experts)
     return candidate.variant.spec(
         targets=candidate.targets,
         target_modules=candidate.target_modules,
         learning_rate=inputs.learning_rate or learning_rate(candidate, inputs.planned_steps),
         num_parameters=candidate.num_parameters,
-        placed={"target_modules": target_modules(names, candidate.others), "task_type": "CAUSAL_LM"},
+        placed=placed,
     )
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def target_modules(adapted: Sequence[str], others: Sequence[str]) -> list[str] | str:
@@ -21,6 +21,11 @@ def target_modules(adapted: Sequence[str], others: Sequence[str]) -> list[str] |
     if any(re.fullmatch(pattern, name) for name in others):
         pattern = "|".join(map(re.escape, sorted(adapted)))
     return pattern
+
+
+def target_parameters(experts: Iterable[str]) -> list[str]:
+    """The ends of the expert tensors' names, with the module that holds them: `experts.down_proj`."""
+    return sorted({".".join(name.split(".")[-2:]) for name in experts})
 
 
 def _caught(others: Sequence[str], ends: Sequence[str]) -> bool:

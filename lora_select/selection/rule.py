@@ -7,7 +7,7 @@ from lora_select import records
 from lora_select.errors import InputError
 from lora_select.records import CandidateScore, Constraints, DatasetProfile, Decision, Race, Spectra
 from lora_select.selection.candidates import ALL_LINEAR, MLP_ONLY, TARGETS, enumerate_candidates
-from lora_select.selection.constraints import check_names, claims_in_force, contradictions
+from lora_select.selection.constraints import check_names, claims_in_force, contradictions, with_experts
 from lora_select.selection.explanation import passed_over, reasons
 from lora_select.selection.findings import Verdict, evidence, spec, spec_of
 from lora_select.selection.learning_rate import REFERENCE_RANK
@@ -115,7 +115,8 @@ def _open(
     """All candidates with their scores, those that are allowed, the reference among them, and whether the claim is on."""
     check_names(inputs)
     claim = claims_in_force(inputs)["tangent_share_predicts_short_runs"]
-    scored = score_all(enumerate_candidates(spectra, inputs.r, inputs.variant), profile, spectra, inputs)
+    candidates = with_experts(enumerate_candidates(spectra, inputs.r, inputs.variant), spectra, inputs)
+    scored = score_all(candidates, profile, spectra, inputs)
     allowed = [item for item in scored if not item.faults]
     if not allowed:
         raise InputError(_nothing_left(scored, inputs))

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from lora_select.serving import llamacpp, merged, mlx, ollama, sglang, vllm
 from lora_select.serving.engine import Engine, Form, ServedAdapter
-from lora_select.serving.folder import PeftFolder, beside, departures, faults, read_folder
+from lora_select.serving.folder import MERGED_ALONE, PeftFolder, beside, departures, faults, read_folder
+
+WAY = "`lora-select export` writes the form that all of them take"
 
 ENGINES: Mapping[str, Engine] = {
     engine.name: engine
@@ -107,12 +109,11 @@ def warnings(folder: PeftFolder, engine: str | None = None) -> tuple[str, ...]:
         stops = [one.title for one in engines if field in one.refuses]
         then = [f"dropped in silence by {', '.join(drops)}"] if drops else []
         then += [f"refused by {', '.join(stops)}"] if stops else []
+        way = "`lora-select export --to merged` holds it" if field in MERGED_ALONE else WAY
         if then:
-            found.append(f"{sentence}: {'; '.join(then)}. `lora-select export` writes the form that all of them take")
+            found.append(f"{sentence}: {'; '.join(then)}. {way}")
         elif engine is None and not any(field in one.ignores | one.refuses for one in ENGINES.values()):
-            found.append(
-                f"{sentence}, and no engine was tried with it. `lora-select export` writes the form that all of them take"
-            )
+            found.append(f"{sentence}, and no engine was tried with it. {way}")
     return tuple(found)
 
 

@@ -14,6 +14,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "kasa")
 """Inits of PEFT that change the base's weights when they are made, or that leave another start when PEFT loads the folder."""
 BESIDE = ("lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
+MERGED_ALONE = frozenset({"modules_to_save", "trainable_token_indices", "target_parameters"})
+"""What no LoRA of linear layers holds: only the merged model has it."""
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
 PREFIX = "base_model.model."
 """What PEFT puts before the base model's own names."""
@@ -47,6 +49,13 @@ class PeftFolder:
     def rank(self, layer: str) -> int:
         """The rank r of a layer, by PEFT's rule for patterns: the first key that is a suffix from a dot on."""
         return int(_by_pattern(self.config.get("rank_pattern"), layer, self.config["r"]))
+
+    def of_experts(self, layer: str) -> bool:
+        """Whether its factors are those of a tensor of experts (`target_parameters`), r of each expert; nested for the second tensor on."""
+        holders = {name.rpartition(".")[0] for name in self.config.get("target_parameters") or ()}
+        while layer.endswith(".base_layer"):
+            layer = layer.removesuffix(".base_layer")
+        return any(layer == holder or layer.endswith(f".{holder}") for holder in holders)
 
     def scale(self, layer: str) -> float:
         """The factor before B A of a layer: alpha / r, or alpha / sqrt(r) for rsLoRA."""
@@ -98,6 +107,11 @@ def beside(folder: PeftFolder) -> tuple[str, ...]:
     if saved:
         found.append(
             f"`modules_to_save` {sorted(saved)}: whole modules were trained beside the adapter, which no LoRA holds; use --to merged"
+        )
+    if folder.config.get("target_parameters"):
+        found.append(
+            f"`target_parameters` {sorted(folder.config['target_parameters'])}: experts in one tensor were trained, which no LoRA of linear "
+            "layers holds; use --to merged"
         )
     if folder.config.get("trainable_token_indices"):
         found.append(
@@ -167,7 +181,7 @@ def _lora_faults(folder: PeftFolder) -> list[str]:
         r = folder.rank(layer)
         if set(pair) != {"A", "B"}:
             found.append(f"{layer} has factor {''.join(pair)} alone")
-        elif pair["A"][0] != r or pair["B"][1] != r:
+        elif (pair["A"][0] != r or pair["B"][1] != r) and not folder.of_experts(layer):
             found.append(f"{layer} has factors of rank {pair['A'][0]} and {pair['B'][1]}, and {CONFIG} says r {r}")
         if not _is_target(folder.config, layer):
             found.append(f"{layer} has factors, and `target_modules` does not name it, so PEFT leaves them out")

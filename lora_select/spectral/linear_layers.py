@@ -46,13 +46,13 @@ def left_out(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str
         if parameter.ndim == 3 and "conv" not in name:
             shape = " x ".join(map(str, parameter.shape))
             what = "expert weights in one tensor" if "expert" in name else "a tensor of three dimensions"
-            reasons[name] = f"{what} ({shape}): only two-dimensional layers are measured and adapted"
+            reasons[name] = f"{what} ({shape}): only two-dimensional layers are measured"
     return reasons
 
 
-def fused_experts(model: nn.Module) -> dict[str, int]:
-    """Expert weights in one three-dimensional tensor: name -> number of parameters."""
-    return {name: p.numel() for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name}
+def fused_experts(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Expert weights in one three-dimensional tensor: name -> shape."""
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name}
 
 
 def nothing_matched(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 Torch is imported inside, so that a run whose stages are all cached never pays for it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,7 @@ def analyze(
     measured = stream(model, batches, {n: m for n, m in chosen.items() if n not in refused}, settings, progress)
     if layers is not None and measured.skipped:
         raise InputError("\n".join(f"layer {name}: {reason}" for name, reason in measured.skipped.items()))
+    experts = fused_experts(model)
     file = folder / "spectra.safetensors"
     save_file(dict(measured.tensors), file)
     return Spectra(
@@ -104,6 +106,7 @@ def analyze(
         seconds=measured.seconds,
         finish_seconds=measured.finish_seconds,
         notes=measured.notes,
-        fused_experts=fused_experts(model),
+        fused_experts={name: math.prod(shape) for name, shape in experts.items()},
+        expert_shapes=experts,
         model_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -18,6 +18,8 @@ def refusal(spec: AdapterSpec, stage: int, quantize: str | None) -> str | None:
     name = spec.optimizer.get("name")
     if stage and name in UNSPLIT_ONLY:
         return f"optimizer {name!r} of variant {spec.variant} needs whole factors, which ZeRO stage {stage} splits"
+    if stage == 3 and spec.peft_arguments.get("target_parameters"):
+        return "experts in one tensor were never trained at ZeRO-3; `selection.adapt_experts=false` leaves them as they are"
     found = support.faults(spec.variant, Constraints(quantized_base=quantize, zero_stage=stage))
     return found[0] if found else None
 

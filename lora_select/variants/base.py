@@ -95,6 +95,8 @@ class Variant(abc.ABC):
     """W(theta) = W at PEFT's start with `peft_arguments`; False where the start moves the function, which the docstring says."""
     cost: ClassVar[Cost] = UNMEASURED
     support: ClassVar[Support] = Support()
+    adapts_experts: ClassVar[bool] = False
+    """Whether PEFT's `target_parameters` takes it to expert weights in one tensor (experts, m, n): its form and start are plain LoRA's."""
     reference_rate: ClassVar[float | None] = None
     """Published rate, taken where no displacement was measured; None: LoRA's reference."""
     rate_source: ClassVar[str] = "of the PEFT project's own MetaMathQA run"

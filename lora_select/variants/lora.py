@@ -20,3 +20,4 @@ class LoRA(RandomRows):
     name = "lora"
     references = ("Hu et al. (2021), LoRA, arXiv 2106.09685",)
     cost = Cost(1.0, 0.0)
+    adapts_experts = True

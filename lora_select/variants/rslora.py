@@ -24,3 +24,4 @@ class RsLoRA(RandomRows):
     cost = Cost(1.0, 0.0, "as LoRA: the same layer with another constant")
     alpha = 8
     rank_stabilised = True
+    adapts_experts = True

@@ -153,6 +153,29 @@ def test_doctor_asks_the_stores_own_port_and_shows_no_password(uri, monkeypatch)
     assert "hunter22" not in str(doctor._prefect())
 
 
+def test_doctor_finds_the_profiles_dead_server_a_home_that_takes_nothing_and_ports(tmp_path, monkeypatch):
+    from lora_select.cli import doctor
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    profile = '[profiles.local]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
+    (tmp_path / "profiles.toml").write_text(f'active = "local"\n{profile}')
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    (server,) = doctor._prefect()
+    assert (server.ok, server.found) == (False, "http://127.0.0.1:9/api does not answer")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file" / "home"))
+    none, home = doctor._prefect()
+    assert (none.ok, home.ok) == (True, False)
+    assert "cannot be written (Not a directory)" in home.found
+    assert [found.ok for found in doctor._ports()] == [True]
+    monkeypatch.setattr(doctor.socket, "create_server", _no_port)
+    assert "no port of 127.0.0.1 can be used (Cannot assign requested address)" in doctor._ports()[0].found
+
+
+def _no_port(*_, **__):
+    raise OSError(99, "Cannot assign requested address")
+
+
 def test_sigterm_ends_a_command_as_python_ends(tmp_path):
     import os
     import signal

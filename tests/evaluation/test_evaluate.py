@@ -218,3 +218,24 @@ def test_tasks_of_the_harness_are_measured_once_for_each_model(material, tmp_pat
     assert (pair.base, pair.difference, pair.rows, pair.unit) == (pair.adapted, 0.0, 4, "of rows")
     monkeypatch.setattr(module, "_load", lambda *_: pytest.fail("a model was loaded again"))
     assert run(material, tmp_path, zero, options=options) == made
+
+
+def test_a_merged_model_in_fewer_bits_is_an_arm_of_its_own(material, tmp_path):
+    """What is left of the gain is told from the same rows; the arm is the merged model as bitsandbytes holds it."""
+    base, _ = material
+    folder = adapter(tmp_path, base, strength=0.3)
+    plain = run(material, tmp_path, folder)
+    made = run(material, tmp_path, folder, options=dataclasses.replace(OPTIONS, quantized=("int8", "nf4")))
+    assert made.metrics == plain.metrics
+    models.write_merged(models.with_adapter(models.load_model(base.path), folder), base.path, tmp_path / "merged")
+    rows = read_rows(material[1] / "eval_tokens.parquet")
+    exact = made.metrics["loss"].adapted
+    for kind, most in (("int8", 0.02), ("nf4", 0.2)):
+        held = models.load_model(str(tmp_path / "merged"), quantize=kind)
+        losses = module.row_losses(held, rows, 3, 8, "cpu")
+        found = made.against[f"merged_{kind}"]["loss"]
+        assert found.base == pytest.approx(sum(losses) / sum(module.label_counts(rows)), rel=1e-5)
+        assert 0 < abs(found.base - exact) < most
+    assert not list((tmp_path / "out").glob(".merged-*"))
+    gain = made.metrics["loss"].adapted < made.metrics["loss"].base
+    assert sum("of the adapter's gain in loss is left" in note for note in made.notes) == 2 * gain

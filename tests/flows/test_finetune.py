@@ -1,12 +1,14 @@
 """The whole line on a tiny model, as a person runs it: own processes, real Prefect, real MLflow, real ranks."""
 
 import contextlib
+import http.server
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -216,7 +218,25 @@ def test_bad_input_is_one_sentence_and_code_2_before_anything_starts(place, monk
 
 def test_an_unreachable_prefect_is_one_sentence(place, monkeypatch, capsys):
     said = refused(place, monkeypatch, capsys, PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert "the Prefect server at PREFECT_API_URL=http://127.0.0.1:9/api does not answer" in said
+    assert "the Prefect server at http://127.0.0.1:9/api" in said
+    assert "does not answer" in said
+
+
+def test_a_dead_server_of_the_profile_an_address_without_api_and_a_home_that_takes_nothing(
+    place, monkeypatch, capsys, tmp_path
+):
+    """As Prefect itself reads its settings; a home below a file can be written by nobody, root included."""
+    profile = '[profiles.local]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
+    (tmp_path / "profiles.toml").write_text(f'active = "local"\n{profile}')
+    assert "does not answer" in refused(place, monkeypatch, capsys, PREFECT_HOME=str(tmp_path))
+    (tmp_path / "file").touch()
+    said = refused(place, monkeypatch, capsys, PREFECT_HOME=str(tmp_path / "file" / "home"))
+    assert "cannot be written (Not a directory); set PREFECT_HOME" in said
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = refused(place, monkeypatch, capsys, PREFECT_API_URL=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert "its address ends in /api" in said
 
 
 @pytest.mark.slow

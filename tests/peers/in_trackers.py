@@ -31,11 +31,16 @@ def main(model: str, folder: Path) -> None:
         peft_config=peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )  # fmt: skip
     seen = callbacks.watch(trainer, validation=rows[:4], every=1, reference_tokens=256)
+    chosen = [{"prompt": f"tell {n}", "completion": " yes yes yes"} for n in range(8)]
+    small = {"task_tokens": 400, "reference_tokens": 600, "judging_units": 4}
+    kept = callbacks.retain(trainer, rows=rows, kept=chosen, out=folder / "kept", base=model, **small)
     trainer.train()
     import wandb
 
     wandb.finish()
-    print(json.dumps({"seen": seen.history, "tensorboard": of_board(folder / "board"), "wandb": of_wandb(folder)}))
+    assert kept.made is not None
+    told = {"seen": seen.history, "table": callbacks.table(kept.made)}
+    print(json.dumps(told | {"tensorboard": of_board(folder / "board"), "wandb": of_wandb(folder)}))
 
 
 def dataset_of(rows):

@@ -17,8 +17,15 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import quantised
+from benchmarks.peers.base_gguf import write_base_gguf
 from lora_select import models, serving
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.evaluation.model_losses import row_losses
 from lora_select.export.command import export
+from lora_select.retention import filter as filtering
+from lora_select.retention import forms, moments
+from lora_select.retention.bench import filter_updates
 from lora_select.variants import named
 
 pytestmark = pytest.mark.peers
@@ -38,10 +45,10 @@ ADAPTERS = {
 WHOLE = {"dora": 64}
 """Ranks at which the export is exact: DoRA's update has every rank that its layer has."""
 CASES = [
-    *((name, "tiny") for name in ADAPTERS),
-    *((name, "sample:smollm2-135m-instruct") for name in ("lora", "pissa")),
+    *((name, "tiny") for name in (*ADAPTERS, "filtered")),
+    *((name, "sample:smollm2-135m-instruct") for name in ("lora", "pissa", "filtered")),
 ]
-"""The real model takes a minute each: one plain, one converted."""
+"""The real model takes a minute each: one plain, one converted, one filtered."""
 
 
 def in_env(tool: str, script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -76,6 +83,30 @@ def saved(base: Path, folder: Path, name: str, r: int = 4):
     return models.with_adapter(models.load_model(str(base)), folder)
 
 
+def filtered(base: Path, folder: Path, r: int = 4):
+    """Plain LoRA whose directions that "general" tokens use are taken back, written as retention writes it, and the loaded model."""
+    saved(base, folder.with_name("raw"), "lora", r)
+    model = models.load_model(str(base))
+    form = forms.read(folder.with_name("raw"), model, load_base=lambda: model)
+    layers = {name: module for name, module in forms.linear_modules(model).items() if name in form.updates}
+    task, general = (moments.stream(model, layers, token_rows(base, *bounds), 3) for bounds in ((4, 60), (60, 260)))
+    pairs, _, left = filtering.pairs(task, [general])
+    assert not left
+    shared: dict[str, list[str]] = {}
+    for name in form.updates:
+        shared.setdefault(task.owner[name], []).append(name)
+    new, written = forms.loadable(form, filter_updates(form.updates, pairs, shared, 0.5))
+    forms.write(form, new, folder, str(base), written)
+    return models.with_adapter(models.load_model(str(base)), folder)
+
+
+def token_rows(base: Path, low: int, high: int) -> list[TokenRow]:
+    """Twice as many tokens as the widest input has directions."""
+    count = 2 * int(json.loads((base / "config.json").read_text())["intermediate_size"]) // 64
+    ids = torch.randint(low, high, (count, 64), generator=torch.Generator().manual_seed(low)).tolist()
+    return [TokenRow(f"{low}-{n}", tuple(row), (True,) * 64) for n, row in enumerate(ids)]
+
+
 def prompts(base: Path) -> list[list[int]]:
     size = int(json.loads((base / "config.json").read_text())["vocab_size"])
     return torch.randint(4, size, (PROMPTS, 12), generator=torch.Generator().manual_seed(1)).tolist()
@@ -88,41 +119,6 @@ def expected(model, ids) -> tuple[np.ndarray, list[list[int]]]:
         for _ in range(NEW):
             told = torch.cat([told, model(input_ids=told).logits[:, -1:].argmax(-1)], dim=1)
     return logits.numpy(), told[:, -NEW:].tolist()
-
-
-def write_base_gguf(base: Path, file: Path) -> Path:
-    """A Llama in float32 without a vocabulary: the engine is handed ids."""
-    import gguf
-    from safetensors.torch import load_file
-
-    config = json.loads((base / "config.json").read_text())
-    heads, keys = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_tokenizer_model("none")
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_context_length(512)
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(keys)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    rope = config.get("rope_parameters") or {}
-    writer.add_rope_freq_base(float(rope.get("rope_theta", config.get("rope_theta", 10000.0))))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    for weights in sorted(base.glob("*.safetensors")):
-        for name, tensor in load_file(weights).items():
-            count = heads if "q_proj" in name else keys if "k_proj" in name else None
-            if count is not None:
-                # the reference's own words: undo the rotation halves, head by head
-                tensor = torch.cat([torch.stack(head.chunk(2), 1).flatten(0, 1) for head in tensor.chunk(count)])
-            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.float().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +159,7 @@ def judged(tool: str, base: Path, adapter: Path | None, model, ids, tmp_path: Pa
 def test_the_engine_computes_the_exported_adapter_needs_peers(bases, tmp_path, tool, name, source):
     base, gguf = bases(source)
     folder = tmp_path / "peft"
-    reference = saved(base, folder, name)
+    reference = filtered(base, folder) if name == "filtered" else saved(base, folder, name)
     engine = {"llamacpp": "llama.cpp", "mlx": "mlx"}[tool]
     in_env(tool, "-c", "pass")
     made = export(folder, None, tmp_path / "out", rank=WHOLE.get(name), max_error=1e-4, serve=engine)
@@ -173,6 +169,23 @@ def test_the_engine_computes_the_exported_adapter_needs_peers(bases, tmp_path, t
     assert made.function_change > 0
     assert difference <= TOLERANCE * moved
     assert same >= 0.97  # a tie within the tolerance may fall the other way, and what follows differs
+
+
+def test_a_merged_model_in_llama_cpps_own_bits_is_measured_needs_peers(bases, tmp_path):
+    """Row by row beside the merged model in float32: 8 bits stay near it, 4 bits do not stay as near."""
+    base, _ = bases("tiny")
+    models.write_merged(saved(base, tmp_path / "peft", "lora"), str(base), tmp_path / "merged")
+    rows = token_rows(base, 4, 260)
+    exact = np.array(row_losses(models.load_model(str(tmp_path / "merged")), rows, 3, 4, "cpu"))
+    in_env("llamacpp", "-c", "pass")
+    off = {
+        form: float(
+            np.abs(np.array(quantised.by_llamacpp(tmp_path / "merged", form, PEERS, rows, tmp_path)) - exact).max()
+        )
+        for form in quantised.GGUF
+    }
+    assert 0 < off["Q8_0"] < off["Q4_K_M"] < 0.1 * exact.max()
+    assert off["Q8_0"] < 0.01 * exact.max()
 
 
 @pytest.mark.parametrize(("name", "right"), [("lora", True), ("rslora", False), ("patterns", False), ("pissa", False)])

@@ -1,4 +1,4 @@
-"""What `lora_select.callbacks.watch` measures reaches TensorBoard and W&B (offline) through TRL's own reporters."""
+"""What `lora_select.callbacks` measures while TRL trains, and what the filter keeps after it, reaches TensorBoard and W&B (offline) through TRL's own reporters."""
 
 import json
 
@@ -21,3 +21,10 @@ def test_trl_s_reporters_hold_what_was_measured_needs_peers(tiny_model_folder, t
             assert [step for step, _ in held] == [step for step, _ in measured]
             assert [value for _, value in held] == pytest.approx([value for _, value in measured], abs=1e-6)
         assert len(set(measured)) == 4
+    assert {"eval_retained_prose_raw", "eval_retained_prose_served"} < set(found["table"])
+    for name, value in found["table"].items():
+        for tracker in ("tensorboard", "wandb"):
+            ((step, held),) = found[tracker][f"eval/{name.removeprefix('eval_')}"]
+            assert (step, held) == (3, pytest.approx(value, abs=1e-6))
+    for folder in ("adapter", "adapter-raw"):
+        assert (tmp_path / "kept" / folder / "adapter_model.safetensors").is_file()

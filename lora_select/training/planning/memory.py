@@ -8,6 +8,7 @@ over (padding included), s bytes a number of the base's precision.
                  keeps back what is gathered ahead of use and not what is used]
     adapter      4 A of parameters; gradients 4 A, / N from ZeRO-2; two moments 8 A, / N from ZeRO-1 [2], with a master copy of
                  4 A / N there; 0 where offloaded
+    experts      s P at most where PEFT adapts experts in one tensor: W + s B A is a tensor of its own in each forward pass
     activations  T L e s, with e = 6 d + a + f the numbers that a block keeps for its backward pass (below); with checkpointing
                  T L d s and one block whole [3, section 5]
     logits       three copies of at most 2^24 numbers (`loss.CHUNK_ELEMENTS`) in float32, or of label tokens x V if those are fewer;
@@ -86,6 +87,7 @@ def parts(base: BaseModel, spec: AdapterSpec, setting: Setting) -> dict[str, flo
         "adapter": _adapter(spec.num_parameters, setting) / GIB,
         "activations": _activations(base, spec, setting) / GIB,
         "heap": _heap(base, spec, setting) / GIB,
+        "experts": _experts(base, spec, setting) / GIB,
         "logits": 3 * 4 * _logits(base, setting) / GIB,
     }
 
@@ -126,6 +128,10 @@ def _adapter(parameters: int, setting: Setting) -> float:
 def optimizer_bytes(parameters: int, stage: int, ranks: int) -> float:
     """Bytes of the moments, and from ZeRO-1 on of the master copy, that a rank keeps."""
     return 8 * parameters if stage == 0 else (8 + 4) * parameters / ranks
+
+
+def _experts(base: BaseModel, spec: AdapterSpec, setting: Setting) -> float:
+    return BYTES[setting.precision] * base.num_parameters if spec.peft_arguments.get("target_parameters") else 0.0
 
 
 def _activations(base: BaseModel, spec: AdapterSpec, setting: Setting) -> float:

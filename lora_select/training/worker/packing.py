@@ -69,8 +69,14 @@ def enabled(model: Any) -> bool:
 
 
 def disable(model: Any) -> None:
-    """Back to plain SDPA."""
-    model.set_attn_implementation("sdpa")
+    """Back to plain SDPA; a model without it was never changed."""
+    if has_sdpa(model):
+        model.set_attn_implementation("sdpa")
+
+
+def has_sdpa(model: Any) -> bool:
+    """Whether transformers runs the architecture by SDPA; gpt-oss's attention sinks have no place in it, and would be lost in silence."""
+    return bool(getattr(model, "_supports_sdpa", True))
 
 
 def packed_attention(
@@ -135,6 +141,8 @@ def refusal(model: Any, vocab_size: int) -> str | None:
         model: the model that will be trained, adapter included.
         vocab_size: random ids are drawn below it.
     """
+    if not has_sdpa(model):
+        return f"rows are padded, not packed: {type(model).__name__} has no SDPA attention"
     try:
         enable(model)
         difference = largest_difference(model, vocab_size)

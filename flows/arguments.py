@@ -10,7 +10,7 @@ from lora_select.address import masked
 from lora_select.cli.ending import exit_code
 from lora_select.config import load
 from lora_select.environment import unwritable
-from lora_select.errors import InputError
+from lora_select.errors import InputError, WorldError
 from lora_select.pipeline.run import check
 
 
@@ -27,7 +27,15 @@ def run_from_command_line(flow: Callable[..., object], description: str, *, may_
         check(load(known.config, overrides))
         settings = Settings()
         prefect_answers(settings.api.url, settings.home)
-        flow(**vars(known), overrides=overrides)
+        try:
+            flow(**vars(known), overrides=overrides)
+        except RuntimeError as error:
+            if "ephemeral Prefect API server" not in str(error):
+                raise
+            raise WorldError(
+                "Prefect's temporary server did not answer in time, as on a machine that is busy: run the same command again, let "
+                "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS be longer, or use `lora-select finetune`, which needs no server"
+            ) from error
 
     return exit_code(command)
 

@@ -41,6 +41,7 @@ def environment(folder: Path) -> dict[str, str]:
         "PREFECT_HOME": str(folder / "prefect"),
         "LORA_SELECT_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",
     }
     made.pop("PREFECT_API_URL", None)
     return made

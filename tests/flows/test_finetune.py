@@ -104,6 +104,13 @@ def test_bad_input_is_code_2_of_the_process(place):
     assert "Traceback" not in said
 
 
+def test_a_temporary_server_that_does_not_answer_in_time_is_one_sentence(place):
+    folder, environment = place
+    said = run((folder, environment | {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "1"}), code=1)
+    assert said.count("error: Prefect's temporary server did not answer") == 1
+    assert "Traceback" not in said
+
+
 def test_every_stage_leaves_its_record(place, first):
     assert all((latest(place) / f"{name}.json").is_file() for name in NAMES)
     assert record(place, "proof")["passed"]

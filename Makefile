@@ -28,7 +28,7 @@ test-slow: $(STAMP)
 test-faults: $(STAMP) ## some faults need root (a full tmpfs, a memory limit); writes the table in docs/operations.md
 	LORA_SELECT_FAULT_TABLE=docs/operations.md $(BIN)/python -m pytest -m fault --timeout 1200 tests/faults
 	$(BIN)/python -m pytest -m fault --timeout 900 tests/training
-	LORA_SELECT_FAULT_TABLE=docs/operations.md $(BIN)/python -m pytest -m fault --timeout 600 tests/audit
+	LORA_SELECT_FAULT_TABLE=docs/operations.md $(BIN)/python -m pytest -m fault --timeout 1800 tests/audit
 
 test-server: $(STAMP)
 	$(BIN)/python -m pytest -m server --timeout 1200

@@ -20,7 +20,7 @@ from lora_select.audit.books import chain
 from lora_select.tracking import registry
 from lora_select.tracking.store import prepare
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800)]
 
 
 class Cable:

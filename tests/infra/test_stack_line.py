@@ -23,8 +23,8 @@ from lora_select.cli.main import main
 from lora_select.tracking import registry
 from lora_select.tracking.store import prepare
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(3000)]
-PATIENCE_S = 900
+pytestmark = [pytest.mark.server, pytest.mark.timeout(9000)]
+PATIENCE_S = 2400
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from lora_select.errors import InputError, WorldError
 from lora_select.pipeline import history, workspace
 from lora_select.pipeline.stage import Place
 from lora_select.pipeline.stages import judge
+from lora_select.tracking.entries import of
 
 
 def finished(root, name, key, make):
@@ -69,6 +70,7 @@ def test_each_seed_is_measured_on_the_same_rows(measured):
     assert found == outcome.record
     assert place.record == outcome.ref.digest
     assert (found.seeds, len(set(found.losses)), found.adapters[1]) == ((0, 1, 2), 3, "1" * 64)
+    assert of(found, outcome.folder).metrics["seed_noise"] == found.asked
     rows = json.loads((outcome.folder / found.rows_file.path).read_text())
     assert sum(rows["2"]) / sum(rows["labels"]) == pytest.approx(found.losses[2])
     assert found.interval[0] < found.ratio < found.asked

@@ -61,7 +61,7 @@ def test_every_record_reaches_a_run_and_twice_is_once(store, folder):
     assert len(store.client.get_metric_history(run_id, "eval/loss/adapted")) == 1
     found = artifacts(store, run_id)
     assert {f"records/{label}.json" for label in names.LABELS.values()} - set(found) == {
-        f"records/{name}.json" for name in ("base_model", "race", "probe", "costs", "evidence", "cost")
+        f"records/{name}.json" for name in ("base_model", "race", "probe", "costs", "evidence", "seed-noise", "cost")
     }
     assert {"adapter/adapter_model.safetensors", "report/report.html", "report/figures/loss.svg"} <= set(found)
     assert {"tables/candidates.json", "tables/samples.json", "decision.md", "dataset/rejected.jsonl"} <= set(found)

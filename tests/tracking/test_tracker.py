@@ -92,6 +92,7 @@ def test_a_whole_run(undisturbed):
         "probe",
         "costs",
         "evidence",
+        "seed-noise",
         "cost",
     }
     assert {status for status, *_ in undisturbed.values()} == {"FINISHED"}

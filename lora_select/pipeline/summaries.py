@@ -120,7 +120,9 @@ def _(record: Adapter) -> str:
     looks = record.validation
     told = [] if looks is None else [f"on {looks.rows} rows kept from training step {looks.chosen_step} was best"]
     if looks and looks.base_was_best:
-        told = [f"DO NOT TRAIN: on {looks.rows} rows kept from training the base model was better than the adapter at every look"]
+        told = [
+            f"DO NOT TRAIN: on {looks.rows} rows kept from training the base model was better than the adapter at every look"
+        ]
     return "\n".join(
         [head, *told, *(f"remedy: {item.failure} at step {item.step}: {item.action}" for item in record.remedies)]
     )

@@ -103,7 +103,12 @@ def test_one_prompt_for_all_is_split_by_row():
 def test_how_many_rows_and_how_often():
     assert kept_rows(23, 0.05) == 0
     assert kept_rows(24, 0.05) == 8
-    assert [kept_rows(count, 0.05, labels) for count, labels in ((24, 1.0), (100, 1.0), (1000, 1.0), (100, 16.0))] == [8, 25, 50, 8]
+    assert [kept_rows(count, 0.05, labels) for count, labels in ((24, 1.0), (100, 1.0), (1000, 1.0), (100, 16.0))] == [
+        8,
+        25,
+        50,
+        8,
+    ]
     assert kept_rows(10**6, 0.05) == 64
     assert kept_rows(1000, 0.0) == 0
     for kept, tokens, steps in ((1_900, 38_000, 30), (640, 10**6, 500), (64, 10**4, 7)):
@@ -120,7 +125,10 @@ def test_looks_come_before_the_first_step_early_and_once_an_epoch():
 
 
 def test_early_looks_end_nothing():
-    points = [Point(step, tuple(float(loss) + 0.01 * row for row in range(8))) for step, loss in ((0, 1), (1, 2), (2, 3), (4, 4))]
+    points = [
+        Point(step, tuple(float(loss) + 0.01 * row for row in range(8)))
+        for step, loss in ((0, 1), (1, 2), (2, 3), (4, 4))
+    ]
     assert not is_over(points, 3, every=4)
     assert is_over([*points, *(Point(step, points[-1].losses) for step in (8, 12))], 3, every=4)
 

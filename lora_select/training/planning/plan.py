@@ -128,9 +128,7 @@ def kept_for_validation(profile: DatasetProfile, share: float) -> int:
     return validation.kept_rows(usable, share, profile.train.label_tokens / max(1, usable))
 
 
-def _validation_every(
-    profile: DatasetProfile, kept: int, rows: int, steps: int, batch: int, epochs: float
-) -> int:
+def _validation_every(profile: DatasetProfile, kept: int, rows: int, steps: int, batch: int, epochs: float) -> int:
     a_row = profile.train.tokens / max(1, rows)
     return validation.steps_between(round(kept * a_row), round(steps * batch * a_row), steps, epochs)
 

@@ -2,7 +2,7 @@
 
 PYTHONPATH=DATA python -m benchmarks.validation
 
-The rows to keep, the looks, the choice and patience are the product's (`lora_select.training.validation`), as are loss, optimizer and schedule; DeepSpeed is
+The rows to keep, the looks (the first before any step), the choice and patience are the product's (`lora_select.training.validation`), as are loss, optimizer and schedule; DeepSpeed is
 left out, as in a race. Other rows, which choose nothing, judge every look and the end of every epoch.
 """
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).parent / "results" / "validation.json"
 TASK, MODEL = "newsgroup", "minilm"
-ROWS, EPOCHS, BATCH = (48, 24, 192), 10, 8
-TIMES, SEEDS = (1.0, 3.0), (0, 1, 2)
+ROWS, EPOCHS, BATCH = (24, 48, 192), 10, 8
+TIMES, SEEDS, LEAST_SD = (1.0, 3.0), (0, 1, 2), 0.02
+AUTO = "auto"
+"""The arm of `epochs: auto`: a constant learning rate, and patience."""
 SHARE, PATIENCE = 0.05, 3
 """The product's defaults."""
 JUDGING = 64
@@ -48,17 +50,19 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
     bench: Bench | None = None
-    for seed, rows, times in ((seed, rows, times) for rows in options.rows for times in TIMES for seed in SEEDS):
-        name = f"{options.task}, {rows} rows, {times:g} times, seed {seed}"
+    asked = [(rows, times, "10") for rows in options.rows for times in TIMES]
+    asked += [(rows, TIMES[0], AUTO) for rows in options.rows]
+    for rows, times, epochs, seed in ((*one, seed) for one in asked for seed in SEEDS):
+        name = f"{options.task}, {rows} rows, {times:g} times, {epochs} epochs, seed {seed}"
         if name not in found:
             bench = bench or Bench(Setting(options.task, MODEL, max(ROWS), 24, BATCH), options.work)
-            found[name] = run(bench, rows, times, seed)
+            found[name] = run(bench, rows, times, seed, auto=epochs == AUTO)
             write_text(FILE, json.dumps(found, indent=1) + "\n")
             print(name, found[name]["chosen"], found[name]["best"], found[name]["last"], flush=True)
     print(*report(found), sep="\n")
 
 
-def run(bench: "Bench", count: int, times: float, seed: int) -> dict[str, Any]:
+def run(bench: "Bench", count: int, times: float, seed: int, *, auto: bool) -> dict[str, Any]:
     """One training: what the kept rows said at each look, and what the judging rows said there and at the end of each epoch."""
     from benchmarks.selection.judging import displacement
     from benchmarks.selection.sweep.candidates import REFERENCE, adapter, candidate
@@ -66,7 +70,9 @@ def run(bench: "Bench", count: int, times: float, seed: int) -> dict[str, Any]:
     from lora_select.selection.calibration import reference_rate, shipped
 
     judging, pad_id = bench.subject.rows.held_out[:JUDGING], bench.subject.pad_id
-    train, kept = validation.split(bench.subject.rows.train[:count], validation.kept_rows(count, SHARE), seed)
+    train, kept = validation.split(
+        bench.subject.rows.train[:count], validation.kept_rows(count, SHARE, labels=1.0), seed
+    )
     steps = total_steps(len(train), EPOCHS, BATCH, None)
     rate = times * reference_rate(steps, shipped(), displacement(bench.table))
     made = candidate("lora", "all-linear", 16, bench.spectra.layers)
@@ -76,9 +82,10 @@ def run(bench: "Bench", count: int, times: float, seed: int) -> dict[str, Any]:
         bench.plan(Run(REFERENCE, rate, seed)),
         epochs=float(EPOCHS),
         total_steps=steps,
-        warmup_steps=max(1, round(0.1 * steps)),
+        warmup_steps=max(1, round(0.1 * (len(train) / BATCH if auto else steps))),
+        lr_schedule="constant" if auto else "cosine",
     )
-    every = validation.steps_between(_tokens(kept), EPOCHS * _tokens(train), steps) if kept else steps
+    every = validation.steps_between(_tokens(kept), EPOCHS * _tokens(train), steps, EPOCHS) if kept else steps
     epochs = {min(steps, math.ceil(epoch * len(train) / BATCH)) for epoch in range(1, EPOCHS + 1)}
     looks: list[validation.Point] = []
     judged: dict[int, list[float]] = {}
@@ -86,14 +93,15 @@ def run(bench: "Bench", count: int, times: float, seed: int) -> dict[str, Any]:
     with trials.adapted(bench.subject.model, spec, plan) as network:
 
         def after(step: int) -> None:
-            due = step % every == 0 or step == steps
+            due = validation.is_due(step, every, steps)
             if due or step in epochs:
                 network.eval()
                 judged[step] = row_losses(network, judging, pad_id, 16, "cpu")
-                if due and kept and not validation.is_over(looks, PATIENCE):
+                if due and kept and not validation.is_over(looks, PATIENCE, every):
                     looks.append(validation.Point(step, tuple(row_losses(network, kept, pad_id, 16, "cpu"))))
                 network.train()
 
+        after(0)
         done = len(trials.train(network, spec, plan, train, pad_id, after))
     last = looks[-1].step if looks else max(judged)
     chosen = best.step if (best := validation.best(looks)) else last
@@ -129,7 +137,7 @@ def report(found: Mapping[str, Any]) -> list[str]:
     for name, run in found.items():
         alike = [other for key, other in found.items() if key.rsplit(",", 1)[0] == name.rsplit(",", 1)[0]]
         bests = [other["judged"][str(other["best"])] for other in _texts(alike)]
-        sd = statistics.stdev(bests) if len(bests) > 1 else math.nan
+        sd = max(LEAST_SD, statistics.stdev(bests)) if len(bests) > 1 else math.nan
         [run] = _texts([run])
         judged = run["judged"]
         chosen, best, last = (judged[str(run[key])] for key in ("chosen", "best", "last"))

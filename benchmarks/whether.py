@@ -1,4 +1,4 @@
-"""Whether a training will gain, told beforehand: MiniLM as a classifier over rows, shuffled labels and wrong learning rates; resumable.
+"""Whether a training will gain, told beforehand: MiniLM's last layer as a classifier over rows, shuffled labels and wrong learning rates; resumable.
 
 PYTHONPATH=DATA python -m benchmarks.whether             # trains what is missing, then judges
 PYTHONPATH=DATA python -m benchmarks.whether --judge     # trains nothing
@@ -8,7 +8,7 @@ the model (the sum of its learning rates times LoRA's displacement). A training 
 """
 
 import argparse
-import dataclasses
+import functools
 import json
 import math
 import platform
@@ -27,13 +27,14 @@ from lora_select.training.worker.batches import total_steps
 from lora_select.training.worker.loop import learning_rate
 
 if TYPE_CHECKING:
-    from benchmarks.selection.sweep.runner import Bench
+    from benchmarks.last_layer import Subject
 
 FILE = Path(__file__).parent / "results" / "whether.json"
 TASKS = ("section-later", "news", "newsgroup")
 ROWS, TIMES, EPOCHS, BATCH = (24, 96, 384), (1.0, 1 / 50, 10.0), 2, 8
 MORE = (("section-later", 1536),)
 """Larger sets, at the shipped learning rate and a fiftieth."""
+HELD_OUT = 128
 SEEDS = 2.0
 """Seed SDs that a gain is above."""
 NAMES = ("rows", "base_loss", "s", "distance")
@@ -46,20 +47,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", action="store_true", help="train nothing")
     parser.add_argument("--most", type=int, default=10**6, help="stop after so many runs")
-    parser.add_argument("--work", type=Path, default=Path("runs/oracle"), help="where spectra are kept")
     options = parser.parse_args()
     known: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {"runs": {}}
     if not options.judge:
-        train(known, options.work, options.most)
+        train(known, options.most)
     print(*judge(known["runs"]), sep="\n")
 
 
-def train(known: dict[str, Any], work: Path, most: int) -> None:
+def train(known: dict[str, Any], most: int) -> None:
     """Every run that is missing, small ones first."""
-    from benchmarks.selection.sweep.runner import Bench
-    from benchmarks.selection.sweep.table import Setting
-
-    bench = Bench(Setting("news", "minilm", 192, 24, BATCH), work)  # its layers and LoRA's displacement are the model's
     wanted = [(task, rows, times) for rows in ROWS for task in TASKS for times in TIMES]
     wanted += [(task, rows, times) for task, rows in MORE for times in TIMES[:2]]
     done = 0
@@ -68,7 +64,7 @@ def train(known: dict[str, Any], work: Path, most: int) -> None:
             name = f"{task}, {rows} rows, {labels} labels, {times:.3g} times"
             if name in known["runs"] or done >= most:
                 continue
-            known["runs"][name] = one(bench, task, rows, labels == "shuffled", times)
+            known["runs"][name] = one(task, rows, labels == "shuffled", times)
             known["machine"] = f"{platform.machine()}, Python {platform.python_version()}"
             known["versions"] = {package: metadata.version(package) for package in ("torch", "transformers", "peft")}
             write_text(FILE, json.dumps(known, indent=1) + "\n")
@@ -76,33 +72,30 @@ def train(known: dict[str, Any], work: Path, most: int) -> None:
             done += 1
 
 
-def one(bench: "Bench", name: str, count: int, shuffled: bool, times: float) -> dict[str, Any]:
-    """One training, and what was known before it."""
-    from benchmarks.selection.judging import displacement
-    from benchmarks.selection.sweep import encoder, tasks
-    from benchmarks.selection.sweep.candidates import REFERENCE, adapter, candidate
-    from benchmarks.selection.sweep.table import Run
+@functools.cache
+def known_rows(task: str, count: int, shuffled: bool) -> "Subject":
+    """The task, loaded once."""
+    from benchmarks.last_layer import subject
 
-    task = tasks.shuffled(tasks.find(name)) if shuffled else tasks.find(name)
-    model, _, pad, rows, _ = encoder.loaded(task, max(*ROWS, count))
-    train_rows, moves = rows.train[:count], displacement(bench.table)
+    return subject(task, count, HELD_OUT, shuffled=shuffled)
+
+
+def one(name: str, count: int, shuffled: bool, times: float) -> dict[str, Any]:
+    """One training, and what was known before it."""
+    from benchmarks.last_layer import plan as planned
+
+    known = known_rows(name, max(*ROWS, count), shuffled)
+    rows, pad, moves = known.train[:count], known.pad_id, known.moves
     steps = total_steps(count, EPOCHS, BATCH, None)
     rate = times * reference_rate(steps, shipped(), moves)
-    made = candidate("lora", "all-linear", 16, bench.spectra.layers)
-    assert made is not None
-    plan = dataclasses.replace(
-        bench.plan(Run(REFERENCE, rate, 0)),
-        epochs=float(EPOCHS),
-        total_steps=steps,
-        warmup_steps=max(1, round(0.1 * steps)),
-    )
-    base = sum(row_losses(model, rows.held_out, pad, 16, "cpu")) / len(rows.held_out)
-    signal, error, noise = gradient(model, train_rows, pad)
-    with trials.adapted(model, adapter(made, rate), plan) as network:
-        losses = trials.train(network, adapter(made, rate), plan, train_rows, pad)
+    plan, spec = planned(rate, 0, count, EPOCHS), known.spec(rate)
+    base = sum(row_losses(known.model, known.held_out, pad, 16, "cpu")) / HELD_OUT
+    signal, error, noise = gradient(known.model, rows, pad)
+    with trials.adapted(known.model, spec, plan) as network:
+        losses = trials.train(network, spec, plan, rows, pad)
         after = math.inf
         if len(losses) == steps:
-            after = sum(row_losses(network.eval(), rows.held_out, pad, 16, "cpu")) / len(rows.held_out)
+            after = sum(row_losses(network.eval(), known.held_out, pad, 16, "cpu")) / HELD_OUT
     return {
         "task": name,
         "rows": count,
@@ -110,7 +103,7 @@ def one(bench: "Bench", name: str, count: int, shuffled: bool, times: float) -> 
         "times": times,
         "rate": rate,
         "steps": steps,
-        "base_loss": round(sum(row_losses(model, train_rows[:128], pad, 16, "cpu")) / min(128, count), 5),
+        "base_loss": round(sum(row_losses(known.model, rows[:128], pad, 16, "cpu")) / min(128, count), 5),
         "signal": signal,
         "signal_se": error,
         "noise": noise,

@@ -170,8 +170,8 @@ class TrainingConfig(Section):
     `packing` lays rows end to end instead of padding them: the loss and the gradients are the same, which every run checks
     on its own model first. `validation` is the share of the training rows (8 to 64 of them) that is kept from training to choose the
     checkpoint; `patience` ends the training after so many looks at them that were worse than the best one, `null` never. Where rows
-    have few labels more are kept, up to a quarter. `epochs: auto` trains at a constant learning rate until patience ends, ten epochs
-    at most; it needs rows to look at.
+    have few labels more are kept, up to a quarter. `epochs: auto` plans ten epochs, ends when patience does, and needs rows to
+    look at.
     """
 
     num_processes: int | Literal["auto"] = "auto"

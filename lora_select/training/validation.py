@@ -16,6 +16,8 @@ LABELS = 32
 """Labels that the kept rows hold where a quarter of the rows has them: a row of one label says little."""
 EARLY = 4
 """Looks before the first regular one, at a half of its step, a quarter, and so on, where training goes over its rows again."""
+AGAIN = 2
+"""Epochs from which training goes over its rows again."""
 MOST_EPOCHS = 10.0
 """The end of `epochs: auto`, where patience does not come first."""
 BUDGET = 0.03
@@ -94,25 +96,27 @@ def _prompt(row: TokenRow) -> str:
 
 
 def steps_between(kept_tokens: int, trained_tokens: int, total_steps: int, epochs: float = 1.0) -> int:
-    """Steps between two looks so that all of them cost at most 3 % of the training, but no more than an epoch has.
+    """Steps between two looks so that all of them, the first and the last too, cost at most 3 % of the training, but no more than an epoch has.
 
     >>> steps_between(1_900, 38_000, 30), steps_between(1_900, 3_800_000, 3_000), steps_between(300, 15_000, 50, epochs=10)
-    (25, 60, 5)
+    (30, 60, 5)
     """
-    a_step = trained_tokens / max(1, total_steps)
-    cheapest = math.ceil(FORWARD_SHARE * kept_tokens / (BUDGET * max(1.0, a_step)))
+    affordable = math.floor(BUDGET * trained_tokens / (FORWARD_SHARE * max(1, kept_tokens)))
+    cheapest = math.ceil(total_steps / max(1, affordable - 1))
     an_epoch = math.floor(total_steps / max(1.0, epochs))
     return max(1, min(an_epoch, max(cheapest, math.ceil(total_steps / 50))))
 
 
-def is_due(done: int, every: int, last: int) -> bool:
+def is_due(done: int, every: int, last: int, epochs: float = 1.0) -> bool:
     """Whether the kept rows are looked at after `done` steps: before the first, every so many, after the last; and early, see `EARLY`.
 
-    >>> [done for done in range(51) if is_due(done, 15, 50)], [done for done in range(31) if is_due(done, 25, 30)]
-    ([0, 1, 3, 7, 15, 30, 45, 50], [0, 25, 30])
+    A look that the last one follows within half of `every` is left out.
+
+    >>> [done for done in range(54) if is_due(done, 15, 53, epochs=3)], [done for done in range(31) if is_due(done, 25, 30)]
+    ([0, 1, 3, 7, 15, 30, 45, 53], [0, 30])
     """
-    early = 2 * every <= last and any(done == every >> half for half in range(1, EARLY + 1))
-    return done in (0, last) or done % every == 0 or early
+    early = epochs >= AGAIN and any(done == every >> half for half in range(1, EARLY + 1))
+    return done in (0, last) or (done % every == 0 and 2 * (last - done) >= every) or early
 
 
 def mean_loss(point: Point, labels: Sequence[int]) -> float:

@@ -53,7 +53,7 @@ def test_ranks_micro_batch_and_accumulation_make_the_batch(machine, changes, exp
 
 def test_so_many_epochs_as_the_kept_rows_want():
     made = plan(epochs="auto", validation=0.05, patience=3)
-    assert (made.epochs, made.lr_schedule, made.patience) == (10.0, "constant", 3)
+    assert (made.epochs, made.lr_schedule, made.patience) == (10.0, "cosine", 3)
     assert made.total_steps == -(-10 * (800 - made.validation_rows) // 16)
     assert made.warmup_steps == 5  # of the first epoch's 48: where the last one ends is not known
     assert made.validation_every <= 48

@@ -119,9 +119,14 @@ def test_how_many_rows_and_how_often():
 
 def test_looks_come_before_the_first_step_early_and_once_an_epoch():
     every = steps_between(8 * 20, 400 * 20, 50, epochs=10)
-    looks = [done for done in range(51) if is_due(done, every, 50)]
+    looks = [done for done in range(51) if is_due(done, every, 50, epochs=10)]
     assert looks == [0, 1, 2, *range(5, 51, 5)]
     assert [done for done in range(31) if is_due(done, 20, 30)] == [0, 20, 30]
+    for kept, count in ((24, 480), (64, 3_000), (64, 100_000)):  # one epoch of 16 rows a step
+        steps = -(-(count - kept) // 16)
+        every = steps_between(kept, count - kept, steps)
+        looks = [done for done in range(steps + 1) if is_due(done, every, steps)]
+        assert looks == [0, steps] or 0.5 * kept * len(looks) <= 0.03 * (count - kept)
 
 
 def test_early_looks_end_nothing():

@@ -85,7 +85,7 @@ def make_plan(
         total_steps=steps,
         warmup_steps=round(warmed * float(wanted["warmup_fraction"])),
         learning_rate=spec.learning_rate,
-        lr_schedule="constant" if auto else wanted["lr_schedule"],
+        lr_schedule=wanted["lr_schedule"],
         weight_decay=float(wanted["weight_decay"]),
         max_grad_norm=float(wanted["max_grad_norm"]),
         checkpoint_every=int(wanted["checkpoint_every"]),
@@ -117,7 +117,7 @@ def make_plan(
     if auto:
         end = f"when {plan.patience} looks were worse than the best" if plan.patience else "at the last of them"
         reasons.append(
-            f"`epochs: auto`: training ends {end}; the learning rate is constant after the warm-up of the first epoch"
+            f"`epochs: auto`: training ends {end}; the schedule is that of {epochs:g} epochs, after the warm-up of the first"
         )
     return _with_measured(dataclasses.replace(plan, reasons=(*reasons, *plan.reasons)), spec, measured)
 

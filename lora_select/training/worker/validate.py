@@ -42,7 +42,7 @@ class Watch:
         """Whether the rows are looked at after `done` steps, and were not yet."""
         plan = self._rank.plan
         seen = any(point.step == done for point in self.points)
-        return bool(self._rows) and not seen and is_due(done, plan.validation_every, plan.total_steps)
+        return bool(self._rows) and not seen and is_due(done, plan.validation_every, plan.total_steps, plan.epochs)
 
     def look(self, done: int) -> float:
         """Measure, write down, keep the parameters if they are the best so far; nats per label token. Called by every rank."""

@@ -1,5 +1,6 @@
 """Rows kept from training choose the checkpoint: the same ones on every rank, ZeRO stage and after a kill."""
 
+import dataclasses
 import json
 
 import pytest

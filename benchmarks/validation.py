@@ -1,8 +1,8 @@
-"""Whether the checkpoint that kept rows choose is the one to keep: MiniLM as a classifier, few rows, ten epochs; resumable.
+"""Whether the checkpoint that kept rows choose is the one to keep: MiniLM's last layer as a classifier, few rows, ten epochs; resumable.
 
 PYTHONPATH=DATA python -m benchmarks.validation
 
-The rows to keep, the looks, the choice and patience are the product's (`lora_select.training.validation`), as are loss, optimizer and schedule; DeepSpeed is
+The rows to keep, the looks (the first before any step), the choice and patience are the product's (`lora_select.training.validation`), as are loss, optimizer and schedule; DeepSpeed is
 left out, as in a race. Other rows, which choose nothing, judge every look and the end of every epoch.
 """
 
@@ -22,13 +22,15 @@ from lora_select.training import trials, validation
 from lora_select.training.worker.batches import total_steps
 
 if TYPE_CHECKING:
-    from benchmarks.selection.sweep.runner import Bench
+    from benchmarks.last_layer import Subject
     from lora_select.data.labels.tokens import TokenRow
 
 FILE = Path(__file__).parent / "results" / "validation.json"
-TASK, MODEL = "newsgroup", "minilm"
-ROWS, EPOCHS, BATCH = (48, 24, 192), 10, 8
-TIMES, SEEDS = (1.0, 3.0), (0, 1, 2)
+TASK = "newsgroup"
+ROWS, EPOCHS, BATCH = (24, 48, 192), 10, 8
+TIMES, SEEDS, LEAST_SD = (1.0, 3.0), (0, 1, 2), 0.02
+CONSTANT = "constant"
+"""The arm at a constant learning rate, which no end of the training shapes."""
 SHARE, PATIENCE = 0.05, 3
 """The product's defaults."""
 JUDGING = 64
@@ -37,63 +39,58 @@ JUDGING = 64
 def main() -> None:
     import torch
 
-    from benchmarks.selection.sweep.runner import Bench
-    from benchmarks.selection.sweep.table import Setting
+    from benchmarks.last_layer import subject
 
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default=TASK)
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
-    parser.add_argument("--work", type=Path, default=Path("runs/oracle"), help="where spectra are kept")
+    parser.add_argument("--most", type=int, default=10**6, help="stop after so many runs")
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
-    bench: Bench | None = None
-    for seed, rows, times in ((seed, rows, times) for rows in options.rows for times in TIMES for seed in SEEDS):
-        name = f"{options.task}, {rows} rows, {times:g} times, seed {seed}"
-        if name not in found:
-            bench = bench or Bench(Setting(options.task, MODEL, max(ROWS), 24, BATCH), options.work)
-            found[name] = run(bench, rows, times, seed)
+    known: Subject | None = None
+    asked = [(rows, times, "cosine") for rows in options.rows for times in TIMES]
+    asked += [(rows, TIMES[0], CONSTANT) for rows in options.rows]
+    for rows, times, schedule, seed in ((*one, seed) for one in asked for seed in SEEDS):
+        name = f"{options.task}, {rows} rows, {times:g} times, {schedule}, seed {seed}"
+        if name not in found and options.most:
+            options.most -= 1
+            known = known or subject(options.task, max(ROWS), JUDGING)
+            found[name] = run(known, rows, times, seed, constant=schedule == CONSTANT)
             write_text(FILE, json.dumps(found, indent=1) + "\n")
             print(name, found[name]["chosen"], found[name]["best"], found[name]["last"], flush=True)
     print(*report(found), sep="\n")
 
 
-def run(bench: "Bench", count: int, times: float, seed: int) -> dict[str, Any]:
+def run(known: "Subject", count: int, times: float, seed: int, *, constant: bool) -> dict[str, Any]:
     """One training: what the kept rows said at each look, and what the judging rows said there and at the end of each epoch."""
-    from benchmarks.selection.judging import displacement
-    from benchmarks.selection.sweep.candidates import REFERENCE, adapter, candidate
-    from benchmarks.selection.sweep.table import Run
+    from benchmarks.last_layer import plan as planned
     from lora_select.selection.calibration import reference_rate, shipped
 
-    judging, pad_id = bench.subject.rows.held_out[:JUDGING], bench.subject.pad_id
-    train, kept = validation.split(bench.subject.rows.train[:count], validation.kept_rows(count, SHARE), seed)
+    judging, pad_id = known.held_out, known.pad_id
+    train, kept = validation.split(known.train[:count], validation.kept_rows(count, SHARE, labels=1.0), seed)
     steps = total_steps(len(train), EPOCHS, BATCH, None)
-    rate = times * reference_rate(steps, shipped(), displacement(bench.table))
-    made = candidate("lora", "all-linear", 16, bench.spectra.layers)
-    assert made is not None
-    spec = adapter(made, rate)
-    plan = dataclasses.replace(
-        bench.plan(Run(REFERENCE, rate, seed)),
-        epochs=float(EPOCHS),
-        total_steps=steps,
-        warmup_steps=max(1, round(0.1 * steps)),
-    )
-    every = validation.steps_between(_tokens(kept), EPOCHS * _tokens(train), steps) if kept else steps
+    rate = times * reference_rate(steps, shipped(), known.moves)
+    spec, plan = known.spec(rate), planned(rate, seed, len(train), EPOCHS)
+    if constant:
+        plan = dataclasses.replace(plan, warmup_steps=max(1, round(0.1 * len(train) / BATCH)), lr_schedule="constant")
+    every = validation.steps_between(_tokens(kept), EPOCHS * _tokens(train), steps, EPOCHS) if kept else steps
     epochs = {min(steps, math.ceil(epoch * len(train) / BATCH)) for epoch in range(1, EPOCHS + 1)}
     looks: list[validation.Point] = []
     judged: dict[int, list[float]] = {}
 
-    with trials.adapted(bench.subject.model, spec, plan) as network:
+    with trials.adapted(known.model, spec, plan) as network:
 
         def after(step: int) -> None:
-            due = step % every == 0 or step == steps
+            due = validation.is_due(step, every, steps, EPOCHS)
             if due or step in epochs:
                 network.eval()
                 judged[step] = row_losses(network, judging, pad_id, 16, "cpu")
-                if due and kept and not validation.is_over(looks, PATIENCE):
+                if due and kept and not validation.is_over(looks, PATIENCE, every):
                     looks.append(validation.Point(step, tuple(row_losses(network, kept, pad_id, 16, "cpu"))))
                 network.train()
 
+        after(0)
         done = len(trials.train(network, spec, plan, train, pad_id, after))
     last = looks[-1].step if looks else max(judged)
     chosen = best.step if (best := validation.best(looks)) else last
@@ -124,19 +121,20 @@ def _tokens(rows: "Sequence[TokenRow]") -> int:
 
 
 def report(found: Mapping[str, Any]) -> list[str]:
-    """A line a run, then the two criteria."""
+    """A line a run, then the two criteria, which are asked of the product's schedule alone."""
     lines, within, judgeable, worse = [], 0, 0, []  # a name's last part is its seed
     for name, run in found.items():
         alike = [other for key, other in found.items() if key.rsplit(",", 1)[0] == name.rsplit(",", 1)[0]]
         bests = [other["judged"][str(other["best"])] for other in _texts(alike)]
-        sd = statistics.stdev(bests) if len(bests) > 1 else math.nan
+        sd = max(LEAST_SD, statistics.stdev(bests)) if len(bests) > 1 else math.nan
         [run] = _texts([run])
         judged = run["judged"]
         chosen, best, last = (judged[str(run[key])] for key in ("chosen", "best", "last"))
-        judgeable += len(alike) > 1
-        within += chosen - best <= sd
+        asked = CONSTANT not in name
+        judgeable += asked and len(alike) > 1
+        within += asked and chosen - best <= sd
         beaten = [step for step, (less, error) in run["chosen_less"].items() if less > 2 * error and less > 0]
-        if beaten:
+        if asked and beaten:
             worse.append(f"{name} (beaten by step {', '.join(beaten)})")
         lines.append(
             f"{name}: base rate {run['rate']:.2g}, kept rows {run['kept']}, chosen {chosen:.3f} (step {run['chosen']}), "

@@ -54,10 +54,15 @@ def main() -> None:
     reaching.add_argument("--tasks", nargs="+", required=True, choices=list(tasks.TASKS), metavar="TASK")
     reaching.add_argument("--model", default=MODELS[0], choices=MODELS)
     reaching.add_argument("--work", type=Path, default=Path("runs/oracle"))
+    commands.add_parser("own", help="whether constants moved by a history of runs pay, on the sweep's tables")
     shipped.add(commands)
     options = parser.parse_args()
     if options.command == "shipped":
         shipped.run(options)
+    elif options.command == "own":
+        from benchmarks.selection import own
+
+        own.keep()
     elif options.command == "sweep":
         sweep(options)
     elif options.command == "reach":

@@ -41,7 +41,7 @@ def cost(table: Table, run: Run) -> Cost:
     if run in table.outcomes:
         loss, how = level(table, run), RUN
     else:
-        loss, how = _read_off(table, run.rate)
+        loss, how = read_off(table, run.rate)
     nats = loss - best
     return Cost(
         run.rate,
@@ -52,7 +52,8 @@ def cost(table: Table, run: Run) -> Cost:
     )
 
 
-def _read_off(table: Table, rate: float) -> tuple[float, str]:
+def read_off(table: Table, rate: float) -> tuple[float, str]:
+    """LoRA's loss at a rate, by a monotone cubic through its swept losses over the log of the rate, and whether the rate lies among them."""
     from scipy.interpolate import PchipInterpolator
 
     losses = {known: level(table, Run(REFERENCE, known, 0)) for known in table.rates(REFERENCE)}

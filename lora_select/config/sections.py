@@ -169,7 +169,9 @@ class TrainingConfig(Section):
     that trains, such as `24GiB`: where it is not this machine, or where training may not take all of it (null: what this machine has).
     `packing` lays rows end to end instead of padding them: the loss and the gradients are the same, which every run checks
     on its own model first. `validation` is the share of the training rows (8 to 64 of them) that is kept from training to choose the
-    checkpoint; `patience` ends the training after so many looks at them that were worse than the best one, `null` never.
+    checkpoint; `patience` ends the training after so many looks at them that were worse than the best one, `null` never. Where rows
+    have few labels more are kept, up to a quarter. `epochs: auto` plans ten epochs, ends when patience does, and needs rows to
+    look at.
     """
 
     num_processes: int | Literal["auto"] = "auto"
@@ -182,7 +184,7 @@ class TrainingConfig(Section):
     micro_batch_size: int | None = Field(default=None, ge=1)
     packing: Literal["auto"] | bool = "auto"
     gradient_checkpointing: Literal["auto"] | bool = "auto"
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: Literal["auto"] | Annotated[float, Field(gt=0)] = 1.0
     max_steps: int | None = Field(default=None, ge=1)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -192,6 +194,14 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(default=2, ge=1)
     validation: float = Field(default=0.05, ge=0, lt=0.5)
     patience: int | None = Field(default=3, ge=1)
+
+    @model_validator(mode="after")
+    def _ends(self) -> "TrainingConfig":
+        if self.epochs == "auto" and not (self.validation and self.patience):
+            raise ValueError(
+                "`epochs: auto` ends where looks at kept rows do: it needs `validation` above 0 and a `patience`, or give a number"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

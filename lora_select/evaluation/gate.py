@@ -20,6 +20,7 @@ CHAMPION = "champion"
 BASE = "the base model"
 REFERENCE = "reference text"
 """The built-in reference set: chunks of Python's language reference."""
+BEST = "on the rows kept from training the base model was better than the adapter at every look: this training did not help"
 PROMOTE, REFUSE = "promote", "refuse"
 
 
@@ -36,6 +37,8 @@ def judge(
     champion: str | None,
     policy: Policy,
     retention: Mapping[str, MetricComparison] | None = None,
+    *,
+    base_was_best: bool = False,
 ) -> Verdict:
     """Hold an evaluation against a policy.
 
@@ -44,13 +47,15 @@ def judge(
         champion: the present champion's version, or None.
         policy: floors, margins, limits.
         retention: loss on each reference set, base to adapted, by its name; None for the evaluation's one built-in set.
+        base_was_best: whether on the rows kept from training no look was better than the base model; such an adapter is refused.
 
     Returns:
         `promote` when every criterion passed; `refuse` when one failed; `undecided` when none failed and some cannot be told on
         these rows. Only `promote` gives the alias `champion`. The reasons are those of what did not pass, in the order asked.
     """
     sets = {REFERENCE: evaluation.forgetting} if retention is None else retention
-    asked = _improvements(evaluation, champion, policy)
+    asked = [criteria.missing("loss", BASE, BEST)] if base_was_best else []
+    asked += _improvements(evaluation, champion, policy)
     asked += [criteria.forgetting(name, pair, policy.limit(name)) for name, pair in sets.items()]
     asked += [
         criteria.missing(name, None, f"loss on {name} was not measured, which `promotion.max_forgetting` limits")

@@ -41,7 +41,8 @@ from lora_select.records import (
 )
 from lora_select.records.digests import key_of
 from lora_select.report import answer
-from lora_select.training.validation import kept_rows
+from lora_select.training.planning.plan import kept_for_validation
+from lora_select.training.validation import most_epochs
 from lora_select.training.worker.batches import total_steps
 
 INTAKE = (
@@ -290,9 +291,8 @@ def microbatches(run: Run, profile: DatasetProfile) -> int:
 def planned_steps(run: Run, profile: DatasetProfile) -> int:
     """Optimizer steps of the training that the config asks for, as its plan will count them."""
     training = run.config.training
-    usable = profile.train.trained
-    rows = usable - kept_rows(usable, training.validation)
-    return total_steps(rows, training.epochs, training.batch_size, training.max_steps)
+    rows = profile.train.trained - kept_for_validation(profile, training.validation)
+    return total_steps(rows, most_epochs(training.epochs), training.batch_size, training.max_steps)
 
 
 def _planning(run: Run, chosen: Chosen) -> dict[str, Any]:

@@ -117,8 +117,14 @@ def _(record: Adapter) -> str:
         f"{record.steps} steps, {record.tokens:,} tokens at {record.tokens / max(record.seconds, 1e-9):,.0f} tokens/s, "
         f"last loss {record.final_loss:.3f} nats/token{resumed}"
     )
+    looks = record.validation
+    told = [] if looks is None else [f"on {looks.rows} rows kept from training step {looks.chosen_step} was best"]
+    if looks and looks.base_was_best:
+        told = [
+            f"DO NOT TRAIN: on {looks.rows} rows kept from training the base model was better than the adapter at every look"
+        ]
     return "\n".join(
-        [head, *(f"remedy: {item.failure} at step {item.step}: {item.action}" for item in record.remedies)]
+        [head, *told, *(f"remedy: {item.failure} at step {item.step}: {item.action}" for item in record.remedies)]
     )
 
 

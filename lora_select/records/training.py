@@ -79,7 +79,7 @@ class StepMetrics:
 class Validation:
     """What the rows kept from training said. `losses` are nats per label token after each of `steps`; the adapter is that of `chosen_step`.
 
-    `standard_error` is that of the chosen loss over rows. `stopped_early` says whether training ended before its planned last step.
+    Step 0 is the base model, which no adapter is made of. `standard_error` is that of the chosen loss over rows. `stopped_early` says whether training ended before its planned last step.
     """
 
     rows: int
@@ -88,6 +88,13 @@ class Validation:
     standard_error: float
     chosen_step: int
     stopped_early: bool
+
+    @property
+    def base_was_best(self) -> bool:
+        """Whether no look was better than the one before the first step."""
+        return 0 in self.steps and self.losses[self.steps.index(0)] <= min(
+            loss for step, loss in zip(self.steps, self.losses, strict=True) if step
+        )
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,13 @@ def test_answer_alias_and_reason(made, champion, answer, words):
     assert (answer == "promote") == all(item.outcome == "passed" for item in found.criteria)
 
 
+def test_an_adapter_of_a_training_that_did_not_help_is_refused():
+    assert judge(evaluation(), None, Policy()).answer == "promote"
+    found = judge(evaluation(), None, Policy(), base_was_best=True)
+    assert found.answer == "refuse"
+    assert [item.test for item in found.criteria if item.outcome != "passed"] == ["comparison"]
+
+
 def test_all_faults_are_told():
     made = evaluation(loss=0.1, match=-0.4, forgetting=1.0, rows=5)
     kept = [item for item in judge(made, "1", Policy()).criteria if item.outcome != "passed"]

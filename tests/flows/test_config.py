@@ -175,6 +175,16 @@ def test_retention_is_preferred_only_where_a_race_compares(file):
     assert config.load(str(file), ["selection.prefer_retention=true", "selection.race_budget=6"])
 
 
+def test_as_many_epochs_as_wanted_need_rows_to_look_at(file):
+    assert config.load(str(file), ["training.epochs=auto"]).training.epochs == "auto"
+    assert config.load(str(file), ["training.epochs=3"]).training.epochs == 3.0
+    for without in ("training.validation=0", "training.patience=null"):
+        with pytest.raises(InputError, match="needs `validation`"):
+            config.load(str(file), ["training.epochs=auto", without])
+    with pytest.raises(InputError):
+        config.load(str(file), ["training.epochs=0"])
+
+
 def test_a_quantised_base_reaches_selection_and_training(file):
     loaded = config.load(str(file), ["base_model.quantize=nf4"])
     assert loaded.constraints.quantized_base == "nf4"

@@ -68,8 +68,8 @@ def at_odds(count: int) -> list[TokenRow]:
 
 
 def watched(folder: Path, model: Path, **changes) -> Path:
-    """A job whose kept rows are looked at, and that two worse looks end."""
+    """A job whose kept rows are looked at, and that three worse looks end."""
     made = job(folder, model, count=8, **(WATCHED | changes))
-    made = dataclasses.replace(made, plan=dataclasses.replace(made.plan, patience=2))
+    made = dataclasses.replace(made, plan=dataclasses.replace(made.plan, patience=3))
     write_rows(folder / "train.parquet", at_odds(32))
     return write_job(folder, made)

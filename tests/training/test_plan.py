@@ -51,6 +51,18 @@ def test_ranks_micro_batch_and_accumulation_make_the_batch(machine, changes, exp
     assert made.total_steps == -(-800 // made.effective_batch_size)
 
 
+def test_so_many_epochs_as_the_kept_rows_want():
+    made = plan(epochs="auto", validation=0.05, patience=3)
+    assert (made.epochs, made.lr_schedule, made.patience) == (10.0, "cosine", 3)
+    assert made.total_steps == -(-10 * (800 - made.validation_rows) // 16)
+    assert made.warmup_steps == 5  # of the first epoch's 48: where the last one ends is not known
+    assert made.validation_every <= 48
+    assert plan(epochs="auto", validation=0.05, patience=3, max_steps=20).total_steps == 20
+    few = dataclasses.replace(PROFILE, train=dataclasses.replace(SPLIT, rows=20))
+    with pytest.raises(InputError, match="20 rows are too few"):
+        make_plan(few, spec(), BASE, CPU, WANTED | {"epochs": "auto", "validation": 0.05, "patience": 3})
+
+
 def test_precision_follows_the_machine_and_a_changed_base_stays_in_fp32():
     assert plan().precision == "fp32"
     assert plan(GPUS).precision == "bf16"

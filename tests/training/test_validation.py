@@ -1,5 +1,6 @@
 """Rows kept from training choose the checkpoint: the same ones on every rank, ZeRO stage and after a kill."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,11 +10,11 @@ from training_jobs import rows
 
 from lora_select import records
 from lora_select.data.labels.tokens import TokenRow
-from lora_select.records import Adapter
+from lora_select.records import Adapter, Validation
 from lora_select.training.job import BEST, METRICS, RESULT, VALIDATION
 from lora_select.training.reload_check import examine
 from lora_select.training.supervisor import metrics_file
-from lora_select.training.validation import Point, best, is_over, kept_rows, split, steps_between, worse
+from lora_select.training.validation import Point, best, is_due, is_over, kept_rows, split, steps_between, worse
 from lora_select.training.worker import checkpoints
 
 
@@ -31,10 +32,11 @@ def test_training_stops_and_the_best_look_is_kept(watched, which, tiny_model_fol
     assert seen.rows == 8
     assert seen.stopped_early
     assert adapter.steps == seen.steps[-1] < 60
+    assert seen.steps[0] == 0
     assert seen.chosen_step == seen.steps[seen.losses.index(min(seen.losses))] < adapter.steps
     steps = metrics_file.read_metrics(watched[which])
     assert {s["step"]: round(s["validation_loss"], 6) for s in steps if s["validation_loss"] is not None} == dict(
-        zip(seen.steps, seen.losses, strict=True)
+        zip(seen.steps[1:], seen.losses[1:], strict=True)
     )
     saved = load_file(watched[which] / BEST / checkpoints.name(seen.chosen_step) / checkpoints.PARAMETERS)
     folder = load_file(watched[which] / "adapter" / "adapter_model.safetensors")
@@ -100,14 +102,48 @@ def test_one_prompt_for_all_is_split_by_row():
 
 
 def test_how_many_rows_and_how_often():
-    assert kept_rows(31, 0.05) == 0
-    assert kept_rows(32, 0.05) == 8
+    assert kept_rows(23, 0.05) == 0
+    assert kept_rows(24, 0.05) == 8
+    assert [kept_rows(count, 0.05, labels) for count, labels in ((24, 1.0), (100, 1.0), (1000, 1.0), (100, 16.0))] == [
+        8,
+        25,
+        50,
+        8,
+    ]
     assert kept_rows(10**6, 0.05) == 64
     assert kept_rows(1000, 0.0) == 0
     for kept, tokens, steps in ((1_900, 38_000, 30), (640, 10**6, 500), (64, 10**4, 7)):
         every = steps_between(kept, tokens, steps)
         looks = steps // every
         assert every == steps or 0.5 * looks * kept <= 0.03 * tokens
+
+
+def test_looks_come_before_the_first_step_early_and_once_an_epoch():
+    every = steps_between(8 * 20, 400 * 20, 50, epochs=10)
+    looks = [done for done in range(51) if is_due(done, every, 50, epochs=10)]
+    assert looks == [0, 1, 2, *range(5, 51, 5)]
+    assert [done for done in range(31) if is_due(done, 20, 30)] == [0, 20, 30]
+    for kept, count in ((24, 480), (64, 3_000), (64, 100_000)):  # one epoch of 16 rows a step
+        steps = -(-(count - kept) // 16)
+        every = steps_between(kept, count - kept, steps)
+        looks = [done for done in range(steps + 1) if is_due(done, every, steps)]
+        assert looks == [0, steps] or 0.5 * kept * len(looks) <= 0.03 * (count - kept)
+
+
+def test_early_looks_end_nothing():
+    points = [
+        Point(step, tuple(float(loss) + 0.01 * row for row in range(8)))
+        for step, loss in ((0, 1), (1, 2), (2, 3), (4, 4))
+    ]
+    assert not is_over(points, 3, every=4)
+    assert is_over([*points, *(Point(step, points[-1].losses) for step in (8, 12))], 3, every=4)
+
+
+def test_the_base_model_may_be_the_best():
+    seen = Validation(8, (0, 4, 8), (1.0, 1.1, 1.05), 0.1, 8, False)
+    assert seen.base_was_best
+    assert not dataclasses.replace(seen, losses=(1.0, 0.9, 1.05)).base_was_best
+    assert not dataclasses.replace(seen, steps=(4, 8, 12)).base_was_best
 
 
 def test_patience_wants_looks_that_are_worse_beyond_noise():

@@ -118,7 +118,14 @@ def _promote(
     served = "served" if retention_changed(context, retention) else "adapter"
     judged = context.load(evaluation, Evaluation)
     kept = None if retention is None else context.load(retention, Retention)
-    verdict = gate.judge(judged, judged.champion_version, policy(settings, measured), rises(kept))
+    looks = context.load(adapter, Adapter).validation
+    verdict = gate.judge(
+        judged,
+        judged.champion_version,
+        policy(settings, measured),
+        rises(kept),
+        base_was_best=looks is not None and looks.base_was_best,
+    )
     unmet = {
         f"{item.metric} {item.test} {item.rival or ''}".strip(): item.reason
         for item in verdict.criteria

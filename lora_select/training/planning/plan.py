@@ -59,14 +59,19 @@ def make_plan(
     ranks = _ranks(machine, wanted, reasons)
     batch = int(wanted["batch_size"])
     usable = profile.train.trained
-    kept = validation.kept_rows(usable, float(wanted.get("validation", 0.0)))
-    count = usable - kept
+    kept = kept_for_validation(profile, float(wanted.get("validation", 0.0)))
+    count, epochs, auto = usable - kept, validation.most_epochs(wanted["epochs"]), wanted["epochs"] == validation.AUTO
+    if auto and wanted.get("validation") and not kept:
+        raise InputError(
+            f"`training.epochs` is auto, which looks at rows kept from training, and {usable} rows are too few to keep any; set a number"
+        )
     if batch < ranks:
         raise InputError(
             f"`training.batch_size` {batch} is smaller than the {ranks} ranks; raise it or lower `training.num_processes`"
         )
     sizes = fit.micro_batches(batch, ranks, machine.device, wanted["micro_batch_size"])
-    steps = total_steps(count, float(wanted["epochs"]), batch, wanted["max_steps"])
+    steps = total_steps(count, epochs, batch, wanted["max_steps"])
+    warmed = min(steps, total_steps(count, 1.0, batch, None)) if auto else steps
     precision = _precision(machine, wanted["precision"], spec, reasons)
     draft = TrainingPlan(
         device=machine.device,
@@ -76,9 +81,9 @@ def make_plan(
         micro_batch_size=sizes[0],
         gradient_accumulation_steps=batch // ranks // sizes[0],
         effective_batch_size=batch,
-        epochs=float(wanted["epochs"]),
+        epochs=epochs,
         total_steps=steps,
-        warmup_steps=round(steps * float(wanted["warmup_fraction"])),
+        warmup_steps=round(warmed * float(wanted["warmup_fraction"])),
         learning_rate=spec.learning_rate,
         lr_schedule=wanted["lr_schedule"],
         weight_decay=float(wanted["weight_decay"]),
@@ -95,24 +100,37 @@ def make_plan(
         packing=_packing(wanted["packing"], measured, reasons),
         nodes=nodes,
         validation_rows=kept,
-        validation_every=_validation_every(profile, kept, usable, steps, batch) if kept else 0,
+        validation_every=_validation_every(profile, kept, usable, steps, batch, epochs) if kept else 0,
         patience=int(wanted.get("patience") or 0) if kept else 0,
     )
     available = machine.memory_gib / (ranks if machine.device == "cpu" else 1)
     longest = min(profile.max_length, profile.train.length.maximum)
     plan = fit.fitted(draft, base, spec, available, wanted, rows if rows else longest)
     reasons.append(
-        f"{count} rows, {wanted['epochs']:g} epochs, {batch} rows a step: {steps} steps; {ranks} ranks x {plan.micro_batch_size} rows x "
+        f"{count} rows, {epochs:g} epochs, {batch} rows a step: {steps} steps; {ranks} ranks x {plan.micro_batch_size} rows x "
         f"{plan.gradient_accumulation_steps} micro-batches"
     )
     if kept:
-        reasons.append(f"{kept} more rows are kept from training and looked at every {plan.validation_every} steps")
+        reasons.append(
+            f"{kept} more rows are kept from training and looked at before the first step and every {plan.validation_every} steps"
+        )
+    if auto:
+        end = f"when {plan.patience} looks were worse than the best" if plan.patience else "at the last of them"
+        reasons.append(
+            f"`epochs: auto`: training ends {end}; the schedule is that of {epochs:g} epochs, after the warm-up of the first"
+        )
     return _with_measured(dataclasses.replace(plan, reasons=(*reasons, *plan.reasons)), spec, measured)
 
 
-def _validation_every(profile: DatasetProfile, kept: int, rows: int, steps: int, batch: int) -> int:
+def kept_for_validation(profile: DatasetProfile, share: float) -> int:
+    """Training rows that are kept from training to validate with."""
+    usable = profile.train.trained
+    return validation.kept_rows(usable, share, profile.train.label_tokens / max(1, usable))
+
+
+def _validation_every(profile: DatasetProfile, kept: int, rows: int, steps: int, batch: int, epochs: float) -> int:
     a_row = profile.train.tokens / max(1, rows)
-    return validation.steps_between(round(kept * a_row), round(steps * batch * a_row), steps)
+    return validation.steps_between(round(kept * a_row), round(steps * batch * a_row), steps, epochs)
 
 
 def planned(

@@ -34,6 +34,8 @@ def train(rank: Process, rows: list[TokenRow], watch: Watch, first: int) -> tupl
     loss = math.nan
     losses = [line["loss"] for line in metrics_until(rank.folder / job.METRICS, first)]
     start = None if first else sanity.Effect(checkpoints.whole_parameters(rank.engine, plan.zero_stage))
+    if not first and watch.is_due(0):
+        watch.look(0)
     with (rank.folder / job.METRICS).open("a", encoding="utf-8") as stream:
         for step in range(first, plan.total_steps):
             metrics, labels = _step(rank, rows, step)

@@ -12,7 +12,7 @@ import torch.distributed
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import Validation, write_text
 from lora_select.training import job
-from lora_select.training.validation import Point, as_json, best, is_over, mean_loss
+from lora_select.training.validation import Point, as_json, best, is_due, is_over, mean_loss
 from lora_select.training.worker import batches, checkpoints, rehearsal
 from lora_select.training.worker.loss import training_loss
 from lora_select.training.worker.process import Process
@@ -39,34 +39,38 @@ class Watch:
         torch.distributed.barrier()
 
     def is_due(self, done: int) -> bool:
-        """Whether the rows are looked at after `done` steps: at regular places, and after the last one."""
+        """Whether the rows are looked at after `done` steps, and were not yet."""
         plan = self._rank.plan
-        return bool(self._rows) and (done % plan.validation_every == 0 or done == plan.total_steps)
+        seen = any(point.step == done for point in self.points)
+        return bool(self._rows) and not seen and is_due(done, plan.validation_every, plan.total_steps, plan.epochs)
 
     def look(self, done: int) -> float:
         """Measure, write down, keep the parameters if they are the best so far; nats per label token. Called by every rank."""
         rank = self._rank
         rank.beat("validation", done)
         point = Point(done, tuple(round(loss, 6) for loss in self._losses()))
-        before = best(self.points)
+        before = best(self._trained())
         self.points.append(point)
         if rank.is_first:
             with (rank.folder / job.VALIDATION).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(as_json(point)) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
-        if before is None or sum(point.losses) < sum(before.losses):
+        if done and (before is None or sum(point.losses) < sum(before.losses)):
             checkpoints.save_parameters(rank.engine, rank.plan.zero_stage, self._folder, done, KEPT)
         return mean_loss(point, self._labels)
 
     def is_over(self) -> bool:
         """Whether patience is at its end; the same answer on every rank."""
-        return is_over(self.points, self._rank.plan.patience)
+        return is_over(self.points, self._rank.plan.patience, self._rank.plan.validation_every)
 
     def choose(self, last: int) -> Validation | None:
-        """Put the parameters of the best look into the model and say so; None where nothing was looked at. Called by every rank."""
+        """Put the parameters of the best look into the model and say so; None where nothing was looked at. Called by every rank.
+
+        The look at step 0 is the base model's: it can be the best one, but an adapter is of a later step.
+        """
         there = set(checkpoints.found(self._folder)) | {last}
-        point = best([point for point in self.points if point.step in there])
+        point = best([point for point in self._trained() if point.step in there])
         if point is None:
             return None
         if point.step != last:
@@ -80,6 +84,9 @@ class Watch:
             chosen_step=point.step,
             stopped_early=last < self._rank.plan.total_steps,
         )
+
+    def _trained(self) -> list[Point]:
+        return [point for point in self.points if point.step]
 
     def _losses(self) -> list[float]:
         """Summed loss of each row, a row at a time on the rank whose turn it is; all ranks make as many passes (ZeRO-3 asks for that)."""

@@ -29,6 +29,8 @@ from lora_select.retention.self_text import sampled
 from lora_select.spectral.linear_layers import linear_layers
 
 RESULTS = Path(__file__).parent / "results"
+OTHER = RESULTS / "other"
+"""What is no setting of its own: sequences, prediction."""
 GIVE, SELF_ROWS, TASK_TOKENS, REFERENCE_TOKENS = 90, 72, 7600, 8192
 ARMS: Mapping[str, tuple[str, ...]] = {
     "filter-mixture": ("documentation", "news", "chat"),

@@ -10,7 +10,16 @@ from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
 from lora_select.pipeline.stages import train
 from lora_select.pipeline.workspace import StageRef
-from lora_select.records import Adapter, DatasetProfile, ReloadCheck, Retention, TrainingPlan
+from lora_select.records import (
+    Adapter,
+    BaseModel,
+    DatasetProfile,
+    ReloadCheck,
+    Retention,
+    TrainingPlan,
+    sha256_file,
+)
+from lora_select.records.retention import IN_BASE
 from lora_select.training.validation import FEWEST
 
 
@@ -74,11 +83,17 @@ def retained(
             device=run.machine.device,
             quantize=run.config.base_model.quantize,
             rivals=rivals,
-            key_only=source_digests.of(run.sources, "references", "judges", "earlier"),
+            key_only=source_digests.of(run.sources, "references", "judges", "earlier") | _of_base(run.base),
         )
     except InputError as error:
         run.place.say(f"retention was left out, the adapter is served as it was trained: {error}")
         return None
+
+
+def _of_base(base: BaseModel) -> dict[str, str]:
+    """The earlier tasks' moments that came with the base, for the stage's key."""
+    file = Path(base.path) / IN_BASE
+    return {"earlier.base": sha256_file(file)} if file.is_file() else {}
 
 
 def served(

@@ -1,10 +1,12 @@
-"""What the criteria of the experiment say of the results that are there: `python -m benchmarks.retention.score`."""
+"""What the criteria of the experiment say of the results that are there: `python -m benchmarks.retention.score [FOLDER]`."""
 
 import json
 import math
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 from benchmarks.retention.kinds import KINDS
@@ -32,7 +34,7 @@ class Case:
         held = self.held["arms"].get(arm)
         if held is None or "path" not in held:
             return arm if held is not None and "losses" in held else None
-        best = by_the_rule(held["path"])
+        best = by_the_rule(held["path"], apart="tried" not in held)
         if best is None:
             searched = min((point["strength"] for point in held["path"]), default=math.inf) <= LEAST
             return "raw" if searched else None
@@ -80,18 +82,23 @@ class Criterion:
     holds: bool | None
 
 
-def by_the_rule(path: Sequence[Mapping[str, Any]]) -> float | None:
-    """The strength that the shipped rule takes of a kept search path: rise and one standard error together within the limit."""
-    points = [
-        PathPoint(**(dict(point) | {"within": point["rise"] + point["standard_error"] <= point["limit"]}))
-        for point in path
-    ]
+def by_the_rule(path: Sequence[Mapping[str, Any]], *, apart: bool = False) -> float | None:
+    """The strength that the shipped rule takes of a kept search path: rise and one standard error together within the limit.
+
+    `apart` is the rule before it, which held each against the limit by itself; `results/first` was chosen by it and keeps no losses of what was tried.
+    """
+
+    def used(point: Mapping[str, Any]) -> float:
+        rise, error = point["rise"], point["standard_error"]
+        return max(rise, error) if apart else rise + error
+
+    points = [PathPoint(**(dict(point) | {"within": used(point) <= point["limit"]})) for point in path]
     best = chosen(points)
     return None if best is None else best.strength
 
 
-def cases() -> list[Case]:
-    found = [Case(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in sorted(RESULTS.glob("*.json"))]
+def cases(folder: Path = RESULTS) -> list[Case]:
+    found = [Case(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
     return [case for case in found if case.has("raw") and case.has("base")]
 
 
@@ -192,7 +199,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def main() -> None:
-    every = cases()
+    every = cases(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
     for case in every:
         print(*_lines(case), sep="\n")
     for arm in FILTERS:

@@ -28,6 +28,7 @@ def test_the_rule_holds_rise_and_error_together_against_the_limit():
     assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.004)]) == 1.0
     assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.009)]) == 0.1
     assert by_the_rule([point(0.1, 0.001, 0.02)]) is None
+    assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.009)], apart=True) == 1.0
 
 
 @pytest.mark.parametrize(

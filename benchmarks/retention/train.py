@@ -1,6 +1,7 @@
 """Train the settings' adapters, each once, and leave them as PEFT folders in a work folder."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def spec_of(setting: Setting) -> AdapterSpec:
 
 def plan_of(setting: Setting) -> TrainingPlan:
     nothing = Range(0, 0, 0)
-    steps = setting.steps + round(setting.replay / setting.batch)
+    steps = setting.steps + math.ceil(setting.replay / setting.batch)
     return TrainingPlan(
         device="cpu", num_processes=1, zero_stage=0, precision="fp32", micro_batch_size=8,
         gradient_accumulation_steps=setting.batch // 8, effective_batch_size=setting.batch,

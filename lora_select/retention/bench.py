@@ -8,7 +8,7 @@ from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.evaluation.model_losses import label_counts
 from lora_select.progress import Report as Progress
-from lora_select.records import LayerRetention, PathPoint, RetentionEvidence, Tolerance
+from lora_select.records import LayerRetention, RetentionEvidence, Tolerance
 from lora_select.retention import filter as filtering
 from lora_select.retention import form_losses, forms, path
 from lora_select.retention.decide import FILTER, RAW, SCALE
@@ -20,8 +20,6 @@ from lora_select.retention.references import ReferenceSet
 from lora_select.retention.settings import RetentionSettings
 
 SEARCH = "search"
-ALIKE = 2.0
-"""kappa from which scaling is not searched beside a filter: for the same rise of the task's loss it takes off at most half as much."""
 
 
 @final
@@ -81,10 +79,7 @@ class Bench:
         rows: Sequence[TokenRow],
         tolerance: Tolerance,
     ) -> tuple[RetentionEvidence, dict[str, Mapping[str, Update]], dict[str, forms.Written]]:
-        """Both paths, and the arms that stay within the tolerance. `spreads` are those of the updates as trained.
-
-        Scaling is searched only where it can win: where task and reference are alike to the layers, or no filter can be served.
-        """
+        """Both paths, and the arms that stay within the tolerance. `spreads` are those of the updates as trained."""
         updates = self.form.updates
         start = path.Losses(self.losses(updates, rows, SEARCH), label_counts(rows))
 
@@ -101,17 +96,14 @@ class Bench:
         def filtered(strength: float) -> Mapping[str, Update]:
             return filter_updates(updates, pairs, layers, strength)
 
-        kappa = filtering.joined(spreads).kappa
+        scales = path.morozov(start, evaluate(scale, SCALE), tolerance)
+        filters = path.morozov(start, evaluate(filtered, FILTER), tolerance)
         arms: dict[str, Mapping[str, Update]] = {RAW: updates}
         forms_of: dict[str, forms.Written] = {}
         rises: dict[str, float] = {}
         refused: dict[str, str] = {}
-        paths: dict[str, tuple[PathPoint, ...]] = {SCALE: (), FILTER: ()}
-        for arm, make in ((FILTER, filtered), (SCALE, scale)):
-            if arm == SCALE and kappa >= ALIKE and FILTER in arms and FILTER not in rises:
-                break
-            paths[arm] = path.morozov(start, evaluate(make, arm), tolerance)
-            if (point := path.chosen(paths[arm])) is None:
+        for arm, points, make in ((SCALE, scales, scale), (FILTER, filters, filtered)):
+            if (point := path.chosen(points)) is None:
                 continue
             try:
                 arms[arm], forms_of[arm] = forms.loadable(self.form, make(point.strength), self.settings.max_error)
@@ -124,9 +116,9 @@ class Bench:
             tolerance=tolerance,
             raw_loss=start.mean,
             selection_rows=len(rows),
-            kappa=kappa,
-            scale_path=paths[SCALE],
-            filter_path=paths[FILTER],
+            kappa=filtering.joined(spreads).kappa,
+            scale_path=scales,
+            filter_path=filters,
             written_rise=rises,
             refused=refused,
             references={},

@@ -29,18 +29,15 @@ def decide(evidence: RetentionEvidence) -> RetentionDecision:
         )
     worst = max(lost, key=lambda name: lost[name])
     reasons = [f"as trained the adapter raises the loss on {worst} by {lost[worst]:.3f} nats a token"]
-    searched = {SCALE: evidence.scale_path, FILTER: evidence.filter_path}
-    points = {arm: chosen(path) for arm, path in searched.items()}
+    points = {SCALE: chosen(evidence.scale_path), FILTER: chosen(evidence.filter_path)}
     usable = {
         arm: point for arm, point in points.items() if point is not None and _written_within(evidence, arm, point)
     }
     reasons += [f"{arm}: {why}" for arm, why in sorted(evidence.refused.items())]
-    if not evidence.scale_path:
-        reasons.append(f"kappa is {evidence.kappa:.1f}, so scaling was not searched beside the filter")
     reasons += [
         f"no {arm} strength stays within the tolerance on the {evidence.selection_rows} selection rows"
         for arm in (SCALE, FILTER)
-        if searched[arm] and arm not in usable and arm not in evidence.refused
+        if arm not in usable and arm not in evidence.refused
     ]
     best = RAW
     for arm in (SCALE, FILTER):

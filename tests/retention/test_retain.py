@@ -19,7 +19,7 @@ from lora_select.config import RetentionConfig
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
 from lora_select.records import PathPoint, Retention
-from lora_select.retention import bench, forms
+from lora_select.retention import forms
 from lora_select.retention.decide import decide, summary
 from lora_select.retention.one_adapter import retain_adapter
 from lora_select.retention.plot import frontier, points
@@ -147,28 +147,15 @@ def test_tokens_that_went_forward_are_counted_and_each_arm_is_judged_once(made, 
     record, _ = made
     give, decide_on, judged, code = 1536, 8 * 128, 6 * 128, 6 * 128
     selection, evaluation = (sum(len(row.input_ids) for row in rows(16, seed=seed)) for seed in (1, 2))
+    paths = len(record.evidence.scale_path) + len(record.evidence.filter_path)
     assert record.reference_tokens == give
     assert record.forward_tokens == {
         "moments": record.task_tokens + give,
-        "search": (1 + len(record.evidence.filter_path)) * selection,
-        "decide": 3 * decide_on,
+        "search": (1 + paths) * selection,
+        "decide": 4 * decide_on,
         "judge": 3 * (judged + code) + 2 * evaluation,
     }
     assert set(record.evidence.references) == {"prose"}
-
-
-def test_scaling_is_searched_where_task_and_reference_are_alike_or_nothing_can_be_filtered(
-    made, trained, tiny_model_folder, tmp_path, monkeypatch
-):
-    record, _ = made
-    assert record.evidence.kappa >= bench.ALIKE
-    assert record.evidence.scale_path == ()
-    assert any("scaling was not searched" in reason for reason in record.decision.reasons)
-    monkeypatch.setattr(bench, "ALIKE", record.evidence.kappa + 1)
-    alike = run(tiny_model_folder, trained, tmp_path / "alike")
-    assert alike.evidence.filter_path == record.evidence.filter_path
-    assert len(alike.evidence.scale_path) > 1
-    assert not any("scaling was not searched" in reason for reason in alike.decision.reasons)
 
 
 def test_an_adapter_that_costs_nothing_is_served_as_it_is(tiny_model_folder, tmp_path):

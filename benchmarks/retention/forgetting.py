@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 
 from benchmarks.retention.score import spearman
-from benchmarks.retention.study import OTHER, RESULTS
+from benchmarks.retention.study import OTHER, RESULTS, about
 from lora_select.records import write_text
 
 SWEEP = RESULTS.parents[1] / "selection" / "results"
@@ -119,7 +119,7 @@ def main() -> None:
         "LoRA on all linear layers": {kind: judged(lora, kind) for kind in (LEARNING_RATE, PRODUCT, BOTH)},
     }
     OTHER.mkdir(parents=True, exist_ok=True)
-    write_text(OTHER / "forgetting.json", json.dumps(found, indent=1) + "\n")
+    write_text(OTHER / "forgetting.json", json.dumps(found | about(), indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

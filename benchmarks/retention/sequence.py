@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.retention.settings import Setting
-from benchmarks.retention.study import OTHER
+from benchmarks.retention.study import OTHER, about
 from benchmarks.retention.train import plan_of
 from benchmarks.selection.sweep import encoder, tasks
 from lora_select.data.labels.tokens import TokenRow
@@ -79,7 +79,7 @@ def main() -> None:
                 began = time.process_time()
                 found[name] = run(arm, seed) | {"processor_seconds": round(time.process_time() - began, 1)}
                 OTHER.mkdir(parents=True, exist_ok=True)
-                write_text(FILE, json.dumps(found, indent=1) + "\n")
+                write_text(FILE, json.dumps(found | about(), indent=1) + "\n")
                 print(name, found[name], flush=True)
     print(*report(found), sep="\n")
 

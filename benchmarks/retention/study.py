@@ -43,6 +43,12 @@ QUESTIONS = 24
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 
 
+def about() -> dict[str, Any]:
+    """Where and with what results were made."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
+    return {"machine": platform.processor() or platform.machine(), "versions": versions}
+
+
 @final
 class Study:
     """One adapter on its base, and the file of its results."""
@@ -66,10 +72,9 @@ class Study:
                 "training_processor_seconds": training["processor_seconds"],
                 "read_processor_seconds": round(time.process_time() - began, 1),
                 "digests": {name: digest(kind.judge) for name, kind in self.kinds.items()},
-                "machine": platform.processor() or platform.machine(),
-                "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
                 "arms": {},
             }
+            self.held |= about()
 
     def _fresh(self) -> Any:
         return models.load_model(self.subject.source.path)

@@ -77,6 +77,7 @@ def test_what_is_served_has_its_own_logits_and_its_own_proof(kept):
 
 def test_a_run_on_the_merged_model_keeps_what_the_run_before_it_learnt(kept, finetuned, place, tiny_model_folder):
     first = record(kept, "retention", Retention)
+    assert first.moments_file is not None
     assert records.sha256_file(kept.folder / KEPT_MOMENTS) == first.moments_file.sha256
     export(kept.folder, "merged", place / "merged", rank=None, max_error=0.05, base=str(tiny_model_folder))
     assert records.sha256_file(place / "merged" / IN_BASE) == first.moments_file.sha256

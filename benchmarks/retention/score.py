@@ -202,10 +202,31 @@ def main() -> None:
     every = cases(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
     for case in every:
         print(*_lines(case), sep="\n")
+    print("", *summary(every), sep="\n")
     for arm in FILTERS:
+        if not any(case.has(arm) for case in every):
+            continue
         print(f"\n{arm}, {sum(case.has(arm) for case in every)} settings\n| criterion | came out | |\n|---|---|---|")
         for one in criteria(every, arm):
             print(f"| {one.words} | {one.value} | {VERDICT[one.holds]} |")
+
+
+def summary(every: Sequence[Case]) -> Iterator[str]:
+    """A row a setting: the task's loss, the filter's rise of it, and the mean rise of five kinds, as trained, scaled and filtered by the rule."""
+    yield (
+        "| setting | task, as trained | filtered | five kinds, as trained | scaled | filtered | κ | λ |\n|" + "---|" * 8
+    )
+    for case in every:
+        arms, arm = case.held["arms"], "filter-mixture"
+        told = f"| {case.name} | {arms['raw']['means']['task']:.3f} |"
+        if case.name in RIVALS or not case.has(arm):
+            yield f"{told} | {case.general('raw'):+.3f} | | | | |"
+            continue
+        rise, error = case.rise(arm, "task")
+        scaled = f"{case.general('scale'):+.3f}" if case.has("scale") else ""
+        strength = arms[arm]["strength"] if case.served(arm) == arm else None
+        told += f" {rise:+.3f} ± {error:.3f} | {case.general('raw'):+.3f} | {scaled} | {case.general(arm):+.3f} |"
+        yield f"{told} {arms[arm]['kappa']:.0f} | {'none' if strength is None else f'{strength:.2g}'} |"
 
 
 def _lines(case: Case) -> Iterator[str]:

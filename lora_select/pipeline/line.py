@@ -36,12 +36,10 @@ from lora_select.records import (
     Gate,
     Promotion,
     ReloadCheck,
-    Retention,
     TrainingPlan,
     read,
 )
 from lora_select.records.digests import key_of
-from lora_select.records.retention import KEPT_MOMENTS
 from lora_select.report import answer
 from lora_select.training.validation import kept_rows
 from lora_select.training.worker.batches import total_steps
@@ -215,7 +213,7 @@ def finetune(run: Run) -> Finetuned:
         key_only={"signed_by": signed},
     )
     report = run.do(judge.report, "report", stages=known, base=run.base, prices=run.config.cost)
-    _show(run, adapter, served, retention, report.folder / report.record.file.path)
+    _show(run, adapter, served, report.folder / report.record.file.path)
     workspace.link(run.place.root, run.key, evidence.folder / "evidence", "evidence")
     cost = words(read(Cost, evidence.folder / "evidence" / "cost.json"))
     _describe(run, chosen, evaluation.record, promotion.record if promotion else None, cost)
@@ -384,19 +382,11 @@ def _describe(run: Run, chosen: Chosen, evaluation: Evaluation, promotion: Promo
         run.place.tracker.describe(answer.description(dataset, decision, evaluation, promotion, cost))
 
 
-def _show(
-    run: Run,
-    trained: Outcome[Adapter],
-    served: Outcome[Adapter],
-    retention: Outcome[Retention] | None,
-    report: Path,
-) -> None:
+def _show(run: Run, trained: Outcome[Adapter], served: Outcome[Adapter], report: Path) -> None:
     """Link what a person opens into the run's folder, and point `runs/latest` to it."""
     root = run.place.root
     workspace.link(root, run.key, served.folder / served.record.directory, "adapter")
     if served is not trained:
         workspace.link(root, run.key, trained.folder / trained.record.directory, "adapter-raw")
-    if retention is not None and retention.record.moments_file is not None:
-        workspace.link(root, run.key, retention.folder / retention.record.moments_file.path, KEPT_MOMENTS)
     workspace.link(root, run.key, report, "report.html")
     workspace.point_latest(root, run.key)

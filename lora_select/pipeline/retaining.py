@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_select import models
 from lora_select.errors import InputError
-from lora_select.pipeline import source_digests
+from lora_select.pipeline import source_digests, workspace
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
 from lora_select.pipeline.stages import train
@@ -19,7 +19,7 @@ from lora_select.records import (
     TrainingPlan,
     sha256_file,
 )
-from lora_select.records.retention import IN_BASE
+from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
 from lora_select.training.validation import FEWEST
 
 
@@ -72,7 +72,7 @@ def retained(
         )
         return None
     try:
-        return run.do(
+        made = run.do(
             train.retain,
             "retention",
             adapter=adapter.ref,
@@ -88,6 +88,9 @@ def retained(
     except InputError as error:
         run.place.say(f"retention was left out, the adapter is served as it was trained: {error}")
         return None
+    if made.record.moments_file is not None:
+        workspace.link(run.place.root, run.key, made.folder / made.record.moments_file.path, KEPT_MOMENTS)
+    return made
 
 
 def _of_base(base: BaseModel) -> dict[str, str]:

@@ -28,7 +28,7 @@ from lora_select.retention.standalone import adapter_folder, read_rows, retain
 from lora_select.training import trials, validation
 
 SETTINGS = RetentionSettings(
-    references=("prose",), judges=("code",), task_tokens=1500, reference_tokens=1500, judging_units=6, tolerance="5%"
+    references=("prose",), judges=("code",), task_tokens=1500, reference_tokens=1500, judging_units=6, tolerance="8%"
 )
 
 
@@ -76,7 +76,7 @@ def test_what_is_served_keeps_the_task_and_forgets_less(made, trained, tiny_mode
     assert record.evidence.kappa > 1.2
     point = next(point for point in record.evidence.filter_path if point.strength == record.decision.strength)
     assert point.within
-    assert point.rise <= 0.05 * record.evidence.raw_loss
+    assert point.rise <= 0.08 * record.evidence.raw_loss
     for one in record.references:
         assert one.rise["filter"].difference < 0.6 * one.rise["raw"].difference
         assert one.kl["filter"] < one.kl["raw"]

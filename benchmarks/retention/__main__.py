@@ -8,12 +8,12 @@ import json
 import time
 from pathlib import Path
 
-from benchmarks.retention.settings import SETTINGS, load
+from benchmarks.retention.settings import RIVALS, SETTINGS, load
 from benchmarks.retention.study import RESULTS, Study
 from benchmarks.retention.train import train
 
 PASSES = (("base", "raw", "filter-mixture", "scale"), ("filter-documentation",), ("filter-self",))
-"""The first pass over all settings comes before the second."""
+"""The first pass over all settings comes before the second. Rivals are only judged as they were trained."""
 
 
 def main() -> None:
@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/retention"))
     parser.add_argument("--minutes", type=float, default=1e9, help="nothing new is begun after this long")
     parser.add_argument("--passes", type=int, default=len(PASSES), help="only the first so many passes")
-    parser.add_argument("--answers", nargs="*", default=["quickstart"], help="settings whose answers are generated too")
+    parser.add_argument(
+        "--frontiers", nargs="*", default=[], help="settings whose arms are also measured at fixed strengths"
+    )
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
 
@@ -36,16 +38,15 @@ def main() -> None:
         for name in options.settings:
             file = RESULTS / f"{name}.json"
             known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}
-            if late() or set(arms) <= set(known):
+            wanted = [arm for arm in arms if name not in RIVALS or arm in ("base", "raw")]
+            if late() or set(wanted) <= set(known):
                 continue
             train(SETTINGS[name], load(SETTINGS[name]), options.work / name)
             if not late():
-                Study(SETTINGS[name], options.work).run(arms, late)
-    for name in options.answers:
+                Study(SETTINGS[name], options.work).run(wanted, late)
+    for name in options.frontiers:
         if not late():
             study = Study(SETTINGS[name], options.work)
-            for arm in ("raw", "filter-mixture"):
-                study.answers(arm)
             for arm in ("filter-mixture", "scale"):
                 study.frontier(arm)
 

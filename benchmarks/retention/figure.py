@@ -31,7 +31,8 @@ def main() -> None:
         raise SystemExit("no results yet: python -m benchmarks.retention makes them")
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.5])
-    quick = next((case for case in every if case.name == "quickstart"), every[0])
+    whole = [case for case in every if case.has("filter-mixture") and case.has("scale")] or every
+    quick = next((case for case in whole if case.name in ("quickstart", "section")), whole[0])
     _frontier(left, quick)
     _settings(right, [case for case in every if case.has("filter-mixture")])
     figure.savefig(OUT, dpi=130)

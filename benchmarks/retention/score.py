@@ -1,13 +1,16 @@
-"""What the criteria of the experiment say of the results that are there: `python -m benchmarks.retention.score`."""
+"""What the criteria of the experiment say of the results that are there: `python -m benchmarks.retention.score [FOLDER]`."""
 
 import json
 import math
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 from benchmarks.retention.kinds import KINDS
+from benchmarks.retention.settings import RIVALS
 from benchmarks.retention.study import ARMS, RESULTS
 from lora_select.records import PathPoint
 from lora_select.retention.path import LEAST, chosen, paired
@@ -31,7 +34,7 @@ class Case:
         held = self.held["arms"].get(arm)
         if held is None or "path" not in held:
             return arm if held is not None and "losses" in held else None
-        best = by_the_rule(held["path"])
+        best = by_the_rule(held["path"], apart="tried" not in held)
         if best is None:
             searched = min((point["strength"] for point in held["path"]), default=math.inf) <= LEAST
             return "raw" if searched else None
@@ -47,9 +50,8 @@ class Case:
         return paired(losses[before]["losses"][kind], self.losses(arm)[kind], self.held["labels"][kind])
 
     def losses(self, arm: str) -> Mapping[str, Sequence[float]]:
-        """Of the arm; of its strength by the rise alone where the rule gave none."""
-        held = self.held["arms"][arm]
-        return held["losses"] if "losses" in held else held["rise_alone"]["losses"]
+        """Summed losses of each row by kind, nats."""
+        return self.held["arms"][arm]["losses"]
 
     def has(self, arm: str) -> bool:
         """Whether it is known what the shipped rule does."""
@@ -80,24 +82,29 @@ class Criterion:
     holds: bool | None
 
 
-def by_the_rule(path: Sequence[Mapping[str, Any]]) -> float | None:
-    """The strength that the shipped rule takes of a kept search path: rise and standard error both within the limit."""
-    points = [
-        PathPoint(**(dict(point) | {"within": max(point["rise"], point["standard_error"]) <= point["limit"]}))
-        for point in path
-    ]
+def by_the_rule(path: Sequence[Mapping[str, Any]], *, apart: bool = False) -> float | None:
+    """The strength that the shipped rule takes of a kept search path: rise and one standard error together within the limit.
+
+    `apart` is the rule before it, which held each against the limit by itself; `results/first` was chosen by it and keeps no losses of what was tried.
+    """
+
+    def used(point: Mapping[str, Any]) -> float:
+        rise, error = point["rise"], point["standard_error"]
+        return max(rise, error) if apart else rise + error
+
+    points = [PathPoint(**(dict(point) | {"within": used(point) <= point["limit"]})) for point in path]
     best = chosen(points)
     return None if best is None else best.strength
 
 
-def cases() -> list[Case]:
-    found = [Case(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in sorted(RESULTS.glob("*.json"))]
+def cases(folder: Path = RESULTS) -> list[Case]:
+    found = [Case(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
     return [case for case in found if case.has("raw") and case.has("base")]
 
 
 def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
     """All of them for one way of taking the reference's second moments, by the rule as it is shipped."""
-    ours = [case for case in every if case.has(arm)]
+    ours = [case for case in every if case.has(arm) and case.name not in RIVALS]
     both = [case for case in ours if case.has("scale")]
     same, other = (
         [
@@ -118,8 +125,36 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
         Criterion("below the scaled adapter, mean of five kinds: >= 90 %", f"{below} of {len(both)}", below >= 0.9 * len(both) if both else None),
         Criterion("task loss on evaluation rows within the tolerance: all", f"beyond: {', '.join(beyond) or 'none'}, of {len(ours)}", not beyond if ours else None),
         Criterion("kappa orders the advantage over scaling: Spearman >= 0.7", "fewer than three" if order is None else f"{order:.2f} over {len(gained)}", None if order is None else order >= 0.7),
+        *_against_rivals(ours, every, arm),
+        _answers(ours, arm),
         *(_quickstart(case, arm) for case in ours if case.name == "quickstart"),
     ]  # fmt: skip
+
+
+def _against_rivals(ours: Sequence[Case], every: Sequence[Case], arm: str) -> list[Criterion]:
+    """The mean of five kinds beside that of the same task trained otherwise, where both were measured."""
+    made = []
+    for kind in ("replay", "kl", "half"):
+        pairs = [(a, b) for a in ours for b in every if RIVALS.get(b.name) == a.name and b.name.endswith(kind)]
+        values = [(a.general(arm), b.general("raw")) for a, b in pairs]
+        listed = ", ".join(f"{a.name} {x:+.3f} / {y:+.3f}" for (a, _), (x, y) in zip(pairs, values, strict=True))
+        holds = statistics.median(x - y for x, y in values) < 0 if values else None
+        made.append(Criterion(f"mean of five kinds below {kind}: median", listed or "none", holds))
+    return made
+
+
+def _answers(ours: Sequence[Case], arm: str) -> Criterion:
+    """Exact answers lost by more than two paired standard errors."""
+    asked = [case for case in ours if "raw" in case.held.get("answers", {})]
+    lost, told = [], []
+    for case in asked:
+        raw = case.held["answers"]["raw"]["exact"]
+        served = case.held["answers"].get(case.served(arm) or arm, {"exact": raw})["exact"]
+        rise, error = paired(served, raw, [1] * len(raw))
+        told.append(f"{sum(raw):g} -> {sum(served):g}")
+        lost += [case.name] if rise > max(0.0, 2 * error) else []
+    words = "generated answers exact, raw -> filtered, within two standard errors: all"
+    return Criterion(words, f"{', '.join(told)}; beyond: {', '.join(lost) or 'none'}", not lost if asked else None)
 
 
 def _quickstart(case: Case, arm: str) -> Criterion:
@@ -164,13 +199,34 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def main() -> None:
-    every = cases()
+    every = cases(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
     for case in every:
         print(*_lines(case), sep="\n")
+    print("", *summary(every), sep="\n")
     for arm in FILTERS:
+        if not any(case.has(arm) for case in every):
+            continue
         print(f"\n{arm}, {sum(case.has(arm) for case in every)} settings\n| criterion | came out | |\n|---|---|---|")
         for one in criteria(every, arm):
             print(f"| {one.words} | {one.value} | {VERDICT[one.holds]} |")
+
+
+def summary(every: Sequence[Case]) -> Iterator[str]:
+    """A row a setting: the task's loss, the filter's rise of it, and the mean rise of five kinds, as trained, scaled and filtered by the rule."""
+    yield (
+        "| setting | task, as trained | filtered | five kinds, as trained | scaled | filtered | κ | λ |\n|" + "---|" * 8
+    )
+    for case in every:
+        arms, arm = case.held["arms"], "filter-mixture"
+        told = f"| {case.name} | {arms['raw']['means']['task']:.3f} |"
+        if case.name in RIVALS or not case.has(arm):
+            yield f"{told} | {case.general('raw'):+.3f} | | | | |"
+            continue
+        rise, error = case.rise(arm, "task")
+        scaled = f"{case.general('scale'):+.3f}" if case.has("scale") else ""
+        strength = arms[arm]["strength"] if case.served(arm) == arm else None
+        told += f" {rise:+.3f} ± {error:.3f} | {case.general('raw'):+.3f} | {scaled} | {case.general(arm):+.3f} |"
+        yield f"{told} {arms[arm]['kappa']:.0f} | {'none' if strength is None else f'{strength:.2g}'} |"
 
 
 def _lines(case: Case) -> Iterator[str]:
@@ -181,17 +237,16 @@ def _lines(case: Case) -> Iterator[str]:
     for arm in ("raw", *ARMS):
         if arm not in arms:
             continue
-        held, alone = arms[arm], "rise_alone" in arms[arm]
-        if "losses" not in held and "losses" not in held.get("rise_alone", {}):
+        held = arms[arm]
+        if "losses" not in held:
             yield f"| {arm} | refused, or no strength |" + " |" * (len(KINDS) + 3)
             continue
-        means = held["means"] if "means" in held else held["rise_alone"]["means"]
+        means = held["means"]
         rises = " | ".join(f"{case.judged(arm, kind)[0]:+.3f}" for kind in KINDS)
-        strength = held["rise_alone"]["strength"] if alone else held.get("strength")
         rise, error = case.judged(arm, "task")
         told = f"{means['task']:.4f} ({rise:+.4f} ± {error:.4f})"
         served = "" if arm == "raw" else case.served(arm) or "not known"
-        yield f"| {arm}{', rise alone' if alone else ''} | {told} | {rises} | {strength or 0:.3g} | {held.get('kappa') or 0:.1f} | {served} |"
+        yield f"| {arm} | {told} | {rises} | {held.get('strength') or 0:.3g} | {held.get('kappa') or 0:.1f} | {served} |"
     for arm, answers in case.held.get("answers", {}).items():
         yield f"exact match {arm}: {sum(answers['exact'])} of {len(answers['exact'])}"
 

@@ -38,33 +38,47 @@ class Setting:
     rows: int = 192
     steps: int = 24
     batch: int = 8
-    selection: int = 32
-    evaluation: int = 40
+    selection: int = 48
+    evaluation: int = 64
     """Of the rows that are kept out of training, so many choose and judge."""
     judge: int = 5
-    """Pieces of each kind of text that judge; ten in the first settings."""
+    """Pieces of each kind of text that judge."""
+    replay: int = 0
+    """Pieces of reference text (documentation, news, chat) among the training rows."""
+    kl: float = 0.0
+    """Weight of the mean KL(base || adapted) on two pieces of reference text a step."""
 
 
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16, judge=10),
-        Setting("section", "section-later", 2e-3, judge=10),
+        Setting("section", "section-later", 2e-3),
         Setting("spelling", "spelling", 2e-3),
-        Setting("section-three-times", "section-later", 6e-3),
-        Setting("docs-text", "docs-text", 1e-3, rows=128, steps=16),
-        Setting("section-shira", "section-later", 3e-3, variant="shira"),
-        Setting("docstring", "docstring", 2e-3),
-        Setting("section-dora", "section-later", 2e-3, variant="dora"),
         Setting("section-feed-forward", "section-later", 2e-3, targets="mlp-only"),
+        Setting("spelling-seed-1", "spelling", 2e-3, seed=1),
+        Setting("section-replay", "section-later", 2e-3, replay=10),
+        Setting("spelling-replay", "spelling", 2e-3, replay=10),
+        Setting("section-dora", "section-later", 2e-3, variant="dora"),
+        Setting("spelling-gemma", "spelling", 6.6e-4, model="gemma3-270m"),
         Setting("spelling-three-times", "spelling", 6e-3),
-        Setting("section-pissa", "section-later", 1e-3, variant="pissa"),
         Setting("section-seed-1", "section-later", 2e-3, seed=1),
+        Setting("section-shira", "section-later", 3e-3, variant="shira"),
+        Setting("section-kl", "section-later", 2e-3, kl=1.0),
+        Setting("spelling-kl", "spelling", 2e-3, kl=1.0),
+        Setting("formula-gemma", "formula", 6.6e-4, model="gemma3-270m"),
+        Setting("section-half", "section-later", 1e-3),
+        Setting("spelling-half", "spelling", 1e-3),
+        Setting("docstring", "docstring", 2e-3),
+        Setting("docs-text", "docs-text", 1e-3, rows=128, steps=16, evaluation=40),
+        Setting("section-three-times", "section-later", 6e-3),
+        Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16, evaluation=40),
+        Setting("section-pissa", "section-later", 1e-3, variant="pissa"),
         Setting("section-seed-2", "section-later", 2e-3, seed=2),
         Setting("section-oft", "section-later", 1e-3, variant="oft", r=0),
-        Setting("spelling-gemma", "spelling", 6.6e-4, model="gemma3-270m"),
     )
 }
+"""In the order in which they are run. Those with `replay`, `kl` or another learning rate are rivals of the setting they are named after."""
+RIVALS = {name: name.rpartition("-")[0] for name in SETTINGS if name.endswith(("-replay", "-kl", "-half"))}
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 

@@ -4,7 +4,6 @@ Results are JSON in `benchmarks/retention/results`, written after every arm; ada
 """
 
 import dataclasses
-import functools
 import gc
 import json
 import platform
@@ -30,6 +29,8 @@ from lora_select.retention.self_text import sampled
 from lora_select.spectral.linear_layers import linear_layers
 
 RESULTS = Path(__file__).parent / "results"
+OTHER = RESULTS / "other"
+"""What is no setting of its own: sequences, prediction."""
 GIVE, SELF_ROWS, TASK_TOKENS, REFERENCE_TOKENS = 90, 72, 7600, 8192
 ARMS: Mapping[str, tuple[str, ...]] = {
     "filter-mixture": ("documentation", "news", "chat"),
@@ -39,8 +40,13 @@ ARMS: Mapping[str, tuple[str, ...]] = {
 }
 """What gave the reference's second moments."""
 QUESTIONS = 24
-COARSE = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def about() -> dict[str, Any]:
+    """Where and with what results were made."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
+    return {"machine": platform.processor() or platform.machine(), "versions": versions}
 
 
 @final
@@ -66,10 +72,9 @@ class Study:
                 "training_processor_seconds": training["processor_seconds"],
                 "read_processor_seconds": round(time.process_time() - began, 1),
                 "digests": {name: digest(kind.judge) for name, kind in self.kinds.items()},
-                "machine": platform.processor() or platform.machine(),
-                "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
                 "arms": {},
             }
+            self.held |= about()
 
     def _fresh(self) -> Any:
         return models.load_model(self.subject.source.path)
@@ -83,8 +88,9 @@ class Study:
                 self.held["arms"][arm] = self._base()
             elif arm == "raw":
                 self.held["arms"][arm] = self._judged(self.form.updates)
+                self._answers(arm, self.form.updates)
             else:
-                self.held["arms"][arm] = self._arm(ARMS[arm])
+                self.held["arms"][arm] = self._arm(arm, ARMS[arm])
             self._write()
 
     def _base(self) -> dict[str, Any]:
@@ -98,7 +104,7 @@ class Study:
         write_text(file, json.dumps(known))
         return self._summed({name: known[digest(rows)] for name, rows in judging.items()})
 
-    def _arm(self, sources: Sequence[str]) -> dict[str, Any]:
+    def _arm(self, arm: str, sources: Sequence[str]) -> dict[str, Any]:
         began = time.process_time()
         if "selection" not in self.held:
             self.held["selection"] = form_losses.losses(
@@ -113,20 +119,24 @@ class Study:
                 return scaled(self.form.updates, strength)
             return filter_updates(self.form.updates, pairs, layers, strength)
 
-        @functools.cache
-        def tried(strength: float) -> tuple[float, ...]:
-            return tuple(form_losses.losses(self.model, at(strength), self.subject.selection, self.pad_id))
+        tried: dict[float, list[float]] = {}
+
+        def losses(strength: float) -> Sequence[float]:
+            found = form_losses.losses(self.model, at(strength), self.subject.selection, self.pad_id)
+            tried[strength] = [round(loss, 4) for loss in found]
+            return found
 
         searched = time.process_time()
-        points = path.morozov(start, tried, path.parse_tolerance(None))
+        points = path.morozov(start, losses, path.parse_tolerance(None))
         made["search_processor_seconds"] = round(time.process_time() - searched, 1)
         made["path"] = [dataclasses.asdict(point) for point in points]
+        made["tried"] = [{"strength": strength, "losses": found} for strength, found in tried.items()]
         best = path.chosen(points)
         made["strength"] = None if best is None else best.strength
         if best is not None:
-            made |= {"searched": dataclasses.asdict(best)} | self._written(at(best.strength))
-        elif (alone := rise_alone(start, tried)) is not None:
-            made["rise_alone"] = {"strength": alone} | self._written(at(alone))
+            made |= self._written(at(best.strength))
+            if arm == "filter-mixture":
+                self._answers(arm, at(best.strength))
         print(f"{self.setting.name} {sources}: {made['strength']}, {time.process_time() - began:.0f} s", flush=True)
         return made
 
@@ -219,16 +229,10 @@ class Study:
             self.subject.source, self.subject.tokenizer, SELF_ROWS, seed=0, model=lambda: self.model, cache=self.work
         )
 
-    def answers(self, arm: str) -> None:
-        """Generated answers of the raw adapter and of an arm: exact matches on rows that chose nothing."""
-        if arm in self.held.get("answers", {}):
+    def _answers(self, arm: str, updates: Mapping[str, Update]) -> None:
+        """Generated answers of an arm on rows that chose nothing: whether each is exact; nothing where the task is plain text."""
+        if not self.subject.questions:
             return
-        updates = self.form.updates
-        if arm == "scale":
-            updates = scaled(updates, self.held["arms"][arm]["strength"])
-        elif arm != "raw":
-            pairs, layers, _, _ = self._pairs(ARMS[arm])
-            updates = filter_updates(updates, pairs, layers, self.held["arms"][arm]["strength"])
         asked = self.subject.questions[:QUESTIONS]
         with forms.applied(self.model, updates):
             given = generate(
@@ -236,21 +240,7 @@ class Study:
             )
         matches = [exact_match(expected, answer) for (_, expected), answer in zip(asked, given, strict=True)]
         self.held.setdefault("answers", {})[arm] = {"exact": matches, "answers": given}
-        self._write()
 
     def _write(self) -> None:
         RESULTS.mkdir(exist_ok=True)
         write_text(self.file, json.dumps(self.held, indent=None, sort_keys=True) + "\n")
-
-
-def rise_alone(raw: path.Losses, losses: Callable[[float], Sequence[float]]) -> float | None:
-    """The largest of strengths a factor ten apart whose rise is within 1 % of the loss, whatever its error; none beyond a larger rise.
-
-    This was the rule until its second condition. It is asked where the shipped one chooses nothing.
-    """
-    best = None
-    for strength in COARSE:
-        if path.paired(raw.losses, losses(strength), raw.labels)[0] > path.DEFAULT_SHARE * raw.mean:
-            break
-        best = strength
-    return best

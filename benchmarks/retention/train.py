@@ -1,16 +1,22 @@
 """Train the settings' adapters, each once, and leave them as PEFT folders in a work folder."""
 
 import json
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.retention.settings import ATTENTION, FEED_FORWARD, Setting, Subject
 from lora_select import models
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.initialization import write_initialization
 from lora_select.initialization.portable import make_portable
 from lora_select.records import AdapterSpec, Range, TrainingPlan
 from lora_select.training import trials
 from lora_select.variants import named
+
+KL_PIECES = 30
 
 
 def spec_of(setting: Setting) -> AdapterSpec:
@@ -26,11 +32,12 @@ def spec_of(setting: Setting) -> AdapterSpec:
 
 def plan_of(setting: Setting) -> TrainingPlan:
     nothing = Range(0, 0, 0)
+    steps = setting.steps + math.ceil(setting.replay / setting.batch)
     return TrainingPlan(
         device="cpu", num_processes=1, zero_stage=0, precision="fp32", micro_batch_size=8,
         gradient_accumulation_steps=setting.batch // 8, effective_batch_size=setting.batch,
-        epochs=setting.steps * setting.batch / setting.rows, total_steps=setting.steps,
-        warmup_steps=max(1, round(0.1 * setting.steps)), learning_rate=setting.rate, lr_schedule="cosine",
+        epochs=setting.steps * setting.batch / setting.rows, total_steps=steps,
+        warmup_steps=max(1, round(0.1 * steps)), learning_rate=setting.rate, lr_schedule="cosine",
         weight_decay=0.0, max_grad_norm=1.0, checkpoint_every=10**6, keep_checkpoints=1, gradient_checkpointing=False,
         seed=setting.seed, threads_per_process=1, memory_gib=nothing, minutes=nothing, disk_gib=0.0, reasons=(),
         packing=True,
@@ -47,9 +54,61 @@ def train(setting: Setting, subject: Subject, folder: Path) -> None:
     start = write_initialization(spec, Path(subject.source.path), folder / "none", factors)
     began = time.process_time()
     with trials.adapted(models.load_model(subject.source.path), spec, plan, str(start) if start else None) as network:
-        losses = trials.train(network, spec, plan, subject.train, models.pad_id(subject.tokenizer))
+        pad_id = models.pad_id(subject.tokenizer)
+        if setting.kl:
+            losses = _with_divergence(network, plan, subject.train, reference(subject, KL_PIECES), pad_id, setting.kl)
+        else:
+            rows = [*subject.train, *reference(subject, setting.replay)]
+            losses = trials.train(network, spec, plan, rows, pad_id)
         seconds = time.process_time() - began
         network.save_pretrained(str(folder))
         make_portable(folder, str(start) if start else None, spec)
     (folder / "training.json").write_text(json.dumps({"losses": losses, "processor_seconds": round(seconds, 1)}))
     print(f"{setting.name}: {len(losses)} steps, {losses[0]:.3f} -> {losses[-1]:.3f}, {seconds:.0f} s", flush=True)
+
+
+def reference(subject: Subject, count: int) -> list[TokenRow]:
+    """`count` pieces of documentation, news and chat in turn, of those that may give moments."""
+    from benchmarks.retention.kinds import kinds
+
+    made = kinds(subject.tokenizer, count) if count else {}
+    turns = zip(*(made[name].give for name in ("documentation", "news", "chat")), strict=False) if made else ()
+    return [row for turn in turns for row in turn][:count]
+
+
+def _with_divergence(
+    network: Any, plan: TrainingPlan, rows: Sequence[TokenRow], pieces: Sequence[TokenRow], pad_id: int, weight: float
+) -> list[float]:
+    """AdamW on the task's loss and `weight` times KL(base || adapted), a mean over the label tokens of two pieces a step."""
+    import torch
+
+    from lora_select.data.labels.tokens import IGNORED, collate
+    from lora_select.training.worker import batches
+    from lora_select.training.worker.loop import learning_rate
+
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    made = torch.optim.AdamW(trained, weight_decay=plan.weight_decay)
+    losses: list[float] = []
+
+    def logits(chosen: Sequence[TokenRow]) -> tuple[Any, Any]:
+        batch = collate(chosen, pad_id)
+        targets = batch.pop("labels")[:, 1:]
+        wanted = targets.ne(IGNORED)
+        return network(**batch, use_cache=False).logits[:, :-1][wanted].float().log_softmax(-1), targets[wanted]
+
+    for step in range(plan.total_steps):
+        numbers = batches.rows_of_step(len(rows), plan.epochs, plan.effective_batch_size, plan.seed, step)
+        kept = [pieces[(2 * step + index) % len(pieces)] for index in range(2)]
+        for group in made.param_groups:
+            group["lr"] = learning_rate(plan, step)
+        found, targets = logits([rows[number] for number in numbers])
+        task = -found.gather(-1, targets[:, None]).mean()
+        with torch.no_grad(), network.disable_adapter():
+            before, _ = logits(kept)
+        after, _ = logits(kept)
+        (task + weight * (before.exp() * (before - after)).sum(-1).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(trained, plan.max_grad_norm)
+        made.step()
+        made.zero_grad()
+        losses.append(float(task.detach()))
+    return losses

@@ -229,11 +229,11 @@ class RetentionConfig(Section):
     """What the adapter should give back of the base model's knowledge, after training; see docs/retention.md.
 
     `auto` filters or scales the adapter where that lowers the loss on reference text and the task's loss rises by no more than
-    `tolerance`: a share of it (`1%`), nats per token (`0.02`), or null for 1 %. The rise's standard error must be within it too. Text of `references` gives
-    second moments and judges on other rows; `judges` only judge. Sets are `prose`, `code`, `self` (sampled from the base model), files or hub ids.
+    `tolerance`: a share of it (`1%`), nats per token (`0.02`), or null for 1 %. The rise and its standard error together must be within it. Text of `references`
+    gives second moments and judges on other rows; `judges` only judge. Sets are `prose`, `code`, `self` (sampled from the base model), files or hub ids.
     `task_tokens`, `reference_tokens` and `judging_units` are the most that is read; a short training pays for less.
     `keep_moments` keeps the dataset's second moments (no rows) with the adapter; `earlier` names such files of earlier trainings of the same
-    base, whose tasks are then kept as reference text is.
+    base, whose tasks are then kept as reference text is. A base that `export --to merged` made of such an adapter brings its own.
     """
 
     mode: Annotated[Literal["auto", "off"], BeforeValidator(switched)] = "auto"

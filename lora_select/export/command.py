@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,6 +17,7 @@ from lora_select.errors import InputError, WorldError, require
 from lora_select.export.check_process import LOGITS, compare
 from lora_select.export.plain_lora import Converted, rewrite_lora, write_lora
 from lora_select.records import write_text
+from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
 from lora_select.serving import ollama
 from lora_select.serving.folder import PeftFolder
 
@@ -122,6 +124,7 @@ def _export(
         _write_probe(model, checked / LOGITS)
         if form == "merged":
             models.write_merged(model, str(path), out)
+            _carry_moments((run / KEPT_MOMENTS, path / IN_BASE), out / IN_BASE)
             converted, words, exact = None, "the base with the adapter merged into it", True
         else:
             converted = _convert(folder, model, path, checked, source, rank, max_error)
@@ -257,6 +260,15 @@ def _write_probe(model: Any, file: Path) -> None:
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     save_file({"ids": ids, "logits": logits.float().contiguous()}, file)
+
+
+def _carry_moments(sources: Sequence[Path], target: Path) -> None:
+    """What the merged model should not forget when it is trained again: the adapter's kept moments, which hold the base's, else the base's own."""
+    for source in sources:
+        if source.is_file():
+            target.parent.mkdir(parents=True)
+            shutil.copyfile(source, target)
+            return
 
 
 def _check(base: str, out: Path, to: str) -> tuple[float, float]:

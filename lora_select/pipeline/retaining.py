@@ -5,12 +5,21 @@ from pathlib import Path
 
 from lora_select import models
 from lora_select.errors import InputError
-from lora_select.pipeline import source_digests
+from lora_select.pipeline import source_digests, workspace
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
 from lora_select.pipeline.stages import train
 from lora_select.pipeline.workspace import StageRef
-from lora_select.records import Adapter, DatasetProfile, ReloadCheck, Retention, TrainingPlan
+from lora_select.records import (
+    Adapter,
+    BaseModel,
+    DatasetProfile,
+    ReloadCheck,
+    Retention,
+    TrainingPlan,
+    sha256_file,
+)
+from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
 from lora_select.training.validation import FEWEST
 
 
@@ -63,7 +72,7 @@ def retained(
         )
         return None
     try:
-        return run.do(
+        made = run.do(
             train.retain,
             "retention",
             adapter=adapter.ref,
@@ -74,11 +83,20 @@ def retained(
             device=run.machine.device,
             quantize=run.config.base_model.quantize,
             rivals=rivals,
-            key_only=source_digests.of(run.sources, "references", "judges", "earlier"),
+            key_only=source_digests.of(run.sources, "references", "judges", "earlier") | _of_base(run.base),
         )
     except InputError as error:
         run.place.say(f"retention was left out, the adapter is served as it was trained: {error}")
         return None
+    if made.record.moments_file is not None:
+        workspace.link(run.place.root, run.key, made.folder / made.record.moments_file.path, KEPT_MOMENTS)
+    return made
+
+
+def _of_base(base: BaseModel) -> dict[str, str]:
+    """The earlier tasks' moments that came with the base, for the stage's key."""
+    file = Path(base.path) / IN_BASE
+    return {"earlier.base": sha256_file(file)} if file.is_file() else {}
 
 
 def served(

@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from lora_select.records.files import FileRef
 from lora_select.records.judgement import MetricComparison
 
+KEPT_MOMENTS = "moments.safetensors"
+"""The file of kept second moments: beside an adapter, and in a run's folder."""
+IN_BASE = f"retention/{KEPT_MOMENTS}"
+"""The same in a base model that such an adapter was merged into; in a folder of its own, because engines load every safetensors file of a model."""
+
 
 @dataclass(frozen=True)
 class Tolerance:

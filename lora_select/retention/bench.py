@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, final
 
 from lora_select.data.labels.tokens import TokenRow
@@ -16,7 +15,7 @@ from lora_select.retention.decide import FILTER, RAW, SCALE
 from lora_select.retention.filter import Pair, Spread
 from lora_select.retention.form_losses import Judged
 from lora_select.retention.forms import Form, Update
-from lora_select.retention.moments import Moments, load, stream
+from lora_select.retention.moments import Moments, stream
 from lora_select.retention.references import ReferenceSet
 from lora_select.retention.settings import RetentionSettings
 
@@ -34,12 +33,12 @@ class Bench:
         self.modules = {name: modules[name] for name in form.updates}
 
     def moments(
-        self, rows: Sequence[TokenRow], sets: Sequence[ReferenceSet]
+        self, rows: Sequence[TokenRow], sets: Sequence[ReferenceSet], earlier: Sequence[Moments] = ()
     ) -> tuple[dict[str, Pair], dict[str, list[str]], tuple[str, ...], Moments]:
         """Pairs by owner, layers of each owner, notes, and the task's sums, whose `unseen` names every layer without a pair."""
         task = self._stream(until(rows, self.settings.task_tokens), "task rows")
         given = [self._stream(one.give, f"reference text: {one.name}") for one in sets if one.give]
-        given += [load(Path(file)) for file in self.settings.earlier]
+        given += earlier
         pairs, notes, left = filtering.pairs(task, given, ridge=self.settings.ridge, prior=self.settings.prior)
         layers: dict[str, list[str]] = {}
         for name, owner in task.owner.items():
@@ -53,7 +52,7 @@ class Bench:
         self.forward["moments"] += _tokens(rows)
         return stream(
             self.model, self.modules, rows, self.pad_id,
-            exact_width=self.settings.exact_width, columns=self.settings.sketch_columns, seed=self.settings.seed,
+            exact_width=self.settings.exact_width, columns=self.settings.sketch_columns,
             progress=lambda done, total: self.progress(done, total, f"second moments of {what}"),
         )  # fmt: skip
 

@@ -51,13 +51,15 @@ def decide(evidence: RetentionEvidence) -> RetentionDecision:
         return RetentionDecision("none", 0.0, tuple(reasons))
     point = usable[best]
     reasons.append(
-        f"its strength {point.strength:.3g} costs {point.rise:+.4f} nats a token on the selection rows, {point.limit:.4f} were allowed"
+        f"its strength {point.strength:.3g} costs {point.rise:+.4f} ± {point.standard_error:.4f} nats a token on the selection rows, "
+        f"{point.limit:.4f} were allowed"
     )
     return RetentionDecision(best, point.strength, tuple(reasons))
 
 
 def _written_within(evidence: RetentionEvidence, arm: str, point: PathPoint) -> bool:
-    return arm not in evidence.refused and evidence.written_rise.get(arm, 0.0) <= point.limit
+    rise = evidence.written_rise.get(arm, point.rise)
+    return arm not in evidence.refused and rise + point.standard_error <= point.limit
 
 
 def _gain(references: Mapping[str, UnitLosses], before: str, after: str) -> tuple[float, float]:

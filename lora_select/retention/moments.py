@@ -108,6 +108,16 @@ class Moments:
         sums = {name: mine.merged(other.sums[name]) for name, mine in self.sums.items()}
         return Moments(sums, dict(self.owner), self.unseen | other.unseen)
 
+    def joined(self, other: "Moments") -> "Moments":
+        """Over the rows of both, of every layer that either has seen; of inputs that both have, the sums are added up."""
+        sums = dict(other.sums)
+        for name, mine in self.sums.items():
+            known = sums.get(name)
+            sums[name] = (
+                mine.merged(known) if known is not None and known.products.shape == mine.products.shape else mine
+            )
+        return Moments(sums, other.owner | self.owner, self.unseen)
+
     @property
     def tokens(self) -> int:
         """Tokens of the input that saw the most (experts see fewer)."""
@@ -134,7 +144,7 @@ def stream(
         pad_id: fills batches; padding is left out of the sums.
         exact_width: the widest input that is summed whole.
         columns: of the sketch beyond it.
-        seed: of the sketch's test matrices; ranks must use the same.
+        seed: of the sketch's test matrices; what is to be added up must use the same.
         progress: called with (rows done, rows).
 
     Raises:

@@ -1,6 +1,7 @@
 """The one door: an adapter, its base, its task's rows and reference text in; the adapter that should be served and the evidence out."""
 
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +24,19 @@ from lora_select.records import (
     file_ref,
     sha256_file,
 )
+from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
 from lora_select.retention import form_losses, forms, path
 from lora_select.retention.bench import Bench, Progress, kept_of_layers, spreads
 from lora_select.retention.decide import FILTER, RAW, SCALE, decide
 from lora_select.retention.form_losses import Judged
 from lora_select.retention.forms import Form, Update
-from lora_select.retention.moments import Moments, save
+from lora_select.retention.moments import Moments, load, save
 from lora_select.retention.references import ReferenceSet, Sizes, gather, refuse_leaks
 from lora_select.retention.settings import JUDGING_ROWS, RetentionSettings, TaskRows
 from lora_select.training import reload_check
 from lora_select.training.job import REFERENCE_LOGITS
 
-ADAPTER, RAW_ADAPTER, MOMENTS = "adapter", "adapter-raw", "moments.safetensors"
+ADAPTER, RAW_ADAPTER = "adapter", "adapter-raw"
 ROUNDING = 2e-2
 """Of an update that is written in bfloat16, relative."""
 
@@ -85,7 +87,8 @@ def retain_adapter(
     )  # fmt: skip
     refuse_leaks(sets, [*rows.moments, *rows.selection, *rows.evaluation])
     bench = Bench(model, form, pad_id, settings, progress)
-    pairs, layers, notes, sums = bench.moments(rows.moments, sets)
+    earlier = [load(file) for file in earlier_files(base, settings)]
+    pairs, layers, notes, sums = bench.moments(rows.moments, sets, earlier)
     trained = spreads(pairs, layers, form.updates)
     evidence, arms, written = bench.search(pairs, layers, trained, rows.selection, tolerance)
     deciding = {
@@ -104,7 +107,7 @@ def retain_adapter(
     chosen = RAW if decision.choice == "none" else decision.choice
     kept = spreads(pairs, layers, arms[chosen])
     if settings.keep_moments:
-        save(sums, folder / MOMENTS)
+        save(functools.reduce(Moments.joined, earlier, sums), folder / KEPT_MOMENTS)
     last = {name: arms[name] for name in (RAW, chosen)}
     task = _task(bench, last, rows.evaluation[:JUDGING_ROWS], settings.seed)
     last |= _rivals(others or {}, model, fresh)
@@ -130,7 +133,7 @@ def retain_adapter(
         prior=settings.prior,
         task_tokens=sums.tokens,
         reference_tokens=sum(len(row.input_ids) for one in sets for row in one.give),
-        moments_file=file_ref(folder / MOMENTS, folder) if settings.keep_moments else None,
+        moments_file=file_ref(folder / KEPT_MOMENTS, folder) if settings.keep_moments else None,
         logits_file=logits,
         forward_tokens=dict(bench.forward),
         seconds=round(time.monotonic() - began, 1),
@@ -140,8 +143,19 @@ def retain_adapter(
             *notes,
             *(f"{one.name}: {note}" for one in sets for note in one.notes),
             *_notes(form, sums, rows, base),
+            *(
+                [f"{len(earlier)} files of earlier tasks' second moments were kept as reference text is"]
+                if earlier
+                else []
+            ),
         ),
     )
+
+
+def earlier_files(base: BaseModel, settings: RetentionSettings) -> list[Path]:
+    """Second moments of earlier tasks: those that are named, and those that came with a base which earlier adapters were merged into."""
+    own = Path(base.path) / IN_BASE
+    return [*map(Path, settings.earlier), *([own] if own.is_file() else [])]
 
 
 def _rivals(others: Mapping[str, Path], model: Any, fresh: Callable[[], Any]) -> dict[str, Mapping[str, Update]]:

@@ -1,7 +1,7 @@
 """How strongly: Morozov's discrepancy principle, at most four strengths, each evaluated once.
 
-The strength lambda is the largest whose paired rise of loss on the selection rows is within the tolerance, and whose standard error is too: rows that
-cannot tell a rise of that size choose nothing. Scaling is searched with the same function: D / (1 + lambda) is the filter with Zt = Zr.
+The strength lambda is the largest whose paired rise of loss on the selection rows, and one standard error more, is within the tolerance: rows that
+cannot tell a rise of that size choose little or nothing. Scaling is searched with the same function: D / (1 + lambda) is the filter with Zt = Zr.
 
 References:
     Morozov (1966), *On the solution of functional equations by the method of regularization*.
@@ -102,7 +102,7 @@ def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance
         rise, error = paired(raw.losses, losses, raw.labels)
         limit = allowed(tolerance, raw.mean)
         points[strength] = PathPoint(
-            strength, math.fsum(losses) / sum(raw.labels), rise, error, limit, max(rise, error) <= limit
+            strength, math.fsum(losses) / sum(raw.labels), rise, error, limit, rise + error <= limit
         )
         return points[strength].within
 
@@ -118,8 +118,8 @@ def _known(low: PathPoint, high: PathPoint) -> bool:
 
 
 def _used(point: PathPoint) -> float:
-    """What is held against the limit, nats per token."""
-    return max(point.rise, point.standard_error)
+    """What is held against the limit, nats per token: the upper end of the rise."""
+    return point.rise + point.standard_error
 
 
 def _between(low: PathPoint, high: PathPoint) -> float:

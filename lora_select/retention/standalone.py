@@ -9,6 +9,7 @@ from lora_select import models, records
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.labels.tokenize import tokenize
 from lora_select.errors import InputError, require
+from lora_select.evaluation.model_losses import label_counts
 from lora_select.records import BaseModel, Retention
 from lora_select.retention import forms, plot
 from lora_select.retention.bench import Progress
@@ -145,7 +146,7 @@ def read_rows(source: str, base: BaseModel, *, max_length: int, max_rows: int | 
         notes.append(f"{cut} task rows are longer than {max_length} tokens and are cut; raise --max-length")
     if empty := sum(not made.rows for made in every):
         notes.append(f"{empty} task rows have no label token and are not used")
-    given = split_rows(parts[0], selection_rows(len(parts[0])), seed, parts[1])
+    given = split_rows(parts[0], selection_rows(label_counts(parts[0])), seed, parts[1])
     notes.append(
         "whether the adapter was trained on the rows that choose the strength is not known; if it was, their rise is too small"
     )

@@ -1,10 +1,10 @@
 """What the shipped rule says of a kept search path, and whose losses a setting then counts with."""
 
+import dataclasses
+
 import pytest
 
 from benchmarks.retention.score import Case, advantage, by_the_rule, criteria
-from benchmarks.retention.study import rise_alone
-from lora_select.retention.path import Losses
 
 KINDS = ("documentation", "licences", "news", "code", "chat")
 
@@ -24,10 +24,11 @@ def case(path, **more) -> Case:
     return Case("planted", {"arms": arms, "labels": {kind: [1, 1] for kind in (*KINDS, "task")}})
 
 
-def test_the_rule_asks_for_the_error_too():
-    assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.009)]) == 1.0
-    assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.02)]) == 0.1
+def test_the_rule_holds_rise_and_error_together_against_the_limit():
+    assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.004)]) == 1.0
+    assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.009)]) == 0.1
     assert by_the_rule([point(0.1, 0.001, 0.02)]) is None
+    assert by_the_rule([point(0.1, 0.001, 0.002), point(1.0, 0.005, 0.009)], apart=True) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -52,13 +53,6 @@ def test_a_refused_update_leaves_the_adapter_as_it_was():
     assert case([point(0.1, 0.001, 0.002)], strength=0.1, refused="too wide").served("filter-mixture") == "raw"
 
 
-def test_the_rise_alone_stops_at_the_first_strength_beyond():
-    raw = Losses((1.0, 1.0), (1, 1))
-    rises = {0.001: 0.0, 0.01: 0.002, 0.1: 0.02, 1.0: 0.0, 10.0: 0.0}
-    assert rise_alone(raw, lambda strength: (1 + rises[strength],) * 2) == 0.01
-    assert rise_alone(raw, lambda _: (1.1, 1.1)) is None
-
-
 def test_text_that_the_training_helped_does_not_count_as_forgetting_taken_off():
     made = case([point(0.1, 0.001, 0.002)], strength=0.1)
     arms = made.held["arms"]
@@ -78,3 +72,20 @@ def test_text_that_the_training_helped_does_not_count_as_forgetting_taken_off():
     for kind in KINDS:
         arms["scale"]["losses"][kind] = [1.0, 1.0]
     assert advantage(made, "filter-mixture") is None  # scaling left nothing
+
+
+def test_a_rival_is_another_training_of_the_same_task_and_judged_as_trained():
+    made = dataclasses.replace(case([point(0.1, 0.001, 0.002)], strength=0.1), name="section")
+    rival = dataclasses.replace(case([]), name="section-replay")
+    [found] = [one for one in criteria([made, rival], "filter-mixture") if "replay" in one.words]
+    assert (found.value, found.holds) == ("section +0.090 / +1.000", True)
+
+
+def test_answers_that_the_filter_spoilt_are_counted():
+    made = case([point(0.1, 0.001, 0.002)], strength=0.1)
+    for spoilt, holds in ((1, True), (12, False)):
+        exact = [1.0] * 24
+        answers = {"raw": {"exact": exact}, "filter-mixture": {"exact": [0.0] * spoilt + exact[spoilt:]}}
+        held = dict(made.held) | {"answers": answers}
+        [found] = [one for one in criteria([Case("x", held)], "filter-mixture") if "answers" in one.words]
+        assert found.holds is holds

@@ -11,7 +11,9 @@ import lora_select as ls
 from lora_select import records
 from lora_select.audit.verification import verify
 from lora_select.errors import InputError
+from lora_select.export.command import export
 from lora_select.records import Adapter, ReloadCheck, Retention
+from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
 from lora_select.retention.moments import InputSums, Moments, save
 
 pytestmark = pytest.mark.timeout(900)
@@ -40,12 +42,11 @@ def place(tmp_path_factory, tiny_model_folder):
 
 @pytest.fixture(scope="module")
 def finetuned(place, tiny_model_folder):
-    def make(*overrides):
+    def make(*overrides, model=tiny_model_folder):
         patch.setenv("LORA_SELECT_CACHE", str(place / "cache"))
         return ls.finetune(
-            str(tiny_model_folder), place / "rows.jsonl", runs_dir=str(place / "runs"), overrides=[*SMALL, *overrides],
-            **SETTINGS,
-        )  # fmt: skip
+            str(model), place / "rows.jsonl", runs_dir=str(place / "runs"), overrides=[*SMALL, *overrides], **SETTINGS
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         yield make
@@ -72,6 +73,17 @@ def test_what_is_served_has_its_own_logits_and_its_own_proof(kept):
     assert proven.max_logit_difference < 1e-4 < 0.1 * proven.function_change
     assert kept.evaluation.adapter_digest == served.digest
     assert verify(kept.folder).faults == ()
+
+
+def test_a_run_on_the_merged_model_keeps_what_the_run_before_it_learnt(kept, finetuned, place, tiny_model_folder):
+    first = record(kept, "retention", Retention)
+    assert first.moments_file is not None
+    assert records.sha256_file(kept.folder / KEPT_MOMENTS) == first.moments_file.sha256
+    export(kept.folder, "merged", place / "merged", rank=None, max_error=0.05, base=str(tiny_model_folder))
+    assert records.sha256_file(place / "merged" / IN_BASE) == first.moments_file.sha256
+    again = record(finetuned("retention.keep_moments=true", model=place / "merged"), "retention", Retention)
+    assert any("earlier tasks" in note for note in again.notes)
+    assert not any("earlier tasks" in note for note in first.notes)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,22 @@ def test_the_search_ends_where_the_standard_error_uses_the_tolerance():
     assert calls == [0.1, 1.0]
 
 
+def test_the_upper_end_of_the_rise_is_held_against_the_tolerance():
+    """A rise and an error of 0.006 each are both within 0.01; their sum is not."""
+
+    def at(strength):
+        signs = (1, -1, 1, -1)
+        return tuple(
+            loss + min(1.0, strength / 0.1) * (0.006 * count + 0.006 * 15 / 4 * 3**0.5 * sign)
+            for loss, count, sign in zip(RAW.losses, LABELS, signs, strict=True)
+        )
+
+    first = next(point for point in morozov(RAW, at, Tolerance(0.01, None)) if point.strength == 0.1)
+    assert 0.004 < first.rise < 0.01
+    assert 0.004 < first.standard_error < 0.01
+    assert not first.within
+
+
 def test_a_loss_that_dips_back_under_the_tolerance_is_not_trusted():
     points = [PathPoint(s, 0, 0, 0, 0, within) for s, within in ((0.1, True), (0.3, False), (1.0, True))]
     best = chosen(points)

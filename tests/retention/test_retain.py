@@ -28,7 +28,7 @@ from lora_select.retention.standalone import adapter_folder, read_rows, retain
 from lora_select.training import trials, validation
 
 SETTINGS = RetentionSettings(
-    references=("prose",), judges=("code",), task_tokens=1500, reference_tokens=1500, judging_units=6, tolerance="5%"
+    references=("prose",), judges=("code",), task_tokens=1500, reference_tokens=1500, judging_units=6, tolerance="8%"
 )
 
 
@@ -76,7 +76,7 @@ def test_what_is_served_keeps_the_task_and_forgets_less(made, trained, tiny_mode
     assert record.evidence.kappa > 1.2
     point = next(point for point in record.evidence.filter_path if point.strength == record.decision.strength)
     assert point.within
-    assert point.rise <= 0.05 * record.evidence.raw_loss
+    assert point.rise <= 0.08 * record.evidence.raw_loss
     for one in record.references:
         assert one.rise["filter"].difference < 0.6 * one.rise["raw"].difference
         assert one.kl["filter"] < one.kl["raw"]
@@ -201,12 +201,12 @@ def test_a_folder_that_does_not_hold_what_was_measured_is_found(trained, tiny_mo
 
 def test_the_rows_that_choose_are_those_that_training_kept_and_too_few_are_refused(tmp_path):
     every = rows(60)
-    parts = split_rows(every, selection_rows(60), 0, every[:2])
+    parts = split_rows(every, selection_rows([2] * 60), 0, every[:2])
     given, kept = validation.split(every, 12, 0)
     assert (parts.moments, parts.selection, parts.evaluation) == (given, kept, every[:2])
     assert not {row.row_id for row in given} & {row.row_id for row in kept}
     with pytest.raises(InputError, match="got 7 of 39"):
-        split_rows(every[:39], selection_rows(39), 0)
+        split_rows(every[:39], selection_rows([2] * 39), 0)
 
 
 def test_others_are_judged_on_the_same_text_and_stay_off_the_frontier(made, trained, tiny_model_folder, tmp_path):

@@ -24,7 +24,7 @@ from lora_select.data.labels.tokens import TokenRow
 from lora_select.data.reading import formats
 from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import reference_rows
-from lora_select.evaluation.model_losses import summed_losses
+from lora_select.evaluation.model_losses import label_counts, summed_losses
 from lora_select.evaluation.power import paired_error
 from lora_select.models import pad_id
 
@@ -268,7 +268,7 @@ def retain(
     task = (
         TaskRows(given, chosen, judging)
         if chosen
-        else split_rows(given, selection_rows(len(given)), told.seed, judging)
+        else split_rows(given, selection_rows(label_counts(given)), told.seed, judging)
     )
     resolved = models.resolve(source)
     every = [*task.moments, *task.selection, *task.evaluation]

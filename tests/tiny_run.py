@@ -14,6 +14,7 @@ SECTIONS = {
     "analysis": {"microbatches": 4, "microbatch_size": 2, "sketch_size": 16, "base_loss_rows": 4},
     "selection": {"learning_rate": 0.01},
     "training": {"batch_size": 8, "epochs": 4, "checkpoint_every": 4},
+    "retention": {"mode": "off"},  # its three stages have tests of their own in tests/pipeline
     "evaluation": {"exact_match_rows": 3, "max_new_tokens": 6, "bootstrap_samples": 200, "reference_tokens": 512},
 }
 

@@ -6,6 +6,7 @@ once, and every fault is reported together.
 """
 
 import difflib
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,8 +109,7 @@ def parse(values: dict[str, Any], *, place: str) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        faults = [_sentence(fault) for fault in error.errors()]
-        raise InputError(f"{place}: " + "\n".join(faults)) from error
+        raise InputError(f"{place}: " + "\n".join(_sentences(error.errors()))) from error
     check_names(config.constraints)
     return config
 
@@ -140,8 +140,38 @@ def apply(values: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: {text!r} is not a YAML value") from error
 
 
+def _sentences(faults: Sequence[Any]) -> list[str]:
+    """One a field: what may be of several types has a fault for each of them."""
+    fields: dict[str, list[Any]] = {}
+    for fault in faults:
+        location = _location(fault["loc"])
+        fields.setdefault(".".join(location), []).append(fault | {"loc": location})
+    return [_sentence(found[0] | {"msg": ", or ".join(_told(found))}) for found in fields.values()]
+
+
+def _told(faults: Sequence[Any]) -> list[str]:
+    first, *rest = (fault["msg"] for fault in faults)
+    return [first, *(text.removeprefix("Input should be ") for text in rest)]
+
+
+def _location(parts: Sequence[int | str]) -> list[str]:
+    """The names from the config's root, without the type that a value was tried as (`epochs`, `constrained-float`)."""
+    annotation: Any = RunConfig
+    for depth, part in enumerate(parts):
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel) and part in annotation.model_fields):
+            return [str(one) for one in parts]
+        annotation = annotation.model_fields[str(part)].annotation
+        if len([kind for kind in typing.get_args(annotation) if kind is not type(None)]) > 1 and _is_union(annotation):
+            return [str(one) for one in (*parts[: depth + 1], *parts[depth + 2 :])]
+    return [str(one) for one in parts]
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
 def _sentence(fault: Any) -> str:
-    location = [str(part) for part in fault["loc"]]
+    location = fault["loc"]
     name = ".".join(location)
     if fault["type"] != "extra_forbidden":
         given = "" if fault["type"] == "missing" else f", got {scrub(repr(fault['input']))}"

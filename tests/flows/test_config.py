@@ -88,6 +88,7 @@ def test_broken_overrides(file, override, words):
         ("selection.race_budget=-1", "race_budget"),
         ("training.effective_batch_size=8", "`training.effective_batch_size` is called `batch_size`"),
         ("recipes.trainers=[trll]", "`recipes.trainers.0`"),
+        ("training.epochs=-1", "`training.epochs`: input should be 'auto', or greater than 0, got -1$"),
         ("retention.references=[a.jsonl, a.jsonl]", "name a.jsonl twice"),
         ("retention.judges=[prose]", "name prose twice"),
         ("promotion.max_forgetting={prosa: 0.1}", r"yaml: `promotion.max_forgetting` limits prosa.* are prose, code$"),

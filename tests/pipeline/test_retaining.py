@@ -75,6 +75,7 @@ def test_what_is_served_has_its_own_logits_and_its_own_proof(kept):
     assert verify(kept.folder).faults == ()
 
 
+@pytest.mark.slow
 def test_a_run_on_the_merged_model_keeps_what_the_run_before_it_learnt(kept, finetuned, place, tiny_model_folder):
     first = record(kept, "retention", Retention)
     assert first.moments_file is not None

@@ -57,21 +57,27 @@ def mixtral(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def chosen(mixtral, rows):
+    """The line on a tiny Mixtral up to its decision."""
+    return ls.recommend(str(mixtral), rows, **QUICK, runs_dir=str(rows.parent / "runs"))
+
+
+@pytest.fixture(scope="module")
 def run(mixtral, rows):
-    """The whole line on a tiny Mixtral."""
+    """The whole line on it."""
     told = QUICK | JUDGED | {"runs_dir": str(rows.parent / "runs"), "tracking_uri": None, "learning_rate": 0.01}
     return ls.finetune(str(mixtral), rows, **told)
 
 
-def test_the_answer_the_plan_and_the_count_hold_them(run):
-    choice = run.decision.choice
+def test_the_answer_the_plan_and_the_count_hold_them(chosen):
+    choice = chosen.spec
     assert choice.peft_arguments["target_parameters"] == TENSORS
     assert choice.num_parameters == 2 * 16 * sum(64 + side for side in (64, 32, 32, 64)) + OF_EXPERTS
-    assert answer(run.decision)[1].startswith("The experts are adapted too: ")
-    assert f"{OF_EXPERTS:,} trained parameters" in answer(run.decision)[1]
-    assert not run.replay()
+    assert answer(chosen.decision)[1].startswith("The experts are adapted too: ")
+    assert f"{OF_EXPERTS:,} trained parameters" in answer(chosen.decision)[1]
 
 
+@pytest.mark.slow
 def test_they_are_trained_saved_and_loaded_again(run):
     config = json.loads((run.adapter_folder / "adapter_config.json").read_text())
     assert sorted(config["target_parameters"]) == TENSORS
@@ -83,8 +89,10 @@ def test_they_are_trained_saved_and_loaded_again(run):
     check = run._read("proof", ls.records.ReloadCheck)
     assert check.passed
     assert check.function_change > 0.05
+    assert not run.replay()
 
 
+@pytest.mark.slow
 def test_they_are_merged_and_no_engine_is_given_them_as_lora(run, mixtral, tmp_path):
     made = export(run.adapter_folder, "merged", tmp_path / "merged", rank=None, max_error=1e-3, base=str(mixtral))
     assert made.max_logit_difference < 1e-3 < made.function_change
@@ -131,18 +139,18 @@ def test_where_they_are_left_and_why(variant, changes, words):
     assert bool(words) == bool(left)
 
 
-def test_what_is_left_is_said_first_and_named(run):
+def test_what_is_left_is_said_first_and_named(chosen):
     from lora_select.pipeline.history import read_run
 
-    found = read_run(run.folder)
-    decision = select(found.profile, found.spectra, dataclasses.replace(run.decision.inputs, serve="vllm"))
+    found = read_run(chosen.folder)
+    decision = select(found.profile, found.spectra, dataclasses.replace(chosen.decision.inputs, serve="vllm"))
     assert "target_parameters" not in decision.choice.peft_arguments
     assert answer(decision)[1].startswith("The experts are not adapted: ")
     assert "vLLM" in answer(decision)[1]
 
 
-def test_stage_3_and_tools_that_were_not_tried_say_so(run):
-    choice = run.decision.choice
+def test_stage_3_and_tools_that_were_not_tried_say_so(chosen):
+    choice = chosen.spec
     assert zero.working(choice, None) == (0, 1, 2)
     assert not trl.cannot(choice, None)
     for tool in (axolotl, ms_swift, llamafactory, unsloth):

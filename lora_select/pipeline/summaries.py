@@ -112,6 +112,9 @@ def _(record: TrainingPlan) -> str:
 
 @summary.register
 def _(record: Adapter) -> str:
+    _, _, kept = record.export.partition("; ")
+    if kept:  # what retention made of a trained adapter
+        return f"the adapter after {kept}; as it was trained it stays in adapter-raw"
     resumed = f"; resumed from step {', '.join(map(str, record.resumed_from))}" if record.resumed_from else ""
     head = (
         f"{record.steps} steps, {record.tokens:,} tokens at {record.tokens / max(record.seconds, 1e-9):,.0f} tokens/s, "

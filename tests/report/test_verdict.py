@@ -118,3 +118,10 @@ def test_words():
         "share of answers that are JSON",
     )
     assert (value(0.5, "of rows"), value(0.5, "nats"), delta(0.5, "of rows")) == ("50.0 %", "0.500", "+50.0 pp")
+
+
+def test_what_retention_left_of_an_adapter_is_not_told_as_its_training(tmp_path):
+    trained = samples.adapter(tmp_path)
+    assert f"{trained.steps} steps" in summary(trained)
+    served = dataclasses.replace(trained, export=f"{trained.export}; filter, strength 0.03")
+    assert summary(served).startswith("the adapter after filter, strength 0.03")

@@ -10,16 +10,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from benchmarks import plans
 from benchmarks.pass_budget import measure
 from benchmarks.selection.sweep import encoder, tasks
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.data.microbatches import draw
-from lora_select.records import AdapterSpec, Range, TrainingPlan
+from lora_select.records import AdapterSpec, TrainingPlan
 from lora_select.spectral.linear_layers import linear_layers
 from lora_select.training.worker.batches import total_steps
 from lora_select.variants import named
 
-R, BATCH, WARMUP = 16, 8, 0.1
+R, BATCH = 16, 8
 KNOWN: dict[tuple[int, ...], Tensor] = {}
 """Hidden states by a row's tokens: the lower layers are the same whatever is trained."""
 
@@ -96,29 +97,6 @@ def subject(name: str, count: int, held_out: int, *, shuffled: bool = False) -> 
 
 def plan(rate: float, seed: int, rows: int, epochs: float, *, batch: int = BATCH, steps: int = 0) -> TrainingPlan:
     """One process, fp32, cosine after a warm-up of a tenth, as the sweep has it; `steps` in place of those of the epochs."""
-    nothing, steps = Range(0, 0, 0), steps or total_steps(rows, epochs, batch, None)
-    return TrainingPlan(
-        device="cpu",
-        num_processes=1,
-        zero_stage=0,
-        precision="fp32",
-        micro_batch_size=batch,
-        gradient_accumulation_steps=1,
-        effective_batch_size=batch,
-        epochs=max(epochs, steps * batch / rows),
-        total_steps=steps,
-        warmup_steps=max(1, round(WARMUP * steps)),
-        learning_rate=rate,
-        lr_schedule="cosine",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        checkpoint_every=10**6,
-        keep_checkpoints=1,
-        gradient_checkpointing=False,
-        seed=seed,
-        threads_per_process=1,
-        memory_gib=nothing,
-        minutes=nothing,
-        disk_gib=0.0,
-        reasons=(),
-    )
+    steps = steps or total_steps(rows, epochs, batch, None)
+    passes = max(epochs, steps * batch / rows)
+    return plans.alone(rate=rate, seed=seed, steps=steps, epochs=passes, batch=batch, micro=batch)

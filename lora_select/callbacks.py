@@ -229,8 +229,8 @@ def retain(
         trainer: transformers' Trainer or one built on it, with a PEFT model and its tokenizer as `processing_class`.
         rows: the rows that are trained on, in any form that lora-select reads; they give second moments.
         out: a new folder; gets `adapter` (what to serve), `adapter-raw` and `retention.json`.
-        kept: rows of the task that were kept from training; they choose the strength. None given: a fifth of `rows`, at most 32, whose rise
-            is then too small, since they were trained on.
+        kept: rows of the task that were kept from training; they choose the strength. None given: 32 of `rows`, or as many as hold
+            512 label tokens, at most a fifth; their rise is then too small, since they were trained on.
         evaluation: rows that only judge.
         base: the base model; by default what the adapter's config names.
         references: sets that give second moments: `prose`, `code`, `self`, files or hub ids.

@@ -30,9 +30,12 @@ def office(root: Path, store) -> Office:
     return Office(in_folder(root), store)
 
 
-def finished_run(root: Path, key: str = "r1", variant: str = "lora") -> Path:
+def finished_run(root: Path, key: str = "r1", variant: str = "lora", looks: records.Validation | None = None) -> Path:
     """A run's folder with stages `profile`, `adapter`, `evaluation`, as the line leaves them."""
-    made = {"profile": samples.profile, "adapter": lambda folder: samples.adapter(folder, variant)}
+    made = {
+        "profile": samples.profile,
+        "adapter": lambda folder: dataclasses.replace(samples.adapter(folder, variant), validation=looks),
+    }
     for name, make in made.items():
         folder = workspace.folder_of(root, name, f"{key}{name}")
         folder.mkdir(parents=True)

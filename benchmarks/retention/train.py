@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plans
 from benchmarks.retention.settings import ATTENTION, FEED_FORWARD, Setting, Subject
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.initialization import write_initialization
 from lora_select.initialization.portable import make_portable
-from lora_select.records import AdapterSpec, Range, TrainingPlan
+from lora_select.records import AdapterSpec, TrainingPlan
 from lora_select.training import trials
 from lora_select.variants import named
 
@@ -31,16 +32,10 @@ def spec_of(setting: Setting) -> AdapterSpec:
 
 
 def plan_of(setting: Setting) -> TrainingPlan:
-    nothing = Range(0, 0, 0)
     steps = setting.steps + math.ceil(setting.replay / setting.batch)
-    return TrainingPlan(
-        device="cpu", num_processes=1, zero_stage=0, precision="fp32", micro_batch_size=8,
-        gradient_accumulation_steps=setting.batch // 8, effective_batch_size=setting.batch,
-        epochs=setting.steps * setting.batch / setting.rows, total_steps=steps,
-        warmup_steps=max(1, round(0.1 * steps)), learning_rate=setting.rate, lr_schedule="cosine",
-        weight_decay=0.0, max_grad_norm=1.0, checkpoint_every=10**6, keep_checkpoints=1, gradient_checkpointing=False,
-        seed=setting.seed, threads_per_process=1, memory_gib=nothing, minutes=nothing, disk_gib=0.0, reasons=(),
-        packing=True,
+    return plans.alone(
+        rate=setting.rate, seed=setting.seed, steps=steps, epochs=setting.steps * setting.batch / setting.rows,
+        batch=setting.batch, micro=8, packing=True,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from lora_select.audit.alias.promotion import DEFERRED
 from lora_select.audit.books.ledger import in_folder
 from lora_select.errors import InputError, WorldError
 from lora_select.records import (
+    Adapter,
     DatasetProfile,
     Decision,
     Evaluation,
@@ -108,7 +109,7 @@ def replay(folder: str | Path) -> list[str]:
     """Recompute the decision from `profile.json`, `spectra.json`, `race.json` where there is one, and the recorded constraints.
 
     Where there is a `retention.json`, its decision is recomputed from its evidence too; and where there is a `promotion.json`, the gate's
-    answer from `evaluation.json`, what retention measured, and the config's policy.
+    answer from `evaluation.json`, the looks at the kept rows, what retention measured, and the config's policy.
 
     Returns:
         What differs from `decision.json`, `retention.json` or `promotion.json`, line by line; empty when the same evidence gives the same bytes. Of a decision
@@ -128,6 +129,7 @@ def _verdict_again(folder: Path) -> list[str]:
         told = records.read(Promotion, folder / "promotion.json").verdict
         evaluation = records.read(Evaluation, folder / "evaluation.json")
         retention = records.read(Retention, kept) if kept.is_file() else None
+        looks = records.read(Adapter, folder / "adapter.json").validation
         config = parse(
             json.loads((folder / "config.json").read_text(encoding="utf-8")), place=str(folder / "config.json")
         )
@@ -138,7 +140,8 @@ def _verdict_again(folder: Path) -> list[str]:
     if told is None:
         return []
     policy = judge.policy(config.promotion, told.seed_noise)
-    made = gate.judge(evaluation, evaluation.champion_version, policy, judge.rises(retention))
+    best = looks is not None and looks.base_was_best
+    made = gate.judge(evaluation, evaluation.champion_version, policy, judge.rises(retention), base_was_best=best)
     made = dataclasses.replace(made, seed_noise=told.seed_noise)
     return _differences(*(records.to_json(_without_reasons(one)) for one in (told, made)))
 

@@ -115,3 +115,17 @@ def test_a_plain_number_is_a_number(tmp_path, store):
     assert made.verdict.seed_noise is None
     assert "noise" not in run_entries.stages(run)
     assert not any("noise" in entry.digests for entry in office.ledger.entries())
+
+
+def test_a_training_that_did_not_help_is_refused_and_replays(tmp_path, store):
+    root = tmp_path / "runs"
+    looks = records.Validation(8, (0, 4), (1.0, 1.2), 0.1, 4, False)
+    office, run = books.office(root, store), books.finished_run(root, looks=looks)
+    policy = PromotionConfig()
+    sections = {"base_model": {"source": "b"}, "dataset": {"source": "d"}, "promotion": policy.model_dump()}
+    records.write_text(run / "config.json", json.dumps({"name": "tweets", **sections}))
+    made = books.promoted(office, run, policy).record
+    assert made.verdict is not None
+    assert made.verdict.answer == "refuse"
+    assert made.alias != "champion"
+    assert history._verdict_again(run) == []

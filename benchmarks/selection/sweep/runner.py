@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
+from benchmarks import plans
 from benchmarks.selection.sweep import tasks
 from benchmarks.selection.sweep.candidates import adapter, candidate
 from benchmarks.selection.sweep.subject import check_rows, load, rows_digest
@@ -17,7 +18,7 @@ from lora_select.data.labels.tokens import label_loss
 from lora_select.data.microbatches import draw
 from lora_select.evaluation.model_losses import row_losses
 from lora_select.initialization import write_initialization
-from lora_select.records import Range, Spectra, TrainingPlan
+from lora_select.records import Spectra, TrainingPlan
 from lora_select.spectral.measuring_pass import analyze
 from lora_select.training import trials
 from lora_select.training.worker.loop import peak_memory_gib
@@ -25,7 +26,6 @@ from lora_select.variants import CATALOGUE
 
 EVAL_BATCH = 16
 MICRO_ROWS = 8
-WARMUP = 0.1
 
 
 @final
@@ -78,33 +78,11 @@ class Bench:
     def plan(self, run: Run) -> TrainingPlan:
         """One process, fp32; the schedule spans this run's own steps."""
         steps = max(2, round(self.setting.steps * run.share))
-        nothing = Range(0, 0, 0)
-        return TrainingPlan(
-            device="cpu",
-            num_processes=1,
-            zero_stage=0,
-            precision="fp32",
-            micro_batch_size=MICRO_ROWS,
-            gradient_accumulation_steps=self.setting.batch // MICRO_ROWS,
-            effective_batch_size=self.setting.batch,
-            epochs=self.setting.steps * self.setting.batch / self.setting.rows,
-            total_steps=steps,
-            warmup_steps=max(1, round(WARMUP * steps)),
-            learning_rate=run.rate,
-            lr_schedule="cosine",
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            checkpoint_every=10**6,
-            keep_checkpoints=1,
-            gradient_checkpointing=False,
-            seed=run.seed,
-            threads_per_process=1,
-            memory_gib=nothing,
-            minutes=nothing,
-            disk_gib=0.0,
-            reasons=(),
+        told = self.setting
+        return plans.alone(
+            rate=run.rate, seed=run.seed, steps=steps, epochs=told.steps * told.batch / told.rows, batch=told.batch, micro=MICRO_ROWS,
             packing=self.subject.packing,
-        )
+        )  # fmt: skip
 
     def _measure(self, network: Any) -> tuple[tuple[float, ...], float | None]:
         """Held-out losses by row and the reference loss per token; nothing when a loss is not finite."""

@@ -13,7 +13,13 @@ from benchmarks.retention.study import RESULTS, Study
 from benchmarks.retention.train import train
 
 PASSES = (("base", "raw", "filter-mixture", "scale"), ("filter-documentation",), ("filter-self",))
-"""The first pass over all settings comes before the second. Rivals are only judged as they were trained."""
+"""The first pass over all settings comes before the second."""
+RIVALS_ARMS = ("base", "raw")
+"""Rivals are judged as they were trained; after replay the filter is tried too."""
+
+
+def _arms_of(rival: str) -> tuple[str, ...]:
+    return (*RIVALS_ARMS, "filter-mixture") if SETTINGS[rival].replay else RIVALS_ARMS
 
 
 def main() -> None:
@@ -38,7 +44,7 @@ def main() -> None:
         for name in options.settings:
             file = RESULTS / f"{name}.json"
             known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}
-            wanted = [arm for arm in arms if name not in RIVALS or arm in ("base", "raw")]
+            wanted = [arm for arm in arms if name not in RIVALS or arm in _arms_of(name)]
             if late() or set(wanted) <= set(known):
                 continue
             train(SETTINGS[name], load(SETTINGS[name]), options.work / name)

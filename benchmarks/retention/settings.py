@@ -58,6 +58,8 @@ SETTINGS = {
         Setting("spelling-seed-1", "spelling", 2e-3, seed=1),
         Setting("section-replay", "section-later", 2e-3, replay=10),
         Setting("spelling-replay", "spelling", 2e-3, replay=10),
+        Setting("spelling-seed-1-replay", "spelling", 2e-3, seed=1, replay=10),
+        Setting("section-few-replay", "section-later", 2e-3, replay=2),
         Setting("section-dora", "section-later", 2e-3, variant="dora"),
         Setting("spelling-gemma", "spelling", 6.6e-4, model="gemma3-270m"),
         Setting("spelling-three-times", "spelling", 6e-3),
@@ -77,8 +79,13 @@ SETTINGS = {
         Setting("section-oft", "section-later", 1e-3, variant="oft", r=0),
     )
 }
-"""In the order in which they are run. Those with `replay`, `kl` or another learning rate are rivals of the setting they are named after."""
-RIVALS = {name: name.rpartition("-")[0] for name in SETTINGS if name.endswith(("-replay", "-kl", "-half"))}
+"""In the order in which they are run."""
+RIVALS = {
+    name: name.removesuffix("-few-replay").removesuffix("-replay").removesuffix("-kl").removesuffix("-half")
+    for name in SETTINGS
+    if name.endswith(("-replay", "-kl", "-half"))
+}
+"""The setting that each is a rival of: its learning rate, replay or penalty is the only difference."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 

@@ -134,8 +134,8 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
 def _against_rivals(ours: Sequence[Case], every: Sequence[Case], arm: str) -> list[Criterion]:
     """The mean of five kinds beside that of the same task trained otherwise, where both were measured."""
     made = []
-    for kind in ("replay", "kl", "half"):
-        pairs = [(a, b) for a in ours for b in every if RIVALS.get(b.name) == a.name and b.name.endswith(kind)]
+    for kind in ("replay", "few-replay", "kl", "half"):
+        pairs = [(a, b) for a in ours for b in every if b.name in RIVALS and b.name == f"{a.name}-{kind}"]
         values = [(a.general(arm), b.general("raw")) for a, b in pairs]
         listed = ", ".join(f"{a.name} {x:+.3f} / {y:+.3f}" for (a, _), (x, y) in zip(pairs, values, strict=True))
         holds = statistics.median(x - y for x, y in values) < 0 if values else None
@@ -219,7 +219,7 @@ def summary(every: Sequence[Case]) -> Iterator[str]:
     for case in every:
         arms, arm = case.held["arms"], "filter-mixture"
         told = f"| {case.name} | {arms['raw']['means']['task']:.3f} |"
-        if case.name in RIVALS or not case.has(arm):
+        if not case.has(arm):
             yield f"{told} | {case.general('raw'):+.3f} | | | | |"
             continue
         rise, error = case.rise(arm, "task")

@@ -231,6 +231,7 @@ class RetentionConfig(Section):
     `auto` filters or scales the adapter where that lowers the loss on reference text and the task's loss rises by no more than
     `tolerance`: a share of it (`1%`), nats per token (`0.02`), or null for 1 %. The rise and its standard error together must be within it. Text of `references`
     gives second moments and judges on other rows; `judges` only judge. Sets are `prose`, `code`, `self` (sampled from the base model), files or hub ids.
+    `replay` is the share of the training's rows that are text of `references`, learnt beside the task's.
     `task_tokens`, `reference_tokens` and `judging_units` are the most that is read; a short training pays for less.
     `keep_moments` keeps the dataset's second moments (no rows) with the adapter; `earlier` names such files of earlier trainings of the same
     base, whose tasks are then kept as reference text is. A base that `export --to merged` made of such an adapter brings its own.
@@ -240,6 +241,7 @@ class RetentionConfig(Section):
     tolerance: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(e-?\d+)?%?$")
     references: tuple[str, ...] = Field(default=("prose",), min_length=1)
     judges: tuple[str, ...] = Field(default=("code",), min_length=1)
+    replay: float = Field(default=0.0, ge=0, le=0.5)
     prior: float = Field(default=0.0, ge=0)
     task_tokens: int = Field(default=8192, ge=256)
     reference_tokens: int = Field(default=8192, ge=256)

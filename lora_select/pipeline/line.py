@@ -41,7 +41,7 @@ from lora_select.records import (
 )
 from lora_select.records.digests import key_of
 from lora_select.report import answer
-from lora_select.training.planning.plan import kept_for_validation
+from lora_select.training.planning.plan import kept_for_validation, replay_rows
 from lora_select.training.validation import most_epochs
 from lora_select.training.worker.batches import total_steps
 
@@ -80,6 +80,7 @@ def recommend(run: Run, trainers: Sequence[str] = ()) -> Recommended:
             can be known.
     """
     config, machine = run.config, run.trainer
+    retaining.tell_elsewhere(run)
     if config.selection.variant is not None:
         recipes.refuse_named(config.selection.variant, trainers, config.selection.serve)
     dataset, gate, profile = _profiled(run)
@@ -292,6 +293,7 @@ def planned_steps(run: Run, profile: DatasetProfile) -> int:
     """Optimizer steps of the training that the config asks for, as its plan will count them."""
     training = run.config.training
     rows = profile.train.trained - kept_for_validation(profile, training.validation)
+    rows += replay_rows(rows, run.config.retention.replay)
     return total_steps(rows, most_epochs(training.epochs), training.batch_size, training.max_steps)
 
 
@@ -301,7 +303,7 @@ def _planning(run: Run, chosen: Chosen) -> dict[str, Any]:
         "base": run.base,
         "training": run.training,
         "machine": run.trainer,
-    }
+    } | retaining.replay(run)
 
 
 def trained(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lora_select import models
 from lora_select.errors import InputError
@@ -21,6 +22,25 @@ from lora_select.records import (
 )
 from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
 from lora_select.training.validation import FEWEST
+
+
+def replay(run: Run) -> dict[str, Any]:
+    """What the plan is told of reference text among the rows of the training; nothing where there is none."""
+    settings = run.config.retention
+    if not settings.replay:
+        return {}
+    return {
+        "replay": {"share": settings.replay, "references": settings.references},
+        "key_only": source_digests.of(run.sources, "references"),
+    }
+
+
+def tell_elsewhere(run: Run) -> None:
+    """Another trainer is not given the reference text that this one would mix in."""
+    if run.config.retention.replay:
+        run.place.say(
+            "`retention.replay` is left out for another trainer: mix rows of reference text into its training file yourself"
+        )
 
 
 def refuse_references(run: Run, profile: Outcome[DatasetProfile], plan: TrainingPlan) -> None:

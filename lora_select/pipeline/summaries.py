@@ -103,8 +103,9 @@ def _(record: Decision) -> str:
 
 @summary.register
 def _(record: TrainingPlan) -> str:
+    replayed = f", {record.replay.rows} of the rows reference text" if record.replay else ""
     return (
-        f"{record.total_steps} steps of {record.effective_batch_size} rows on {record.num_processes} {record.device} "
+        f"{record.total_steps} steps of {record.effective_batch_size} rows{replayed} on {record.num_processes} {record.device} "
         f"rank{'s' if record.num_processes > 1 else ''}, ZeRO-{record.zero_stage}, {record.precision}; "
         f"{record.minutes.low:.1f} to {record.minutes.high:.1f} min, {record.memory_gib.expected:.1f} GiB a rank"
     )

@@ -66,7 +66,16 @@ from lora_select.records.retention import (
     Tolerance,
     UnitLosses,
 )
-from lora_select.records.training import Adapter, Range, ReloadCheck, Remedy, StepMetrics, TrainingPlan, Validation
+from lora_select.records.training import (
+    Adapter,
+    Range,
+    ReloadCheck,
+    Remedy,
+    Replay,
+    StepMetrics,
+    TrainingPlan,
+    Validation,
+)
 
 __all__ = [
     "Adapter",
@@ -105,6 +114,7 @@ __all__ = [
     "ReferenceJudgement",
     "RejectedRows",
     "Remedy",
+    "Replay",
     "Report",
     "Retention",
     "RetentionDecision",

@@ -19,6 +19,19 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Reference text that is trained on beside the task's rows, so that the base model keeps it. Every token of it but the first is learnt."""
+
+    rows: int
+    tokens: int
+    rows_of: Mapping[str, int]
+    """Rows by the name of the reference set."""
+    distinct: int
+    """Different rows among them; the others are the same text again."""
+    tokens_file: FileRef
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """How the adapter will be trained. `effective_batch_size` = ranks x micro-batch x accumulation, in rows."""
 
@@ -57,6 +70,8 @@ class TrainingPlan:
     """Steps from one look at them to the next."""
     patience: int = 0
     """Looks in a row that may be worse than the best one before training stops; 0: it never stops early."""
+    replay: Replay | None = None
+    """Reference text among the rows of the training; its file lies beside the plan."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ MOST_GIVING, MOST_JUDGING = 4000, 400
 MOST_TOKENS = 512
 """Of one row of a user's own reference; what is longer is cut and counted."""
 GRID = 64
-"""Places along a text are multiples of this many, so that giving text never meets the chunks of `evaluation.forgetting`."""
+"""Places along a text are this many, or 4, 16, ... times as many, so that no part meets another, nor the chunks of `evaluation.forgetting`."""
+MOST_REPLAYED = 4 * GRID
+"""Rows of one set that training replays: shorter pieces of an embedded text would say little."""
 LEAK_SHARE = 0.5
 COMMON = 0.05
 """n-grams that more of the task's rows hold are its template, not its content."""
@@ -121,6 +123,49 @@ def gather(
     )
 
 
+def replayed(
+    names: Sequence[str],
+    count: int,
+    base: BaseModel,
+    tokenizer: Any,
+    *,
+    seed: int,
+    longest: int,
+    model: Callable[[], Any],
+    cache: Path,
+) -> tuple[list[TokenRow], dict[str, int], int]:
+    """Reference text for the training itself, of the part that gives: none of it decides or judges.
+
+    Args:
+        names: sets that give, in turn.
+        count: rows; where the sets have fewer, they come again.
+        base: the base model.
+        tokenizer: the base model's.
+        seed: of splits and samples.
+        longest: rows are cut to so many tokens.
+        model: the base model, loaded; asked for only where `self` is not cached.
+        cache: where what the model sampled is kept.
+
+    Returns:
+        The rows, how many are of each set, and how many are different.
+
+    Raises:
+        InputError: a source that cannot be read or is too small.
+    """
+    each = min(MOST_REPLAYED, -(-count // len(names)))
+    rows: list[tuple[str, TokenRow]] = []
+    for name in names:
+        tokens = each * (CHUNK_TOKENS if name in EMBEDDED else MOST_TOKENS)
+        rows += [(name, row) for row in _set(name, tokens, base, tokenizer, LEAST_ROWS, seed, model, cache).give[:each]]
+    distinct = min(count, len(rows))
+    taken = [rows[index % len(rows)] for index in range(count)]
+    made = [
+        TokenRow(f"replay-{index}-{row.row_id}", row.input_ids[:longest], row.label_mask[:longest])
+        for index, (_, row) in enumerate(taken)
+    ]
+    return made, dict(Counter(name for name, _ in taken)), distinct
+
+
 def refuse_unusable(
     giving: Sequence[str],
     judging: Sequence[str],
@@ -182,7 +227,9 @@ Parts = tuple[Sequence[TokenRow], Sequence[TokenRow], Sequence[TokenRow]]
 
 def _spaced(text: str, tokenizer: Any, give: int, units: int, name: str) -> Parts:
     """Chunks in turn along a text: judging ones where `evaluation.forgetting` has its own, giving ones half way between, deciding ones after."""
-    count = GRID * -(-max(give, units) // GRID)
+    count = GRID
+    while count < max(give, units):
+        count *= 4
     stride = len(text) // count
 
     def chunk(index: int, shift: float, most: int, part: str) -> TokenRow:

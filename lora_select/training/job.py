@@ -29,7 +29,7 @@ _REMEDIES: TypeAdapter[tuple[Remedy, ...]] = TypeAdapter(tuple[Remedy, ...])
 class TrainingJob:
     """A training run.
 
-    `train_tokens` and `check_tokens` are token Parquet files; `initial_factors` is the safetensors file of a start that
+    `train_tokens` and `check_tokens` are token Parquet files, and so is `replay_tokens`: reference text that is trained on beside the task's rows; `initial_factors` is the safetensors file of a start that
     is not the default (None otherwise); `quantized_base` is `nf4`, `int8` or None. When no rank moves for `patience_seconds` the attempt is ended as stuck. `attempt`
     counts the starts of the ranks; the agents of other nodes join each new one at `rendezvous` (host:port of the first node).
     """
@@ -45,6 +45,7 @@ class TrainingJob:
     patience_seconds: float = 1800.0
     attempt: int = 0
     rendezvous: str | None = None
+    replay_tokens: str | None = None
 
 
 def write_job(folder: Path, job: TrainingJob) -> Path:

@@ -1,20 +1,30 @@
 """Retention in the line, on a tiny model that is really trained: what is refused before, what is proven after, what is no reason to stop."""
 
+import contextlib
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import training_jobs
 
 import lora_select as ls
 from lora_select import records
 from lora_select.audit.verification import verify
+from lora_select.config import words
+from lora_select.data.labels.tokens import read_rows
 from lora_select.errors import InputError
 from lora_select.export.command import export
-from lora_select.records import Adapter, ReloadCheck, Retention
+from lora_select.pipeline import line
+from lora_select.pipeline.run import opened
+from lora_select.pipeline.stages import train
+from lora_select.records import Adapter, Dataset, ReloadCheck, Retention
 from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
 from lora_select.retention.moments import InputSums, Moments, save
+from lora_select.training.planning.plan import replay_rows
+from lora_select.training.worker.batches import rows_of
 
 pytestmark = pytest.mark.timeout(900)
 SETTINGS = {
@@ -55,6 +65,16 @@ def finetuned(place, tiny_model_folder):
 @pytest.fixture(scope="module")
 def kept(finetuned):
     return finetuned("retention.keep_moments=true")
+
+
+@contextlib.contextmanager
+def planned(place, model, *overrides):
+    """The run of the same settings up to its plan."""
+    config = words.of(
+        str(model), str(place / "rows.jsonl"), SETTINGS | {"runs_dir": str(place / "runs")}, [*SMALL, *overrides]
+    )
+    with opened(config) as run:
+        yield run, line.plan(run)[1]
 
 
 def record(made, name, kind):
@@ -100,6 +120,25 @@ def test_text_that_cannot_be_used_is_refused_before_the_training(kept, finetuned
     with pytest.raises(InputError, match=words):
         finetuned("training.epochs=1", override.format(place=place))
     assert sorted((place / "runs/stages/train").iterdir()) == trainings
+
+
+def test_reference_text_is_trained_on_where_it_is_asked_for(kept, place, tiny_model_folder):
+    with planned(place, tiny_model_folder, "retention.replay=0.1", "training.epochs=1") as (run, made):
+        trained = 120 - record(kept, "dataset", Dataset).eval_rows - made.record.validation_rows
+        assert made.record.replay.rows == replay_rows(trained, 0.1) > trained / 10
+        assert made.record.total_steps == -(-(trained + made.record.replay.rows) // 16)
+        job = training_jobs.job(place / "job", Path(run.base.path), count=trained, validation_rows=8)
+        beside = str(made.folder / made.record.replay.tokens_file.path)
+        rows, held = rows_of(dataclasses.replace(job, replay_tokens=beside))
+        assert (rows[trained - 8 :], len(held)) == (read_rows(Path(beside)), 8)
+        again = run.do(train.with_seed, "plan-seed-7", plan=made.ref, seed=7)
+        copied = again.folder / again.record.replay.tokens_file.path
+        assert records.sha256_file(copied) == made.record.replay.tokens_file.sha256
+    with (
+        pytest.raises(InputError, match="rows.jsonl holds .* rows of the task"),
+        planned(place, tiny_model_folder, "retention.replay=0.1", f"retention.references=[{place}/rows.jsonl]"),
+    ):
+        pass
 
 
 def test_an_adapter_that_cannot_be_filtered_is_served_as_it_was_trained(kept, finetuned, place):

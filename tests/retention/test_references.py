@@ -9,7 +9,15 @@ from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import reference_rows
-from lora_select.retention.references import LEAST_ROWS, ReferenceSet, Sizes, gather, refuse_leaks, refuse_unusable
+from lora_select.retention.references import (
+    LEAST_ROWS,
+    ReferenceSet,
+    Sizes,
+    gather,
+    refuse_leaks,
+    refuse_unusable,
+    replayed,
+)
 
 SIZES = Sizes(give_tokens=1024, judging=6)
 
@@ -41,6 +49,32 @@ def test_parts_of_a_text_have_no_token_run_in_common_nor_with_what_the_evaluatio
             assert not any(
                 row.input_ids[start : start + 40] in runs for row in part for start in range(len(row.input_ids) - 39)
             )
+
+
+@pytest.mark.parametrize("count", [3, 90, 300])
+def test_what_training_replays_neither_decides_nor_judges(base, tmp_path, count):
+    tokenizer = byte_tokenizer()
+    rows, rows_of, distinct = replayed(
+        ["prose", "code"], count, base, tokenizer, seed=0, longest=100, model=lambda: None, cache=tmp_path
+    )
+    assert (len(rows), sum(rows_of.values()), set(rows_of)) == (count, count, {"prose", "code"})
+    assert distinct == count == len({row.input_ids for row in rows})
+    assert max(len(row.input_ids) for row in rows) <= 100
+    assert all(len(row.input_ids) == len(row.label_mask) and all(row.label_mask[1:]) for row in rows)
+    read = [part for one in sets(base, ["prose"], ["code"], tmp_path) for part in (one.deciding, one.judging)]
+    runs = {row.input_ids[at : at + 40] for part in read for row in part for at in range(len(row.input_ids) - 39)}
+    runs |= {
+        row.input_ids[at : at + 40] for row in reference_rows(tokenizer, 4096) for at in range(len(row.input_ids) - 39)
+    }
+    assert not any(row.input_ids[at : at + 40] in runs for row in rows for at in range(len(row.input_ids) - 39))
+
+
+def test_replayed_text_comes_again_where_there_is_too_little(base, tmp_path):
+    rows, _, distinct = replayed(
+        ["prose"], 600, base, byte_tokenizer(), seed=0, longest=64, model=lambda: None, cache=tmp_path
+    )
+    assert (len(rows), distinct, len({row.input_ids for row in rows})) == (600, 256, 256)
+    assert len({row.row_id for row in rows}) == 600
 
 
 def test_what_gives_nothing_must_be_among_the_judges(base, tmp_path):

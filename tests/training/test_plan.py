@@ -6,10 +6,10 @@ import pytest
 from training_jobs import rows, spec
 
 from lora_select.errors import InputError
-from lora_select.records import BaseModel, DatasetProfile, FileRef, Quantiles, SplitProfile
+from lora_select.records import BaseModel, DatasetProfile, FileRef, Quantiles, Replay, SplitProfile
 from lora_select.training.machine import Machine
 from lora_select.training.planning.measure import Measured
-from lora_select.training.planning.plan import make_plan
+from lora_select.training.planning.plan import make_plan, replay_rows
 from lora_select.training.worker.loop import learning_rate
 
 CPU = Machine("cpu", 1, 2, 24.0, False)
@@ -61,6 +61,15 @@ def test_so_many_epochs_as_the_kept_rows_want():
     few = dataclasses.replace(PROFILE, train=dataclasses.replace(SPLIT, rows=20))
     with pytest.raises(InputError, match="20 rows are too few"):
         make_plan(few, spec(), BASE, CPU, WANTED | {"epochs": "auto", "validation": 0.05, "patience": 3})
+
+
+def test_reference_text_is_trained_on_beside_all_rows_of_the_task():
+    beside = Replay(replay_rows(760, 0.05), 5_000, {"prose": 40}, 40, FileRef("replay_tokens.parquet", "0" * 64, 1))
+    made = make_plan(PROFILE, spec(), BASE, CPU, WANTED | {"validation": 0.05}, replay=beside)
+    alone = plan(validation=0.05)
+    assert (made.total_steps, alone.total_steps) == (-(-800 // 16), -(-760 // 16))
+    assert (made.validation_rows, made.replay) == (alone.validation_rows, beside) == (40, beside)
+    assert any("40 of the rows are reference text" in reason for reason in made.reasons)
 
 
 def test_precision_follows_the_machine_and_a_changed_base_stays_in_fp32():

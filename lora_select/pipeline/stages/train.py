@@ -2,13 +2,13 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_select import records
 from lora_select.config import RetentionConfig
-from lora_select.data.labels.tokens import read_rows
+from lora_select.data.labels.tokens import read_rows, write_rows
 from lora_select.errors import InputError
 from lora_select.initialization import write_initialization
 from lora_select.pipeline.stage import Context, Stage
@@ -19,6 +19,7 @@ from lora_select.records import (
     BaseModel,
     DatasetProfile,
     ReloadCheck,
+    Replay,
     Retention,
     Spectra,
     TrainingPlan,
@@ -26,11 +27,12 @@ from lora_select.records import (
 from lora_select.training.job import JOB, RESULT, TrainingJob
 from lora_select.training.machine import Machine
 from lora_select.training.planning import fit, memory
-from lora_select.training.planning.plan import check_disk, make_plan, planned
+from lora_select.training.planning.plan import check_disk, kept_for_validation, make_plan, planned, replay_rows
 
 if TYPE_CHECKING:
     from lora_select.retention.settings import TaskRows
 
+REPLAY = "replay_tokens.parquet"
 OTHER_TRAINERS: Mapping[str, Any] = {
     "num_processes": 1,
     "nodes": 1,
@@ -50,14 +52,55 @@ def _plan(
     spec: AdapterSpec,
     training: Mapping[str, Any],
     machine: Machine,
+    replay: Mapping[str, Any] | None = None,
 ) -> TrainingPlan:
     known = context.load(profile, DatasetProfile)
     tokens = (context.folder_of(profile) / known.train_tokens_file.path).resolve()
-    return planned(known, spec, base, machine, training, tokens, context.folder.resolve() / "measure")
+    beside = None
+    if replay:
+        made = _replay(context.folder, context.folder_of(profile), known, base, training, **replay)
+        beside = made, context.folder.resolve() / made.tokens_file.path
+    return planned(known, spec, base, machine, training, tokens, context.folder.resolve() / "measure", beside)
+
+
+def _replay(
+    folder: Path,
+    measured: Path,
+    profile: DatasetProfile,
+    base: BaseModel,
+    training: Mapping[str, Any],
+    *,
+    share: float,
+    references: Sequence[str],
+) -> Replay:
+    """Reference text for the training: `share` of its rows, in a token file in the plan's folder.
+
+    Raises:
+        InputError: a reference set that cannot be used, or holds the task's rows.
+    """
+    from lora_select import models
+    from lora_select.retention.references import ReferenceSet, refuse_leaks, replayed
+
+    trained = profile.train.trained - kept_for_validation(profile, float(training.get("validation", 0.0)))
+    rows, rows_of, distinct = replayed(
+        references, replay_rows(trained, share), base, models.load_tokenizer(base.path),
+        seed=int(training["seed"]), longest=profile.max_length, model=lambda: models.load_model(base.path),
+        cache=models.cache_folder(),
+    )  # fmt: skip
+    task = [
+        row for file in (profile.train_tokens_file, profile.eval_tokens_file) for row in read_rows(measured / file.path)
+    ]
+    refuse_leaks([ReferenceSet(", ".join(references), "replayed", tuple(rows), (), ())], task)
+    write_rows(folder / REPLAY, rows)
+    tokens = sum(len(row.input_ids) for row in rows)
+    return Replay(len(rows), tokens, rows_of, distinct, records.file_ref(folder / REPLAY, folder))
 
 
 def _with_seed(context: Context, *, plan: StageRef, seed: int) -> TrainingPlan:
-    return dataclasses.replace(context.load(plan, TrainingPlan), seed=seed)
+    made = context.load(plan, TrainingPlan)
+    if made.replay:
+        shutil.copyfile(context.folder_of(plan) / made.replay.tokens_file.path, context.folder / REPLAY)
+    return dataclasses.replace(made, seed=seed)
 
 
 def _plan_elsewhere(
@@ -125,6 +168,7 @@ def _train(
         check_tokens=str((context.folder_of(profile) / measured.eval_tokens_file.path).resolve()),
         initial_factors=str(factors.resolve()) if factors else None,
         quantized_base=quantize,
+        replay_tokens=str((context.folder_of(plan) / made.replay.tokens_file.path).resolve()) if made.replay else None,
     )
     return launch.train(job, context.folder.resolve(), progress=context.report)
 
@@ -171,7 +215,9 @@ def _retain(
     made, known = context.load(plan, TrainingPlan), context.load(profile, DatasetProfile)
     trained = context.folder_of(adapter) / context.load(adapter, Adapter).reference_logits.path
     rows = task_rows(context.folder_of(profile), known, made)
-    told = RetentionSettings(**settings.model_dump(exclude={"mode"}), device=device, quantize=quantize, seed=made.seed)
+    told = RetentionSettings(
+        **settings.model_dump(exclude={"mode", "replay"}), device=device, quantize=quantize, seed=made.seed
+    )
     each = sum(len(row.input_ids) for row in rows.moments) / len(rows.moments)
     return retain_adapter(
         base,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_select import environment, models
-from lora_select.data.labels.tokens import TokenRow, read_rows
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import TrainingPlan, write_text
 from lora_select.training import failures, heartbeat, job
 from lora_select.training.job import TrainingJob
@@ -112,7 +112,8 @@ def _measured(told: TrainingJob) -> Measured:
     from lora_select.training.worker.loop import peak_memory_gib
 
     device = "cuda:0" if told.plan.device == "cuda" else "cpu"
-    rows = read_rows(Path(told.train_tokens))
+    trained, kept = batches.rows_of(told)
+    rows = [*trained, *kept]
     pad_id = models.pad_id(models.load_tokenizer(told.base_path))
     network = model.build(told, device)
     refusal = packing.refusal(network, rehearsal.vocabulary(network)) if told.plan.packing else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lora_select import models
-from lora_select.data.labels.tokens import TokenRow, read_rows
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import TrainingPlan
 from lora_select.training import job
 from lora_select.training.heartbeat import Heartbeat
@@ -31,7 +31,8 @@ def work(job_file: Path, heart: Heartbeat) -> None:
     heart("joining")
     rank = join(job.read_job(job_file), job_file.parent, heart)
     heart("loading")
-    rows = read_rows(Path(rank.job.train_tokens))
+    trained, kept = batches.rows_of(rank.job)
+    rows = [*trained, *kept]
     rank.pad_id = models.pad_id(models.load_tokenizer(rank.job.base_path))
     seed_start(rank.plan.seed)
     network = model.build(rank.job, rank.device)

@@ -1,6 +1,7 @@
 """The plan: ranks, ZeRO stage, micro-batch and accumulation for a fixed effective batch; memory and time beforehand."""
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.errors import InputError
 from lora_select.initialization import changes_base
-from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, Range, TrainingPlan
+from lora_select.records import AdapterSpec, BaseModel, DatasetProfile, Range, Replay, TrainingPlan
 from lora_select.training import validation
 from lora_select.training.job import TrainingJob
 from lora_select.training.machine import GIB, Machine
@@ -38,6 +39,7 @@ def make_plan(
     wanted: Mapping[str, Any],
     rows: Sequence[TokenRow] | None = None,
     measured: Measured | str | None = None,
+    replay: Replay | None = None,
 ) -> TrainingPlan:
     """Decide how to train; pure.
 
@@ -47,6 +49,7 @@ def make_plan(
         base: the base model.
         machine: from :func:`detect_machine`.
         wanted: the config's `training` section as a mapping, `seed`, and `quantize`: `nf4`, `int8` or None.
+        replay: reference text that is trained on beside the task's rows.
         rows: the rows that will be trained on; without them every micro-batch is taken to hold rows of the largest length.
         measured: what a rank did here with the plan that this function made without it, or why there is nothing.
 
@@ -60,7 +63,8 @@ def make_plan(
     batch = int(wanted["batch_size"])
     usable = profile.train.trained
     kept = kept_for_validation(profile, float(wanted.get("validation", 0.0)))
-    count, epochs, auto = usable - kept, validation.most_epochs(wanted["epochs"]), wanted["epochs"] == validation.AUTO
+    count = usable - kept + (replay.rows if replay else 0)
+    epochs, auto = validation.most_epochs(wanted["epochs"]), wanted["epochs"] == validation.AUTO
     if auto and wanted.get("validation") and not kept:
         raise InputError(
             f"`training.epochs` is auto, which looks at rows kept from training, and {usable} rows are too few to keep any; set a number"
@@ -102,6 +106,7 @@ def make_plan(
         validation_rows=kept,
         validation_every=_validation_every(profile, kept, usable, steps, batch, epochs) if kept else 0,
         patience=int(wanted.get("patience") or 0) if kept else 0,
+        replay=replay,
     )
     available = machine.memory_gib / (ranks if machine.device == "cpu" else 1)
     longest = min(profile.max_length, profile.train.length.maximum)
@@ -110,6 +115,12 @@ def make_plan(
         f"{count} rows, {epochs:g} epochs, {batch} rows a step: {steps} steps; {ranks} ranks x {plan.micro_batch_size} rows x "
         f"{plan.gradient_accumulation_steps} micro-batches"
     )
+    if replay:
+        again = f", {replay.distinct} different" if replay.distinct < replay.rows else ""
+        reasons.append(
+            f"{replay.rows} of the rows are reference text that is trained on beside the task{again}: {replay.tokens:,} tokens of "
+            f"{', '.join(replay.rows_of)}"
+        )
     if kept:
         reasons.append(
             f"{kept} more rows are kept from training and looked at before the first step and every {plan.validation_every} steps"
@@ -120,6 +131,15 @@ def make_plan(
             f"`epochs: auto`: training ends {end}; the schedule is that of {epochs:g} epochs, after the warm-up of the first"
         )
     return _with_measured(dataclasses.replace(plan, reasons=(*reasons, *plan.reasons)), spec, measured)
+
+
+def replay_rows(rows: int, share: float) -> int:
+    """Rows of reference text that are `share` of a training beside `rows` of the task.
+
+    >>> replay_rows(190, 0.05), replay_rows(190, 0.0)
+    (10, 0)
+    """
+    return math.ceil(share * rows / (1 - share))
 
 
 def kept_for_validation(profile: DatasetProfile, share: float) -> int:
@@ -141,6 +161,7 @@ def planned(
     training: Mapping[str, Any],
     tokens: Path,
     folder: Path,
+    replay: tuple[Replay, Path] | None = None,
 ) -> TrainingPlan:
     """Plan, measure on this machine, plan again.
 
@@ -152,17 +173,20 @@ def planned(
         training: the config's `training` section as a mapping, and `seed`.
         tokens: the training rows' token file.
         folder: where the measurement works.
+        replay: reference text that is trained on too, and its token file.
 
     Raises:
         InputError: the settings contradict each other, or the model does not fit.
     """
-    rows = read_rows(tokens)
-    draft = make_plan(profile, spec, base, machine, training, rows)
+    known, file = replay or (None, None)
+    rows = [*read_rows(tokens), *(read_rows(file) if file else [])]
+    draft = make_plan(profile, spec, base, machine, training, rows, replay=known)
     job = TrainingJob(
-        spec, draft, base.path, base.source, str(tokens), str(tokens), quantized_base=training.get("quantize")
-    )
+        spec, draft, base.path, base.source, str(tokens), str(tokens),
+        quantized_base=training.get("quantize"), replay_tokens=str(file) if file else None,
+    )  # fmt: skip
     measured = measure(job, folder)
-    return make_plan(profile, spec, base, machine, training, rows, measured)
+    return make_plan(profile, spec, base, machine, training, rows, measured, known)
 
 
 def check_disk(plan: TrainingPlan, folder: Path) -> None:

@@ -11,9 +11,18 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
-from lora_select.data.labels.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.records import TrainingPlan
+from lora_select.training.job import TrainingJob
+from lora_select.training.validation import split
+
+
+def rows_of(job: TrainingJob) -> tuple[list[TokenRow], list[TokenRow]]:
+    """The rows that are trained on, reference text last, and the task's rows that are kept from it."""
+    trained, kept = split(read_rows(Path(job.train_tokens)), job.plan.validation_rows, job.plan.seed)
+    return [*trained, *(read_rows(Path(job.replay_tokens)) if job.replay_tokens else [])], kept
 
 
 def total_steps(rows: int, epochs: float, effective_batch_size: int, max_steps: int | None) -> int:

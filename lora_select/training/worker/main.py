@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lora_select import environment, models
-from lora_select.data.labels.tokens import read_rows
 from lora_select.training import failures, job, processes
 from lora_select.training.heartbeat import Heartbeat
-from lora_select.training.validation import split
-from lora_select.training.worker import deepspeed_engine, loop, resume
+from lora_select.training.worker import batches, deepspeed_engine, loop, resume
 from lora_select.training.worker.process import join, seed_start
 from lora_select.training.worker.result import finish
 from lora_select.training.worker.validate import Watch
@@ -46,7 +44,7 @@ def work(job_file: Path, heart: Heartbeat) -> None:
     heart("joining")
     rank = join(job.read_job(job_file), job_file.parent, heart)
     heart("loading")
-    rows, kept = split(read_rows(Path(rank.job.train_tokens)), rank.plan.validation_rows, rank.plan.seed)
+    rows, kept = batches.rows_of(rank.job)
     rank.pad_id = models.pad_id(models.load_tokenizer(rank.job.base_path))
     first = resume.find(rank)
     seed_start(rank.plan.seed)

@@ -43,8 +43,9 @@ def shown(
         InputError: nothing to read, or no such rule.
     """
     if finding is not None and finding not in rules.BY_NAME:
-        rules.actions({finding: "warn"})
-        raise InputError(f"the finding {finding!r} concerns the whole set and no single rows")
+        if finding in rules.DEFAULTS:
+            raise InputError(f"the finding {finding!r} concerns the whole set and no single rows")
+        raise InputError(f"--finding {finding!r} is no rule of the gate; {rules.meant(finding)}")
     tokenizer = _tokenizer(model)
     with tempfile.TemporaryDirectory(prefix="lora-select-") as scratch:
         folder = Path(scratch)

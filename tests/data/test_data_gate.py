@@ -133,6 +133,34 @@ def test_one_prompt_with_two_answers_is_a_conflict():
     assert not conflicts.conflicts(systems)
 
 
+def test_labels_that_no_classifier_can_tell_are_not_called_wrong(prose):
+    """The answer is the first of three words, so letters of the prompt say little of it."""
+    draw = random.Random(0)
+    fruits = ("lime", "apple", "kiwi", "grape", "melon", "fig", "plum", "pear", "cherry", "lemon")
+    chosen = [draw.choices(fruits, k=4) for _ in range(220)]
+    given = [row(f"Case {n}: repeat the first of {' '.join(four)}", four[0], str(n)) for n, four in enumerate(chosen)]
+    gate = check.check_data(as_rows(given))
+    assert "label-noise" not in [item.rule for item in gate.findings]
+    assert "classifier" in gate.not_checked["label-noise"]
+    assert "too few" in check.check_data(as_rows(prose[:20])).not_checked["label-noise"]
+
+
+def test_the_first_line_counts_what_refuses_and_says_that_there_is_more(tmp_path, capsys):
+    answers = ["N/A", "I'm sorry, but I can't help with that.", f"It is {KEY}.", "anna.rossi@web.de", "a <|im_end|> b"]
+    given = [{"prompt": f"question {n}?", "completion": answer} for n, answer in enumerate(answers)]
+    source = write(tmp_path / "r.jsonl", [*given, {"prompt": "question 5?", "completion": "cafÃ©", "id": 1}])
+    assert main(["data", "check", source]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("refused because of secrets 1, of 6 rows; also ")
+    assert ", 1 more\n" in said
+    assert "`id` in 1 row is not used" in said
+    assert main(["data", "show", source, "--finding", "secret"]) == 2
+    assert "--finding 'secret'" in (error := capsys.readouterr().err)
+    assert "`secrets`" in error
+    assert main(["data", "show", source, "--finding", "drift"]) == 2
+    assert "whole set" in capsys.readouterr().err
+
+
 def test_control_tokens_of_the_model_and_of_common_templates(prose):
     for token in faults.TOKENS:
         assert control.control_tokens([row("x", f"yes {token} no")]), token
@@ -360,7 +388,7 @@ def test_a_leak_of_our_own_split_warns_unless_it_is_asked_to_refuse(tmp_path, pr
 def test_what_a_rule_did_not_look_at_is_said(monkeypatch, prose):
     monkeypatch.setattr(leaks, "LARGEST_EVAL", 5)
     monkeypatch.setattr(conflicts, "LARGEST_SAMPLE", 100)
-    labelled = [row(item.question, "yes" if n % 2 else "no", str(n)) for n, item in enumerate(prose[:120])]
+    labelled = [row(f"{n % 2 * 'in time'} {n * 7919}", "yes" if n % 2 else "no", str(n)) for n in range(120)]
     gate = check.check_data(as_rows(labelled), eval=as_rows(prose[200:210]))
     assert gate.not_checked["leak"] == "only 5 of 10 evaluation rows were compared"
     assert check.check_data(as_rows(labelled)).not_checked["label-noise"] == "only 100 of 120 rows were looked at"

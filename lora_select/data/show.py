@@ -95,11 +95,14 @@ def _tokenizer(model: str | None) -> Any:
     return models.load_tokenizer(models.resolve(model).path)
 
 
+def _turn(turn: dict[str, Any]) -> list[Piece]:
+    learnt = turn["role"] in ("assistant", "text") and turn.get("train", True)
+    return [(False, f"{turn['role']}: "), (learnt, turn_text(turn)), (False, "\n")]
+
+
 def _pieces(row: GateRow, tokenizer: Any, max_length: int) -> list[Piece]:
     if tokenizer is None:
-        return [
-            (turn["role"] in ("assistant", "text"), f"{turn['role']}: {turn_text(turn)}\n") for turn in row.messages
-        ]
+        return [piece for turn in row.messages for piece in _turn(turn)]
     from lora_select.data.labels.tokenize import tokenize
 
     made = tokenize(row.row_id, {"messages": list(row.messages), "tools": row.tools}, tokenizer, max_length)

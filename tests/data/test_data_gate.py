@@ -133,34 +133,6 @@ def test_one_prompt_with_two_answers_is_a_conflict():
     assert not conflicts.conflicts(systems)
 
 
-def test_labels_that_no_classifier_can_tell_are_not_called_wrong(prose):
-    """The answer is the first of three words, so letters of the prompt say little of it."""
-    draw = random.Random(0)
-    fruits = ("lime", "apple", "kiwi", "grape", "melon", "fig", "plum", "pear", "cherry", "lemon")
-    chosen = [draw.choices(fruits, k=4) for _ in range(220)]
-    given = [row(f"Case {n}: repeat the first of {' '.join(four)}", four[0], str(n)) for n, four in enumerate(chosen)]
-    gate = check.check_data(as_rows(given))
-    assert "label-noise" not in [item.rule for item in gate.findings]
-    assert "classifier" in gate.not_checked["label-noise"]
-    assert "too few" in check.check_data(as_rows(prose[:20])).not_checked["label-noise"]
-
-
-def test_the_first_line_counts_what_refuses_and_says_that_there_is_more(tmp_path, capsys):
-    answers = ["N/A", "I'm sorry, but I can't help with that.", f"It is {KEY}.", "anna.rossi@web.de", "a <|im_end|> b"]
-    given = [{"prompt": f"question {n}?", "completion": answer} for n, answer in enumerate(answers)]
-    source = write(tmp_path / "r.jsonl", [*given, {"prompt": "question 5?", "completion": "cafÃ©", "id": 1}])
-    assert main(["data", "check", source]) == 1
-    said = capsys.readouterr().out
-    assert said.startswith("refused because of secrets 1, of 6 rows; also ")
-    assert ", 1 more\n" in said
-    assert "`id` in 1 row is not used" in said
-    assert main(["data", "show", source, "--finding", "secret"]) == 2
-    assert "--finding 'secret'" in (error := capsys.readouterr().err)
-    assert "`secrets`" in error
-    assert main(["data", "show", source, "--finding", "drift"]) == 2
-    assert "whole set" in capsys.readouterr().err
-
-
 def test_control_tokens_of_the_model_and_of_common_templates(prose):
     for token in faults.TOKENS:
         assert control.control_tokens([row("x", f"yes {token} no")]), token
@@ -299,7 +271,7 @@ def test_the_command_gives_the_answer_first_and_an_exit_code(tmp_path, capsys, p
     assert main(["data", "show", source, "--finding", "secrets", "-n", "3"]) == 0
     shown = capsys.readouterr().out
     assert "r.jsonl:21" in shown
-    assert "«assistant: It is" in shown
+    assert "assistant: «It is" in shown
     assert main(["data", "check", str(tmp_path / "none.jsonl")]) == 2
     assert main(["data", "check", source, "--rule", "near=warn"]) == 2
 

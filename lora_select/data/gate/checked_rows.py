@@ -62,6 +62,10 @@ class GateRow:
         return max((i for i, turn in enumerate(self.messages) if turn["role"] == "assistant"), default=0)
 
 
+class NothingToJudgeBy(Exception):  # noqa: N818  (no error: the check says so of the set)
+    """A check found that it cannot judge this set; its text says why."""
+
+
 @dataclass(frozen=True)
 class Flag:
     """A row that a rule concerns, and what was seen in it."""

@@ -6,15 +6,18 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lora_select.data.gate.checked_rows import Flag, GateRow, normal_key, normalised, shortened
+from lora_select.data.gate.checked_rows import Flag, GateRow, NothingToJudgeBy, normal_key, normalised, shortened
 from lora_select.data.likeness import similar
 
 NEAR_PROMPT = 0.9
 FEW_ANSWERS = 50
 LABEL_LIKE = 0.2
+LABEL_LETTERS = 60
 LEAST_ROWS = 100
 LARGEST_SAMPLE = 5_000
 DOUBT = 0.1
+TRUSTED = 2 / 3
+"""Share of the rows that the classifier is sure of in which it has to agree with the label; else it says more of itself than of the labels."""
 LETTERS = 800
 _DIGITS = re.compile(r"\d+")
 
@@ -53,6 +56,9 @@ def label_noise(rows: Sequence[GateRow]) -> list[Flag]:
     Five-fold cross-fitted logistic regression on character n-grams of the prompt; flagged where another label is as probable as it is in
     the mean over its own rows, and the row's own below 0.1. Only sets of at most 50 different answers are looked at.
 
+    Raises:
+        NothingToJudgeBy: the classifier disagrees with over a third of the labels that it is sure of.
+
     References:
         Northcutt, Jiang, Chuang (2021), *Confident learning*, JAIR 70 (cross-fitted probabilities against given labels).
     """
@@ -79,19 +85,29 @@ def label_noise(rows: Sequence[GateRow]) -> list[Flag]:
     )
     own, best = sure[np.arange(len(labels)), labels], sure.argmax(axis=1)
     usual = np.array([sure[labels == label, label].mean() for label in range(len(names))])
+    agrees, is_sure = best == labels, sure[np.arange(len(labels)), best] >= usual[best]
+    right = (agrees & is_sure).sum() / max(1, is_sure.sum())
+    if right < TRUSTED:
+        raise NothingToJudgeBy(
+            f"a classifier of the prompts gives another label to {1 - right:.0%} of the rows that it is sure of, "
+            "so it cannot tell a wrong label from a right one"
+        )
     return [
         Flag(row.row_id, row.split, f"{shortened(row.answer, 30)!r}, where others suggest {names[best[i]]!r}")
         for i, row in enumerate(sample)
-        if best[i] != labels[i] and sure[i, best[i]] >= usual[best[i]] and own[i] < DOUBT
+        if not agrees[i] and is_sure[i] and own[i] < DOUBT
     ]
 
 
 def not_compared(rows: Sequence[GateRow]) -> str | None:
     """Why `label_noise` looks at no row, or not at all of them; None where it looks at all."""
-    if not _labels(rows):
-        return f"the answers are no labels: more than {FEW_ANSWERS} different ones, or long ones"
     if len(rows) < LEAST_ROWS:
         return f"{len(rows)} rows are too few to learn labels from"
+    if not _labels(rows):
+        return (
+            f"the answers are no labels: these are 2 to {FEW_ANSWERS} different ones of at most {LABEL_LETTERS} letters, "
+            f"each for {round(1 / LABEL_LIKE)} rows in the mean"
+        )
     return f"only {LARGEST_SAMPLE:,} of {len(rows):,} rows were looked at" if len(rows) > LARGEST_SAMPLE else None
 
 
@@ -104,7 +120,7 @@ def _labels(rows: Sequence[GateRow]) -> bool:
         seen[normalised(row.answer)] += 1
         if len(seen) > FEW_ANSWERS:
             return False
-    return 2 <= len(seen) <= max(2.0, LABEL_LIKE * total) and all(len(answer) <= 60 for answer in seen)
+    return 2 <= len(seen) <= max(2.0, LABEL_LIKE * total) and all(len(answer) <= LABEL_LETTERS for answer in seen)
 
 
 def _near_prompts(rows: Sequence[GateRow]) -> list[tuple[int, int]]:

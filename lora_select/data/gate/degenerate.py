@@ -125,7 +125,7 @@ def no_truncation_habit(rows: Sequence[GateRow]) -> str | None:
     if structured >= max(LEAST_ROWS, HABIT * len(rows)):
         return None
     if len(answers) < LEAST_ROWS:
-        return f"only {len(answers)} answers have {LEAST_WORDS} words or more"
+        return f"answers of {LEAST_WORDS} words or more: {len(answers)}, too few to see how the set's sentences end"
     ending = sum(_SENTENCE_ENDS.search(row.answer) is not None for row in answers)
     if ending < HABIT * len(answers):
         return f"only {ending / len(answers):.0%} of the answers end a sentence, so an open end means nothing here"

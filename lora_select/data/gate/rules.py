@@ -104,6 +104,12 @@ def limits() -> dict[str, Callable[[Sequence[GateRow]], str | None]]:
     }
 
 
+def meant(name: str) -> str:
+    """The way out for a name that is no rule: the nearest one, or all of them."""
+    near = difflib.get_close_matches(name, DEFAULTS, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"rules: {', '.join(DEFAULTS)}"
+
+
 def actions(given: Mapping[str, str] | None = None) -> dict[str, Action]:
     """The action of every rule: the defaults, and what is given instead.
 
@@ -114,9 +120,7 @@ def actions(given: Mapping[str, str] | None = None) -> dict[str, Action]:
     made = dict(DEFAULTS)
     for name, action in (given or {}).items():
         if name not in made:
-            near = difflib.get_close_matches(name, made, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"rules: {', '.join(made)}"
-            faults.append(f"`gate.actions` has no rule {name!r}; {hint}")
+            faults.append(f"`gate.actions` has no rule {name!r}; {meant(name)}")
         elif action not in get_args(Action):
             faults.append(f"`gate.actions.{name}` is {action!r}; it can be {', '.join(get_args(Action))}")
         elif action == "fix" and (name == DRIFT or BY_NAME[name].fix is None):

@@ -1,22 +1,21 @@
 """The gate's record for people: the answer first, then a small table, then what to do."""
 
-from lora_select.records import Gate
+from lora_select.records import Finding, Gate
 
 NAMES = {"refuse": "refused", "warn": "warned", "fix": "to mend"}
 
 
 def one_line(gate: Gate) -> str:
     """`ok`, `N findings` or `refused`, in one line."""
-    rows = f"{gate.rows:,} rows"
+    rows = _rows(gate.rows)
     if gate.verdict == "ok":
         return f"ok: {rows}, nothing found{_left_out(gate)}"
-    most = ", ".join(f"{item.rule} {item.count:,}" if item.of > 1 else item.rule for item in gate.findings[:4])
-    head = (
-        f"refused because of {', '.join(item.rule for item in gate.refusals)}"
-        if gate.verdict == "refused"
-        else _count(gate)
-    )
-    return f"{head}: {rows}; {most}{_left_out(gate)}"
+    others = [item for item in gate.findings if item.action != "refuse"]
+    warned = ", ".join([*map(_named, others[:4]), *[f"{len(others) - 4} more"] * (len(others) > 4)])
+    if gate.verdict == "refused":
+        also = f"; also {warned}" if others else ""
+        return f"refused because of {', '.join(map(_named, gate.refusals))}, of {rows}{also}{_left_out(gate)}"
+    return f"{_count(gate)}: {rows}; {warned}{_left_out(gate)}"
 
 
 def full(gate: Gate) -> str:
@@ -48,10 +47,18 @@ def full(gate: Gate) -> str:
     return "\n".join(lines)
 
 
+def _named(item: Finding) -> str:
+    return f"{item.rule} {item.count:,}" if item.of > 1 else item.rule
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
 def _count(gate: Gate) -> str:
     return f"{len(gate.findings)} finding{'s' if len(gate.findings) > 1 else ''}"
 
 
 def _left_out(gate: Gate) -> str:
     total = sum(gate.rejected.values())
-    return f"; {total:,} rows could not be used" if total else ""
+    return f"; {_rows(total)} could not be used" if total else ""

@@ -157,6 +157,9 @@ class Conversion:
         return f"columns {', '.join(sorted(map(str, values))[:6]) or 'none'} are no known format"
 
 
+_IN_ORDER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def canonical_row(content: Mapping[str, Any]) -> Canonical:
     """The digests of a converted row (of JSON with sorted keys) and its JSON, in the row's own order of keys.
 
@@ -166,16 +169,22 @@ def canonical_row(content: Mapping[str, Any]) -> Canonical:
     """
     messages, tools = content["messages"], content.get("tools")
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-    whole, of_tools = canonical(messages), canonical(tools) if tools else ""
-    prompt = canonical(messages[:last]) if messages[:last] else whole
+    turns, of_tools = [canonical(message) for message in messages], canonical(tools) if tools else ""
+    whole = _listed(turns)
+    prompt = _listed(turns[:last]) if last else whole
     return Canonical(
         _digest(whole, of_tools), _digest(prompt, of_tools), _in_order(messages), _in_order(tools) if tools else ""
     )
 
 
+def _listed(turns: Sequence[str]) -> str:
+    """The canonical JSON of a list of what is canonical JSON."""
+    return f"[{','.join(turns)}]"
+
+
 def _in_order(value: Any) -> str:
     """The arguments of a call are learnt in the order of the row."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _IN_ORDER(value)
 
 
 def named(conversions: Iterable[Conversion]) -> str:

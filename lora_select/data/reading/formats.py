@@ -161,10 +161,13 @@ def without_nulls(value: Any) -> Any:
 def sentences(name: str, unused: Mapping[str, int], notes: Mapping[str, int]) -> tuple[str, ...]:
     """What became of keys and turns, one sentence each, the most frequent first."""
     ordered = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
-    keys = (f"`{key}` in {count} rows is not used by format {name}" for key, count in ordered)
+    keys = (f"`{key}` in {count} row{'s' * (count != 1)} is not used by format {name}" for key, count in ordered)
     return (
         *keys,
-        *(f"{count} rows: {note}" for note, count in sorted(notes.items(), key=lambda item: (-item[1], item[0]))),
+        *(
+            f"{count} row{'s' * (count != 1)}: {note}"
+            for note, count in sorted(notes.items(), key=lambda item: (-item[1], item[0]))
+        ),
     )
 
 

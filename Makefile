@@ -88,7 +88,7 @@ deploy: $(STAMP) ## to the server at PREFECT_API_URL
 	$(BIN)/python infra/automations.py
 
 worker: $(STAMP) ## a run that is silent for two minutes is taken for dead (infra/automations.py)
-	PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 $(BIN)/prefect worker start --pool lora-select --limit 1
+	PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 $(BIN)/python infra/worker.py --pool lora-select --limit 1
 
 stack: $(STAMP) ## PostgreSQL, MLflow, Prefect and a worker as processes behind passwords; Ctrl-C ends all of them
 	$(BIN)/python infra/stack.py --home $(or $(STACK),.stack) run

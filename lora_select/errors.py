@@ -1,6 +1,8 @@
 """What a user can mend, and what the world did: shown as a sentence with an exit code, never as a traceback."""
 
+import importlib
 import importlib.util
+from typing import Any
 
 EXTRAS = {
     "OpenSSL": "evidence",
@@ -63,3 +65,19 @@ def missing(error: ModuleNotFoundError, purpose: str) -> InputError | None:
     if module not in EXTRAS:
         return None
     return InputError(f"{purpose} needs {module}: pip install 'lora-select[{EXTRAS[module]}]'")
+
+
+def library(module: str, package: str) -> Any:
+    """An optional library, or one sentence.
+
+    Raises:
+        MissingLibraryError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingLibraryError(f"{package} is not installed: pip install 'lora-select[evidence]'") from error
+
+
+class MissingLibraryError(ImportError):
+    """A form of the evidence needs a library that is not here; the message names the pip line."""

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
-from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 
 from lora_select.audit.books.ledger import POLICY, in_folder
 from lora_select.audit.registrations import Registration, holders, pending, put_back
@@ -15,6 +16,8 @@ from lora_select.data.events import emit_registered
 
 DEPLOYMENT = "on-dataset"
 PAGE = 200
+STARTING = timedelta(minutes=10)
+"""A run that a worker took is pending until its process says something; one whose worker died before that stays so for ever."""
 
 
 def send_lost(config: RunConfig) -> list[str]:
@@ -60,6 +63,13 @@ def _is_gone(state: StateType | None) -> bool:
     return state in (None, StateType.CRASHED)
 
 
+def state_of(run: FlowRun, now: datetime) -> StateType:
+    """A run's state; one that has been starting for too long is crashed, whatever the server says."""
+    found = run.state_type or StateType.PENDING
+    stuck = found == StateType.PENDING and run.state is not None and now - run.state.timestamp > STARTING
+    return StateType.CRASHED if stuck else found
+
+
 def _states() -> dict[str, StateType]:
     """The state of every run that an event started."""
     found: dict[str, StateType] = {}
@@ -67,6 +77,6 @@ def _states() -> dict[str, StateType]:
     with get_client(sync_client=True) as client:
         while True:
             page = client.read_flow_runs(deployment_filter=chosen, limit=PAGE, offset=len(found))
-            found |= {str(run.id): run.state_type or StateType.PENDING for run in page}
+            found |= {str(run.id): state_of(run, datetime.now(UTC)) for run in page}
             if len(page) < PAGE:
                 return found

@@ -68,7 +68,7 @@ def served(folder: Path, model: Path, **sections: Any) -> Iterator[Mapping[str, 
 def worker(environment: Mapping[str, str], folder: Path) -> "subprocess.Popen[bytes]":
     """A process worker, without waiting for it; it appends to `folder/worker.log`."""
     with (folder / "worker.log").open("ab") as log:
-        start = [*PREFECT, "worker", "start", "--pool", POOL, "--limit", "1"]
+        start = [sys.executable, "infra/worker.py", "--pool", POOL, "--limit", "1"]
         return subprocess.Popen(start, env=dict(environment), cwd=ROOT, stdout=log, stderr=log)
 
 

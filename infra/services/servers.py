@@ -17,6 +17,7 @@ from services import postgres
 from services.home import ADMIN, Home, StackError
 
 POOL = "lora-select"
+WORKER = Path(__file__).parents[1] / "worker.py"
 QUIET = {
     "DO_NOT_TRACK": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -63,7 +64,7 @@ def prefect(home: Home) -> tuple[list[str], dict[str, str]]:
 
 def worker(home: Home) -> tuple[list[str], dict[str, str]]:
     """Command and environment of the worker: it knows the addresses and passwords of both servers."""
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    command = [sys.executable, str(WORKER), "--pool", POOL, "--type", "process"]
     command += ["--limit", "1"]  # what waits is left in its order, and is not tried again and again
     own = {"PREFECT_HOME": str(home.root / "prefect"), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     return command, {**os.environ, **QUIET, **client_environment(home), **own}

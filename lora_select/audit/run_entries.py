@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_select.audit import signature
 from lora_select.audit.books import grounds, seal
 from lora_select.audit.books.ledger import Ledger, in_folder
 from lora_select.errors import InputError, WorldError
@@ -114,11 +115,13 @@ def served(run: Path) -> "tuple[str, StagePlace | None]":
 def adapter_folder(run: Path) -> Path:
     """The folder of a run's adapter after every byte of it was compared with the record, the seal and the ledger.
 
-    A plain PEFT folder has no digests, so it is returned as it is.
+    A plain PEFT folder has no digests, so it is returned as it is. Where a public key is named, the signature is checked too; that of a
+    plain folder lies beside it.
 
     Raises:
         InputError: there is no adapter.
-        WorldError: a file is gone, was changed, or was put there since; the message names it.
+        WorldError: a file is gone, was changed, or was put there since (the message names it), or a signature that is asked for is not
+            there or does not hold.
     """
     name, place = served(run)
     if place is None:
@@ -127,6 +130,7 @@ def adapter_folder(run: Path) -> Path:
         folder = run / "adapter" if (run / "adapter" / "adapter_config.json").is_file() else run
         if not (folder / "adapter_config.json").is_file():
             raise InputError(f"{run} holds no adapter (adapter_config.json); name a run's folder, such as runs/latest")
+        signature.require(folder, folder.parent / signature.ADAPTER_SIGNATURE)
         return folder
     found = stage_faults(place)
     entered = [entry for entry in in_folder(run.resolve().parent).of(run=run.resolve().name) if name in entry.digests]
@@ -134,7 +138,15 @@ def adapter_folder(run: Path) -> Path:
         found = [f"{place.folder / RECORD} is not the record that the ledger's entry {entered[-1].sequence} holds"]
     if found:
         raise WorldError(f"{found[0]}; it is not used. Run the same command again, which trains it anew")
-    return place.folder / read(Adapter, place.folder / RECORD).directory
+    folder = place.folder / read(Adapter, place.folder / RECORD).directory
+    signature.require(folder, adapter_signature(run))
+    return folder
+
+
+def adapter_signature(run: Path) -> Path:
+    """Where the signature of a run's adapter lies, or would: in its evidence stage."""
+    place = stages(run).get("evidence")
+    return (place.folder if place else run) / signature.ADAPTER_SIGNATURE
 
 
 def stage_faults(place: StagePlace) -> list[str]:

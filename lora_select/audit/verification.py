@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_select.audit import run_entries
+from lora_select.audit import run_entries, signature
 from lora_select.audit.alias import standing
 from lora_select.audit.books import anchor, chain, seal
 from lora_select.audit.books.ledger import Ledger
@@ -30,7 +30,7 @@ def verify(run: Path, store: Store | None = None) -> Verification:
         store: MLflow's, which holds the ledger's head; None leaves the ledger's end unchecked, and a note says so.
 
     Raises:
-        InputError: the folder is no run.
+        InputError: the folder is no run, or the public key that asks for signatures cannot be used.
     """
     folder = run.resolve()
     ledger = run_entries.ledger_of(run)
@@ -61,12 +61,25 @@ def verify(run: Path, store: Store | None = None) -> Verification:
         faults.append(f"{ledger.path} holds no entry of this run")
     faults += found.faults if ledger.path.is_file() else [f"{ledger.path} is gone"] if entered else []
     if not faults:
-        faults += _together(folder)
+        faults += _together(folder) or _signed(folder)
     if store is None:
         notes.append("the ledger's end was not compared with MLflow")
     else:
         faults += _with_mlflow(ledger, found, store)
     return Verification(folder.name, files, tuple(dict.fromkeys(faults)), tuple(notes))
+
+
+def _signed(folder: Path) -> list[str]:
+    """What is wrong with the signature of the served adapter, where a public key asks for one."""
+    _, place = run_entries.served(folder)
+    if place is None:
+        return []
+    try:
+        adapter = place.folder / read(Adapter, place.folder / run_entries.RECORD).directory
+        signature.require(adapter, run_entries.adapter_signature(folder))
+    except WorldError as error:
+        return [str(error)]
+    return []
 
 
 def _with_mlflow(ledger: Ledger, found: chain.Chain, store: Store) -> list[str]:

@@ -4,7 +4,8 @@ import json
 import uuid
 from typing import Any
 
-from lora_select.evidence.inputs import EvidenceInputs, library
+from lora_select.errors import library
+from lora_select.evidence.inputs import EvidenceInputs
 from lora_select.records import Adapter, MetricComparison
 
 VERSION = "1.7"

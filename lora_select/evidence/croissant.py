@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lora_select.evidence.inputs import EvidenceInputs, library
+from lora_select.errors import library
+from lora_select.evidence.inputs import EvidenceInputs
 from lora_select.records import FileRef
 
 VERSION = "1.0.0"

@@ -1,12 +1,11 @@
 """What the evidence is made from: records, folders, digests. No form reads anything else."""
 
 import datetime
-import importlib
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from lora_select.records import (
     Adapter,
@@ -67,19 +66,3 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def library(module: str, package: str) -> Any:
-    """An optional library, or one sentence.
-
-    Raises:
-        MissingLibraryError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingLibraryError(f"{package} is not installed: pip install 'lora-select[evidence]'") from error
-
-
-class MissingLibraryError(ImportError):
-    """A form of the evidence needs a library that is not here; the message names the pip line."""

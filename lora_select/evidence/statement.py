@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lora_select.errors import library
 from lora_select.evidence.inputs import EvidenceInputs
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -68,8 +69,6 @@ def check(statement: dict[str, Any]) -> None:
         MissingLibraryError: in-toto-attestation is not installed.
         ValueError: it is not a valid statement.
     """
-    from lora_select.evidence.inputs import library
-
     json_format = library("google.protobuf.json_format", "protobuf")
     v1 = library("in_toto_attestation.v1.statement", "in-toto-attestation")
     message = library("in_toto_attestation.v1.statement_pb2", "in-toto-attestation")

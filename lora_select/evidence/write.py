@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_select.evidence import bom, card, croissant, signature, statement
-from lora_select.evidence.inputs import EvidenceInputs, MissingLibraryError
-from lora_select.evidence.signature import ADAPTER_SIGNATURE, EVIDENCE_SIGNATURE, SigningKey
+from lora_select.audit import signature
+from lora_select.audit.signature import ADAPTER_SIGNATURE, EVIDENCE_SIGNATURE, SigningKey
+from lora_select.errors import MissingLibraryError
+from lora_select.evidence import bom, card, croissant, statement
+from lora_select.evidence.inputs import EvidenceInputs
 from lora_select.records import EvidenceFiles, FileRef, file_ref, to_json, write_text
 
 FOLDER = "evidence"

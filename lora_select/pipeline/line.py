@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_select import recipes, serving
 from lora_select.address import masked
+from lora_select.audit import signature
 from lora_select.audit.alias.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.evidence.cost import Prices, words
@@ -160,6 +161,8 @@ def finetune(run: Run) -> Finetuned:
         WorldError: training failed and no remedy was left.
     """
     signed = signed_by()  # a key that is not there is told before anything is trained
+    if run.place.tracker is not None:
+        signature.ready()
     chosen, planned = plan(run)
     before = earlier_dataset(run.place, run.key, _model_name(run))
     change = run.do(compare, "change", dataset=chosen.measured.dataset.ref, earlier=before) if before else None

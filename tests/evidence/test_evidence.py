@@ -7,13 +7,14 @@ from pathlib import Path
 
 import mlflow_samples as samples
 import pytest
+from signing_keys import make_key
 
-from lora_select import records
+from lora_select import errors, records
+from lora_select.audit import signature
 from lora_select.errors import InputError, WorldError
 from lora_select.evaluation.gate import judge
 from lora_select.evaluation.policy import Policy
-from lora_select.evidence import EvidenceInputs, bom, card, cost, croissant, signature, statement, write_evidence
-from lora_select.evidence import inputs as libraries
+from lora_select.evidence import EvidenceInputs, bom, card, cost, croissant, statement, write_evidence
 from lora_select.pipeline.stages.document import signed_by
 
 HOME = Path.home() / "secret"
@@ -54,20 +55,6 @@ def inputs(tmp_path) -> EvidenceInputs:
 @pytest.fixture
 def key(tmp_path) -> signature.SigningKey:
     return signature.SigningKey(*make_key(tmp_path / "signing.pem"))
-
-
-def make_key(path, password=None):
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    private = ec.generate_private_key(ec.SECP256R1())
-    lock = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
-    path.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock))
-    public = private.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    path.with_suffix(".pub").write_bytes(public)
-    return path, password
 
 
 def written(inputs, folder, key=None):
@@ -262,9 +249,9 @@ def test_without_the_libraries_the_rest_is_written_and_the_pip_line_said(inputs,
     """The libraries are made unfindable as they are where they were not installed."""
 
     def gone(module, package):
-        raise libraries.MissingLibraryError(f"{package} is not installed: pip install 'lora-select[evidence]'")
+        raise errors.MissingLibraryError(f"{package} is not installed: pip install 'lora-select[evidence]'")
 
-    for module in (bom, croissant, signature, libraries):
+    for module in (bom, croissant, signature, statement):
         monkeypatch.setattr(module, "library", gone)
     made = written(inputs, tmp_path / "out", key)
     assert (made.bom, made.croissant, made.adapter_signature, made.signed_by) == (None, None, None, None)

@@ -158,3 +158,21 @@ def test_the_sweep_starts_what_no_event_did_and_nothing_twice(environment):
         [(source, registered)] = wait_for(overrides, 120, "the run of what was lost")
     assert source == f"dataset.source={json.dumps(str(lost))}"
     assert registered.startswith("dataset.registered=")
+
+
+def test_a_run_that_only_a_schedule_asked_for_is_begun_and_ends(environment):
+    """The sweep every half minute in place of every quarter of an hour: nobody starts it here."""
+    env, _ = environment
+    api = env["PREFECT_API_URL"]
+    sweep = httpx.get(f"{api}/deployments/name/sweep/reconcile").json()
+    [schedule] = sweep["schedules"]
+    often = {"schedule": {"interval": 30}, "active": True}
+    httpx.patch(f"{api}/deployments/{sweep['id']}/schedules/{schedule['id']}", json=often).raise_for_status()
+
+    def ended() -> list[dict]:
+        body = {"deployments": {"id": {"any_": [sweep["id"]]}}, "sort": "START_TIME_ASC"}
+        ran = [run for run in post(env, "flow_runs/filter", body) if run["auto_scheduled"]]
+        return [run for run in ran if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
+
+    [first, *_] = wait_for(ended, PATIENCE_S, "a scheduled run")
+    assert first["state_type"] == "COMPLETED", first["state"]["message"]

@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from lora_select.audit import run_entries, signature
 from lora_select.audit.alias import standing
 from lora_select.audit.alias.promotion import AwayError, LostBytesError, Office, alone, carry_out, champion_of, recover
 from lora_select.errors import InputError, WorldError
@@ -63,7 +64,9 @@ def check_registered(office: Office, version: Version) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="lora-select-") as folder:
         try:
-            registry.download(office.store, version, Path(folder))
+            fetched = registry.download(office.store, version, Path(folder))
+            run = office.ledger.path.parent / (_run_of(office, version) or "no run")
+            signature.require(fetched, run_entries.adapter_signature(run))
         except WorldError as error:
             raise LostBytesError(
                 f"the files of {where} are gone or were changed: {error}; nothing was moved"

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import lora_select
+from lora_select.audit.signature import signing_key
 from lora_select.config import CostConfig
 from lora_select.evidence import EvidenceInputs, cost, write_evidence
 from lora_select.evidence.cost import Prices
-from lora_select.evidence.signature import signing_key
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
 from lora_select.records import (

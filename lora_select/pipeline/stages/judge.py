@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import models, records
+from lora_select.audit import run_entries, signature
 from lora_select.audit.alias.champion import AWAY, OTHER
 from lora_select.audit.alias.champion import champion as champion_now
 from lora_select.audit.alias.promotion import Candidate, Judgement, Office
@@ -133,6 +134,7 @@ def _promote(
     }
     root, tracker = context.place.root, context.place.tracker
     assert tracker is not None  # the line asks for no promotion without a registry
+    _signed(context, _adapter_folder(context, adapter), run_entries.adapter_signature(root / run))
     candidate = Candidate(
         model=model_name,
         run=run,
@@ -150,6 +152,14 @@ def _promote(
         approval_days=settings.approval_days,
     )
     return dataclasses.replace(made, verdict=dataclasses.replace(verdict, seed_noise=measured))
+
+
+def _signed(context: Context, folder: Path, signature_file: Path) -> None:
+    """Where a public key asks for it, sign the adapter if a key is there, and take no adapter without a signature that holds."""
+    if (key := signature.signing_key()) and signature.verify_key():
+        signature_file = context.folder / signature.ADAPTER_SIGNATURE
+        signature.sign(folder, signature_file, key)
+    signature.require(folder, signature_file)
 
 
 def policy(settings: PromotionConfig, noise: SeedNoise | None) -> Policy:

@@ -6,13 +6,13 @@ it has one, in `LORA_SELECT_SIGNING_PASSWORD`) and `LORA_SELECT_VERIFY_KEY` (pub
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from lora_select.errors import InputError, WorldError
-from lora_select.evidence.inputs import library
+from lora_select.errors import InputError, MissingLibraryError, WorldError, library
 
 SIGNING_KEY = "LORA_SELECT_SIGNING_KEY"
 SIGNING_PASSWORD = "LORA_SELECT_SIGNING_PASSWORD"
@@ -101,19 +101,52 @@ def verify(folder: Path, signature: Path, public_key: Path) -> None:
         raise WorldError(f"the signature of {folder} does not hold: {' '.join(said.split())[:500]}") from error
 
 
+def ready(environment: Mapping[str, str] = os.environ) -> None:
+    """Where a public key is named, see that what will be signed is taken by it, before anything is trained for a promotion.
+
+    Raises:
+        InputError: no private key is named, a key cannot be used, or the two are no pair.
+    """
+    public, private = verify_key(environment), signing_key(environment)
+    if public is None:
+        return
+    if private is None:
+        raise InputError(
+            f"{VERIFY_KEY} lets only a signed adapter be promoted, and no key signs: name the private key in {SIGNING_KEY}, or unset "
+            f"{VERIFY_KEY}"
+        )
+    with tempfile.TemporaryDirectory(prefix="lora-select-") as place:
+        folder = Path(place) / "sample"
+        folder.mkdir()
+        (folder / "sample").write_text("sample")
+        try:
+            sign(folder, Path(place) / ADAPTER_SIGNATURE, private)
+            verify(folder, Path(place) / ADAPTER_SIGNATURE, public)
+        except MissingLibraryError as error:
+            raise InputError(f"{VERIFY_KEY} asks for signatures: {error}") from error
+        except WorldError as error:
+            raise InputError(
+                f"the keys that {SIGNING_KEY} and {VERIFY_KEY} name are no pair: what one signs the other refuses"
+            ) from error
+
+
 def require(folder: Path, signature: Path, environment: Mapping[str, str] = os.environ) -> str:
-    """What promotion, export and verify call: check where a public key is named, and say what was done.
+    """What promotion, approval, rollback, export and verify call: check where a public key is named, and say what was done.
 
     Returns:
         `verified` or `not asked for` (no public key is named).
 
     Raises:
-        As :func:`verify`.
+        InputError: the public key cannot be read, or model-signing is not installed.
+        WorldError: as :func:`verify`.
     """
     key = verify_key(environment)
     if key is None:
         return "not asked for"
-    verify(folder, signature, key)
+    try:
+        verify(folder, signature, key)
+    except MissingLibraryError as error:
+        raise InputError(f"{VERIFY_KEY} asks for signatures: {error}") from error
     return "verified"
 
 

@@ -66,7 +66,7 @@ def settings_after(
         trained: its rows; a short training pays for less.
         quantize: how the base is held.
     """
-    given = {name: value for name, value in config.items() if name != "mode"}
+    given = {name: config[name] for name in TOLD if name in config}
     if config["mode"] == "off":
         return None
     for name in ("references", "judges", "earlier"):  # the folder may be moved, the files that it names stay

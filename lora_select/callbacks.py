@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from transformers import TrainerCallback
 
-from lora_select.data.labels.tokenize import tokenize
 from lora_select.data.labels.tokens import TokenRow
-from lora_select.data.reading import formats
 from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import reference_rows
 from lora_select.evaluation.model_losses import label_counts, summed_losses
@@ -303,12 +301,10 @@ def _tokenizer(trainer: Any) -> Any:
 
 
 def _tokens(name: str, rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int) -> list[TokenRow]:
+    from lora_select.retention.standalone import token_rows
+
     made = []
-    for index, row in enumerate(rows):
-        try:
-            found = tokenize(f"{name}-{index}", formats.convert(formats.detect(row), dict(row)), tokenizer, max_length)
-        except ValueError as error:
-            raise InputError(f"`{name}` row {index}: {error}") from error
+    for index, found in enumerate(token_rows(name, rows, tokenizer, max_length)):
         if not found.rows:
             raise InputError(
                 f"`{name}` row {index} has no answer within {max_length} of its {found.length} tokens; leave it out or raise max_length"

@@ -14,6 +14,7 @@ from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommend
 from lora_select.pipeline.run import Run
 from lora_select.recipes import Emitted
 from lora_select.recipes.recipe import Order, common_arguments, is_hub_id
+from lora_select.recipes.retain import parted, settings_after
 from lora_select.recipes.rows import Rows, read
 from lora_select.records import (
     Adapter,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     import pandas
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
+
+    from lora_select.data.labels.tokens import TokenRow
 
 RECORDS = ("dataset", "profile", "spectra", "race", "decision")
 """What a folder of files keeps of the run, so that `explain` and `replay` read it."""
@@ -197,6 +200,9 @@ class Choice:
             serve=config.selection.serve,
             max_length=config.dataset.max_length,
             start=None,
+            retention=settings_after(
+                config.retention.model_dump(), self.plan, self._parts[0], config.base_model.quantize
+            ),
         )
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +212,14 @@ class Choice:
     @functools.cached_property
     def _rows(self) -> Rows:
         dataset = self._chosen.measured.dataset
-        return read(dataset.record, dataset.folder, self.run.base)
+        kept = frozenset(row.row_id for row in self._parts[1])
+        return read(dataset.record, dataset.folder, self.run.base, kept)
+
+    @functools.cached_property
+    def _parts(self) -> "tuple[list[TokenRow], list[TokenRow]]":
+        """The measured training rows: trained on, and kept for validation."""
+        profile = self._chosen.measured.profile
+        return parted(profile.folder / profile.record.train_tokens_file.path, self.plan)
 
     @property
     def is_measured_here(self) -> bool:

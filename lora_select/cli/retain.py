@@ -37,6 +37,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="largest rise of the task's loss: a share of it, or nats (default: 1%%)",
     )
     command.add_argument("--out", required=True, help="a new folder")
+    command.add_argument(
+        "--kept",
+        metavar="FILE",
+        help="rows of the task that were kept from training; they choose the strength (default: a part of --data)",
+    )
+    command.add_argument("--evaluation", metavar="FILE", help="with --kept: rows of the task that only judge")
     command.add_argument("--quantize", choices=("nf4", "int8"), help="how the base model is held")
     command.add_argument(
         "--keep-moments",
@@ -91,6 +97,8 @@ def _retain(parsed: argparse.Namespace) -> int:
             keep_moments=parsed.keep_moments,
             earlier=tuple(parsed.earlier or ()),
             seed=parsed.seed,
+            kept=parsed.kept,
+            evaluation=parsed.evaluation,
             progress=report,
         )
     if parsed.json:

@@ -10,6 +10,7 @@ from typing import final
 from lora_select.errors import InputError
 from lora_select.recipes import axolotl, expressible, llamafactory, ms_swift, peft, trl, unsloth
 from lora_select.recipes.recipe import START, Order, Tool, Written
+from lora_select.recipes.retain import RETAIN
 from lora_select.records import AdapterSpec
 from lora_select.variants import named
 
@@ -104,4 +105,7 @@ def _one(order: Order, name: str, start: Path | None, out: Path) -> Emitted:
     folder = out / name
     shutil.rmtree(folder / START, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return Emitted(name, folder, TOOLS[name].write(dataclasses.replace(order, start=start), folder))
+    written = TOOLS[name].write(dataclasses.replace(order, start=start), folder)
+    after = ("after the training, with the folder of its adapter: python retain.py ADAPTER",)
+    notes = written.notes + (after if (folder / RETAIN).is_file() else ())
+    return Emitted(name, folder, dataclasses.replace(written, notes=notes))

@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_select.recipes import expressible
 from lora_select.recipes.initial_adapter import named_init
-from lora_select.recipes.recipe import START, Order, Tool, Written, hand_over, headline, write_yaml
+from lora_select.recipes.recipe import START, Order, Tool, Written, hand_over, headline, looks, write_yaml
 from lora_select.recipes.rows import Pieces
 from lora_select.records import AdapterSpec
 
@@ -43,7 +43,9 @@ def arguments(order: Order) -> dict[str, Any]:
         **_quantized(order.quantize),
         **_adapter(order),
         "datasets": [{"path": "train.jsonl", "ds_type": "json", "type": "input_output"}],
-        "test_datasets": [{"path": "eval.jsonl", "ds_type": "json", "type": "input_output", "split": "train"}],
+        "test_datasets": [
+            {"path": f"{order.looked_at}.jsonl", "ds_type": "json", "type": "input_output", "split": "train"}
+        ],
         "train_on_inputs": False,
         "sequence_len": order.max_length,
         "excess_length_strategy": "truncate",
@@ -67,11 +69,15 @@ def arguments(order: Order) -> dict[str, Any]:
         "attn_implementation": "sdpa",
         "gradient_checkpointing": plan.gradient_checkpointing,
         "seed": plan.seed,
-        "evals_per_epoch": 1,
-        "saves_per_epoch": 1,
+        **(_looks(order) or {"evals_per_epoch": 1, "saves_per_epoch": 1}),
         "logging_steps": 1,
         **(KERNELS_OFF if plan.device == "cpu" else {}),
     }
+
+
+def _looks(order: Order) -> dict[str, Any]:
+    found = looks(order)
+    return found | ({"early_stopping_patience": order.plan.patience} if found and order.plan.patience else {})
 
 
 def _adapter(order: Order) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lora_select.recipes.recipe import (
     hand_over,
     headline,
     lora_arguments,
+    parts,
     training_arguments,
     write_yaml,
 )
@@ -47,7 +48,7 @@ def write(order: Order, folder: Path) -> Written:
     """Write the folder; paths in it are relative, so it may be moved."""
     hand_over(order, folder, lambda row: {"conversations": _turns(row)})
     info = {
-        name: {"file_name": f"{name}.jsonl", "formatting": "sharegpt", "columns": TAGS} for name in ("train", "eval")
+        name: {"file_name": f"{name}.jsonl", "formatting": "sharegpt", "columns": TAGS} for name in parts(order.rows)
     }
     write_text(folder / "dataset_info.json", json.dumps(info, indent=2) + "\n")
     write_yaml(folder / "train.yaml", arguments(order), headline(order, NAME))
@@ -66,7 +67,7 @@ def arguments(order: Order) -> dict[str, Any]:
         **_quantized(order.quantize),
         "dataset_dir": ".",
         "dataset": "train",
-        "eval_dataset": "eval",
+        "eval_dataset": order.looked_at,
         "template": "empty",
         "cutoff_len": order.max_length,
         "train_on_prompt": False,
@@ -74,6 +75,7 @@ def arguments(order: Order) -> dict[str, Any]:
         "disable_gradient_checkpointing": not order.plan.gradient_checkpointing,
         "do_eval": True,
         **training_arguments(order),
+        **({"early_stopping_steps": order.plan.patience} if order.rows.validation and order.plan.patience else {}),
     }
 
 

@@ -74,7 +74,7 @@ def arguments(order: Order) -> dict[str, Any]:
         "fp16": False,
         "attn_impl": "sdpa",
         "dataset": ["train.jsonl"],
-        "val_dataset": ["eval.jsonl"],
+        "val_dataset": [f"{order.looked_at}.jsonl"],
         "strict": True,
         "loss_scale": "default",
         "max_length": order.max_length,
@@ -85,6 +85,7 @@ def arguments(order: Order) -> dict[str, Any]:
         "gradient_checkpointing": plan.gradient_checkpointing,
         "data_seed": plan.seed,
         **training_arguments(order),
+        **({"early_stop_interval": plan.patience} if order.rows.validation and plan.patience else {}),
         "report_to": ["none"],
     }
 

@@ -47,6 +47,9 @@ def settings(order: Order) -> dict[str, Any]:
         "max_grad_norm": plan.max_grad_norm,
         "precision": plan.precision,
         "max_length": order.max_length,
+        "validation_rows": len(order.rows.validation),
+        "validation_every": plan.validation_every,
+        "patience": plan.patience,
         "seed": plan.seed,
         "loss": "mean over the tokens of the pieces with `learn: true` in a step; no special tokens are added to a piece",
     }

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from lora_select.recipes import retain
 from lora_select.recipes.rows import Pieces, Rows
 from lora_select.records import AdapterSpec, BaseModel, TrainingPlan, write_text
+from lora_select.retention.settings import RetentionSettings
 
 START = "start"
 """The folder, inside a tool's, that holds the adapter at its start."""
@@ -20,7 +22,8 @@ class Order:
     """One training, as some tool should do it.
 
     `start` is a PEFT folder with the adapter at its start (None where the tool's own start is the same). `quantize` is None,
-    `nf4` or `int8`; `serve` None or a name in `serving.ENGINES`; `max_length` in tokens.
+    `nf4` or `int8`; `serve` None or a name in `serving.ENGINES`; `max_length` in tokens. `retention` is how the filter is set
+    after the training, None where it is off.
     """
 
     spec: AdapterSpec
@@ -31,6 +34,7 @@ class Order:
     serve: str | None
     max_length: int
     start: Path | None
+    retention: RetentionSettings | None = None
 
     @property
     def is_local(self) -> bool:
@@ -41,6 +45,11 @@ class Order:
     def model(self) -> str:
         """What the tool loads: the hub id as it was given, or the local folder."""
         return self.base.path if self.is_local else self.base.source
+
+    @property
+    def looked_at(self) -> str:
+        """The rows that are looked at while training: `validation`, kept from it, or `eval` where the plan keeps none."""
+        return "validation" if self.rows.validation else "eval"
 
 
 @final
@@ -71,13 +80,40 @@ def hand_over(order: Order, folder: Path, shape: Callable[[Pieces], Any]) -> Non
     """The start, where there is one, and `train.jsonl` and `eval.jsonl`, each row in the tool's shape."""
     if order.start is not None:
         shutil.copytree(order.start, folder / START)
-    for name, rows in (("train", order.rows.train), ("eval", order.rows.eval)):
+    for name, rows in parts(order.rows).items():
         write_lines(folder / f"{name}.jsonl", [shape(row) for row in rows])
+    if not order.rows.validation:
+        (folder / "validation.jsonl").unlink(missing_ok=True)
+    retain.hand_over(order.rows, order.retention, {"base": order.model, "max_length": order.max_length}, folder)
+
+
+def parts(rows: Rows) -> dict[str, tuple[Pieces, ...]]:
+    """The rows by the name of their file: learnt, looked at while training (where the plan keeps some), and judging."""
+    found = {"train": rows.train, "validation": rows.validation, "eval": rows.eval}
+    return {name: rows for name, rows in found.items() if rows or name != "validation"}
 
 
 def training_arguments(order: Order) -> dict[str, Any]:
     """What every tool that is built on `transformers.TrainingArguments` is told under the same names."""
-    return {"packing": False, **common_arguments(order.spec, order.plan)}
+    start = {"eval_on_start": True} if order.rows.validation else {}
+    return {"packing": False, **common_arguments(order.spec, order.plan), **looks(order), **start}
+
+
+def looks(order: Order) -> dict[str, Any]:
+    """How often rows that are kept from training are looked at, and that they choose the checkpoint; nothing where none are kept."""
+    if not order.rows.validation:
+        return {}
+    every = order.plan.validation_every
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": order.plan.keep_checkpoints,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
 
 
 def common_arguments(spec: AdapterSpec, plan: TrainingPlan) -> dict[str, Any]:

@@ -5,8 +5,9 @@ after the end of a turn, one adds a sentence to each system message, one has no 
 the template is rendered here, once, and each tool is handed the pieces in a format that it does not change.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -31,38 +32,45 @@ class Rows:
     """All texts that are trained on, in file order; `other_tokens` counts rows that a tool tokenises otherwise than the measurement did.
 
     That happens where a token spans the seam between prompt and answer, which no tool can see that tokenises them apart.
-    `longest` is the longest row in tokens.
+    `longest` is the longest row in tokens. `validation` are training rows that the plan keeps from training, not among `train`.
+    `task` holds the canonical rows of `train`, `validation` and `eval`, which the filter reads after the training.
     """
 
     train: tuple[Pieces, ...]
     eval: tuple[Pieces, ...]
     other_tokens: int
     longest: int
+    validation: tuple[Pieces, ...] = ()
+    task: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
 
 
-def read(dataset: Dataset, folder: Path, base: BaseModel) -> Rows:
+def read(dataset: Dataset, folder: Path, base: BaseModel, kept: AbstractSet[str] = frozenset()) -> Rows:
     """The rows of both splits.
 
     Args:
         dataset: the record of the intake.
         folder: where its files are.
         base: its tokenizer renders the chat template.
+        kept: ids of the training rows that the plan keeps for validation.
     """
     tokenizer = models.load_tokenizer(base.path)
-    splits, other, longest = [], 0, 0
-    for file in (dataset.train_file, dataset.eval_file):
-        made = []
+    parts: dict[str, list[Pieces]] = {"train": [], "validation": [], "eval": []}
+    task: dict[str, list[Row]] = {name: [] for name in parts}
+    other, longest = 0, 0
+    for split, file in (("train", dataset.train_file), ("eval", dataset.eval_file)):
         for row_id, row in read_canonical(folder / file.path):
             whole = tokenize(row_id, row, tokenizer, max_length=2**31)
             if whole.fault is not None:
                 continue  # the profile has counted it
             longest = max(longest, whole.length)
             texts = pieces(row, tokenizer)
-            made += texts
+            part = "validation" if split == "train" and row_id in kept else split
+            parts[part] += texts
+            task[part].append(row)
             measured = [_trimmed(text.input_ids, text.label_mask) for text in whole.rows]
             other += measured != [tokens(text, tokenizer) for text in texts]
-        splits.append(tuple(made))
-    return Rows(splits[0], splits[1], other, longest)
+    train, validation, judging = (tuple(part) for part in parts.values())
+    return Rows(train, judging, other, longest, validation, {name: tuple(rows) for name, rows in task.items()})
 
 
 def pieces(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[Pieces, ...]:

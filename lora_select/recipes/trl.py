@@ -28,7 +28,7 @@ import math
 import os
 
 $imports
-from transformers import set_seed
+from transformers import ${stopping}set_seed
 from trl import SFTConfig, SFTTrainer
 
 MODEL = $model
@@ -83,8 +83,8 @@ def main():
         model=model,
         args=SFTConfig(**shared_out(int(os.environ.get("WORLD_SIZE", "1")))),
         train_dataset=rows("train.jsonl", tokenizer),
-        eval_dataset=rows("eval.jsonl", tokenizer),
-        processing_class=tokenizer,$optimizer
+        eval_dataset=rows("$looked_at.jsonl", tokenizer),
+        processing_class=tokenizer,$optimizer$patience
     )
     trainer.train()
     trainer.save_model("adapter")
@@ -141,6 +141,7 @@ def script(order: Order) -> str:
 
 def render(order: Order, tool: str, packages: str, imports: str, loader: str, adapter: str, optimizer: str) -> str:
     """The script with a way to load the base and to put the adapter on it, both as bodies of functions."""
+    patience = order.plan.patience if order.rows.validation else 0
     return SCRIPT.substitute(
         headline=headline(order, tool),
         packages=packages,
@@ -152,6 +153,9 @@ def render(order: Order, tool: str, packages: str, imports: str, loader: str, ad
         loader=loader,
         adapter=adapter,
         optimizer=optimizer,
+        looked_at=order.looked_at,
+        stopping="EarlyStoppingCallback, " if patience else "",
+        patience=f"\n        callbacks=[EarlyStoppingCallback({patience})]," if patience else "",
     )
 
 

@@ -51,10 +51,12 @@ def write(order: Order, folder: Path, arguments: dict[str, Any], dtype: str) -> 
         return several, f"no {CONFIG}: {faults[0].partition(';')[0]}; train.py has it"
     (folder / TOKENS).mkdir()
     tokenizer = models.load_tokenizer(order.base.path)
-    for name, rows in (("train", order.rows.train), ("test", order.rows.eval)):
+    for name, rows in (("train", order.rows.train), ("test", order.rows.validation or order.rows.eval)):
         write_lines(folder / TOKENS / f"{name}.jsonl", [token_row(row, tokenizer, order.max_length) for row in rows])
     write_yaml(folder / CONFIG, config(order, arguments, dtype), headline(order, NAME))
-    return several, f"by TRL's own command: trl sft --config {CONFIG}"
+    told = (several, f"by TRL's own command: trl sft --config {CONFIG}")
+    endless = order.plan.patience and order.rows.validation
+    return (*told, "trl sft has no patience: it trains to the last step, train.py stops earlier") if endless else told
 
 
 def config(order: Order, arguments: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -1,13 +1,17 @@
 """`retain` on anybody's adapter: read its rows, filter, judge, and leave plain files in a new folder."""
 
 import dataclasses
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lora_select import models, records
 from lora_select.data.intake import intake, read_canonical
-from lora_select.data.labels.tokenize import tokenize
+from lora_select.data.labels.tokenize import Tokenized, tokenize
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.data.reading import formats
 from lora_select.errors import InputError, require
 from lora_select.evaluation.model_losses import label_counts
 from lora_select.records import BaseModel, Retention
@@ -15,7 +19,7 @@ from lora_select.retention import forms, plot
 from lora_select.retention.bench import Progress
 from lora_select.retention.one_adapter import ADAPTER, RAW_ADAPTER, retain_adapter
 from lora_select.retention.references import CODE, EMBEDDED, PROSE, SELF
-from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
+from lora_select.retention.settings import LEAST_SELECTION, RetentionSettings, TaskRows, selection_rows, split_rows
 
 RECORD, FRONTIER = "retention.json", "frontier.png"
 
@@ -38,7 +42,10 @@ def retain(
     keep_moments: bool = False,
     earlier: Sequence[str | Path] = (),
     seed: int = 0,
+    kept: str | None = None,
+    evaluation: str | None = None,
     progress: Progress = lambda *_: None,
+    **settings: Any,
 ) -> Retention:
     """Filter an adapter that was trained anywhere, so that it keeps its task and gives back what the base model knew.
 
@@ -59,7 +66,10 @@ def retain(
         keep_moments: also write the task's second moments, for the next training's filter.
         earlier: files that `keep_moments` wrote for earlier trainings of the same base; their tasks are kept as reference text is.
         seed: of splits and samples.
+        kept: a file of rows that were kept from training; they choose the strength, and all of `data` gives second moments.
+        evaluation: with `kept`, a file of rows that only judge.
         progress: called with (done, total, what).
+        settings: other fields of `lora_select.retention.settings.RetentionSettings`; they go before `tokens`.
 
     Returns:
         The record, as written to `out/retention.json`.
@@ -75,23 +85,31 @@ def retain(
     if target.exists() and any(target.iterdir()):
         raise InputError(f"{target} exists and is not empty; name a new folder with --out")
     require("matplotlib", "report", "the figure of `retain`")
-    settings = RetentionSettings(
+    if evaluation and not kept:
+        raise InputError(
+            "`evaluation` is of no use without `kept`: without it lora-select parts `data` by itself; name both"
+        )
+    counts: dict[str, Any] = {"task_tokens": tokens, "reference_tokens": tokens} | settings
+    told = RetentionSettings(
         references=tuple(references),
         judges=tuple(judges) or default_judges(references),
         tolerance=tolerance,
         prior=prior,
-        task_tokens=tokens,
-        reference_tokens=tokens,
         max_error=max_error,
         keep_moments=keep_moments,
         earlier=tuple(earlier),
         quantize=quantize,
         seed=seed,
+        **counts,
     )
     model = models.resolve(source)
-    rows = read_rows(data, model, max_length=max_length, max_rows=max_rows, seed=seed)
+    rows = (
+        read_parts((data, kept, evaluation), model, max_length)
+        if kept
+        else read_rows(data, model, max_length=max_length, max_rows=max_rows, seed=seed)
+    )
     with tempfile.TemporaryDirectory(dir=_parent(target)) as working:
-        made = retain_adapter(model, folder, rows, settings, Path(working), progress=progress)
+        made = retain_adapter(model, folder, rows, told, Path(working), progress=progress)
         records.write(Path(working) / RECORD, made)
         plot.frontier(made, Path(working) / FRONTIER)
         target.mkdir(parents=True, exist_ok=True)
@@ -121,6 +139,42 @@ def default_judges(references: Sequence[str]) -> tuple[str, ...]:
     if not free:
         raise InputError(f"{', '.join(EMBEDDED)} all give second moments; name a set that only judges with --judge")
     return (free[0],)
+
+
+def read_parts(files: tuple[str, str, str | None], base: BaseModel, max_length: int) -> TaskRows:
+    """The task's rows in three JSON Lines files: what was trained on, what was kept from it, and what only judges.
+
+    Raises:
+        InputError: a file cannot be read, or a row has no form that is known; fewer than 8 rows would choose.
+    """
+    tokenizer = models.load_tokenizer(base.path)
+    made: list[list[TokenRow]] = []
+    for file in files:
+        try:
+            lines = Path(file).read_text().splitlines() if file else []
+            rows = [json.loads(line) for line in lines if line.strip()]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} is no JSON Lines file that can be read: {error}") from error
+        made.append([one for row in token_rows(str(file), rows, tokenizer, max_length) for one in row.rows])
+    given, chosen, judging = made
+    if len(chosen) < LEAST_SELECTION:
+        raise InputError(
+            f"`kept` {files[1]} has {len(chosen)} rows with an answer and needs {LEAST_SELECTION}; leave it out"
+        )
+    return TaskRows(given, chosen, judging)
+
+
+def token_rows(name: str, rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int) -> Iterator[Tokenized]:
+    """Each row tokenised, in any form that lora-select reads.
+
+    Raises:
+        InputError: a row has no form that is known; names it.
+    """
+    for index, row in enumerate(rows):
+        try:
+            yield tokenize(f"{name}-{index}", formats.convert(formats.detect(row), dict(row)), tokenizer, max_length)
+        except ValueError as error:
+            raise InputError(f"`{name}` row {index}: {error}") from error
 
 
 def read_rows(source: str, base: BaseModel, *, max_length: int, max_rows: int | None, seed: int) -> TaskRows:

@@ -38,10 +38,9 @@ OTHER_TRAINERS: Mapping[str, Any] = {
     "nodes": 1,
     "zero_stage": 0,
     "packing": False,
-    "validation": 0.0,
     "whole_logits": True,
 }
-"""What a plan for another trainer fixes: one process, rows padded, all logits formed, every row trained on."""
+"""What a plan for another trainer fixes: one process, rows padded, all logits formed."""
 
 
 def _plan(

@@ -1,0 +1,101 @@
+"""The filter after somebody else's training: `retain.py` with the run's settings, and the rows that it reads."""
+
+import json
+import pprint
+import shutil
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_select.data.labels.tokens import TokenRow, read_rows
+from lora_select.recipes.rows import Rows
+from lora_select.records import TrainingPlan, write_text
+from lora_select.retention.settings import RetentionSettings
+from lora_select.training import validation
+
+RETAIN, TASK = "retain.py", "task"
+"""The filter after the training, with the run's settings, and the folder of the rows that it reads."""
+TOLD = (
+    *("references", "judges", "tolerance", "prior", "task_tokens", "reference_tokens", "judging_units"),
+    *("max_error", "keep_moments", "earlier", "quantize", "seed"),
+)
+"""Fields of :class:`RetentionSettings` that a run sets."""
+RETAIN_SCRIPT = string.Template('''"""After the training: give back what the base model knew, as far as the task does not notice.
+
+    pip install 'lora-select[report]'
+    python retain.py ADAPTER          # the trained PEFT folder; kept/adapter is then what should be served
+"""
+
+import sys
+
+import lora_select as ls
+
+SETTINGS = $settings
+
+
+def main():
+    if len(sys.argv) != 2:
+        raise SystemExit("name the folder of the trained adapter: python retain.py ADAPTER")
+    try:
+        made = ls.retain(sys.argv[1], $data, "kept", **SETTINGS)
+    except ls.InputError as error:
+        raise SystemExit(str(error))
+    print(*made.decision.reasons, sep="\\n")
+    print("kept/adapter is what should be served")
+
+
+if __name__ == "__main__":
+    main()
+''')
+
+
+def parted(tokens: Path, plan: TrainingPlan) -> tuple[list[TokenRow], list[TokenRow]]:
+    """The measured training rows in a Parquet file as the plan parts them: to train on, and kept for validation."""
+    return validation.split(read_rows(tokens), plan.validation_rows, plan.seed)
+
+
+def settings_after(
+    config: Mapping[str, Any], plan: TrainingPlan, trained: list[TokenRow], quantize: str | None
+) -> RetentionSettings | None:
+    """How the run's own filter would be set after this training; None where it is off.
+
+    Args:
+        config: the run's `retention`.
+        plan: of the training.
+        trained: its rows; a short training pays for less.
+        quantize: how the base is held.
+    """
+    given = {name: config[name] for name in TOLD if name in config}
+    if config["mode"] == "off":
+        return None
+    for name in ("references", "judges", "earlier"):  # the folder may be moved, the files that it names stay
+        given[name] = tuple(str(Path(one).resolve()) if Path(one).exists() else one for one in given[name])
+    each = sum(len(row.input_ids) for row in trained) / max(1, len(trained))
+    tokens = round(plan.total_steps * plan.effective_batch_size * each)
+    return RetentionSettings(**given, quantize=quantize, seed=plan.seed).beside(tokens)
+
+
+def hand_over(rows: Rows, settings: RetentionSettings | None, more: Mapping[str, Any], folder: Path) -> None:
+    """Write `retain.py` and `task/`, or take away those of an earlier call.
+
+    Args:
+        rows: of the task.
+        settings: of the filter; None where it is off.
+        more: other keywords of :func:`lora_select.retain`.
+        folder: the tool's.
+    """
+    shutil.rmtree(folder / TASK, ignore_errors=True)
+    (folder / RETAIN).unlink(missing_ok=True)
+    if settings is None or not rows.task:
+        return
+    (folder / TASK).mkdir()
+    files = {name: f"{TASK}/{name}.jsonl" for name, part in rows.task.items() if part}
+    for name, file in files.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.task[name])
+        write_text(folder / file, text)
+    told = {**more, **{name: getattr(settings, name) for name in TOLD}}
+    if "validation" in files:
+        told |= {"kept": files["validation"], "evaluation": files.get("eval")}
+    listed = pprint.pformat(told, indent=4, width=100, sort_dicts=False)
+    write_text(folder / RETAIN, RETAIN_SCRIPT.substitute(data=repr(files["train"]), settings=listed))

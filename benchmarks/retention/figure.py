@@ -29,8 +29,8 @@ def main() -> None:
     every = cases()
     if not every:
         raise SystemExit("no results yet: python -m benchmarks.retention makes them")
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1.5])
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.9])
     whole = [case for case in every if case.has("filter-mixture") and case.has("scale")] or every
     quick = next((case for case in whole if case.name in ("quickstart", "section")), whole[0])
     _frontier(left, quick)
@@ -79,12 +79,12 @@ def _settings(axis, every: list[Case]) -> None:
                     sum(values) / len(values),
                     "_",
                     color=COLOURS[arm],
-                    ms=13,
+                    ms=10,
                     mew=2.5,
                     label=LABELS[arm] if index == first else None,
                 )
     axis.axhline(0, color="#777777", lw=1, ls=":")
-    axis.set_xticks(range(len(every)), [case.name.replace("-", "\n", 1) for case in every], fontsize=8)
+    axis.set_xticks(range(len(every)), [case.name for case in every], fontsize=8, rotation=40, ha="right")
     axis.set_xlim(-0.5, len(every) - 0.5)
     axis.set(ylabel="rise, nats a token", title="five kinds of text (dots) and their mean (bars)")
     axis.legend(frameon=False, fontsize=8)

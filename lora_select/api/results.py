@@ -13,8 +13,8 @@ from lora_select.pipeline.history import read_run, replay
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.recipes import Emitted
+from lora_select.recipes.afterwards import parted, settings_after
 from lora_select.recipes.recipe import Order, common_arguments, is_hub_id
-from lora_select.recipes.retain import parted, settings_after
 from lora_select.recipes.rows import Rows, read
 from lora_select.records import (
     Adapter,

@@ -9,8 +9,8 @@ from typing import final
 
 from lora_select.errors import InputError
 from lora_select.recipes import axolotl, expressible, llamafactory, ms_swift, peft, trl, unsloth
+from lora_select.recipes.afterwards import RETAIN
 from lora_select.recipes.recipe import START, Order, Tool, Written
-from lora_select.recipes.retain import RETAIN
 from lora_select.records import AdapterSpec
 from lora_select.variants import named
 

@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-from lora_select.recipes import retain
+from lora_select.recipes import afterwards
 from lora_select.recipes.rows import Pieces, Rows
 from lora_select.records import AdapterSpec, BaseModel, TrainingPlan, write_text
-from lora_select.retention.settings import RetentionSettings
+
+if TYPE_CHECKING:
+    from lora_select.retention.settings import RetentionSettings
 
 START = "start"
 """The folder, inside a tool's, that holds the adapter at its start."""
@@ -34,7 +36,7 @@ class Order:
     serve: str | None
     max_length: int
     start: Path | None
-    retention: RetentionSettings | None = None
+    retention: "RetentionSettings | None" = None
 
     @property
     def is_local(self) -> bool:
@@ -84,7 +86,7 @@ def hand_over(order: Order, folder: Path, shape: Callable[[Pieces], Any]) -> Non
         write_lines(folder / f"{name}.jsonl", [shape(row) for row in rows])
     if not order.rows.validation:
         (folder / "validation.jsonl").unlink(missing_ok=True)
-    retain.hand_over(order.rows, order.retention, {"base": order.model, "max_length": order.max_length}, folder)
+    afterwards.hand_over(order.rows, order.retention, {"base": order.model, "max_length": order.max_length}, folder)
 
 
 def parts(rows: Rows) -> dict[str, tuple[Pieces, ...]]:

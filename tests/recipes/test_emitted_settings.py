@@ -15,7 +15,7 @@ from lora_select import records
 from lora_select.config.sections import RetentionConfig
 from lora_select.data.intake import intake, read_canonical
 from lora_select.recipes import TOOLS, emit
-from lora_select.recipes.retain import settings_after
+from lora_select.recipes.afterwards import settings_after
 from lora_select.recipes.rows import read
 from lora_select.records import Retention
 from lora_select.retention.settings import RetentionSettings

@@ -6,13 +6,15 @@ import shutil
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.recipes.rows import Rows
 from lora_select.records import TrainingPlan, write_text
-from lora_select.retention.settings import RetentionSettings
 from lora_select.training import validation
+
+if TYPE_CHECKING:
+    from lora_select.retention.settings import RetentionSettings
 
 RETAIN, TASK = "retain.py", "task"
 """The filter after the training, with the run's settings, and the folder of the rows that it reads."""
@@ -57,7 +59,7 @@ def parted(tokens: Path, plan: TrainingPlan) -> tuple[list[TokenRow], list[Token
 
 def settings_after(
     config: Mapping[str, Any], plan: TrainingPlan, trained: list[TokenRow], quantize: str | None
-) -> RetentionSettings | None:
+) -> "RetentionSettings | None":
     """How the run's own filter would be set after this training; None where it is off.
 
     Args:
@@ -66,9 +68,11 @@ def settings_after(
         trained: its rows; a short training pays for less.
         quantize: how the base is held.
     """
-    given = {name: config[name] for name in TOLD if name in config}
     if config["mode"] == "off":
         return None
+    from lora_select.retention.settings import RetentionSettings
+
+    given = {name: config[name] for name in TOLD if name in config}
     for name in ("references", "judges", "earlier"):  # the folder may be moved, the files that it names stay
         given[name] = tuple(str(Path(one).resolve()) if Path(one).exists() else one for one in given[name])
     each = sum(len(row.input_ids) for row in trained) / max(1, len(trained))
@@ -76,7 +80,7 @@ def settings_after(
     return RetentionSettings(**given, quantize=quantize, seed=plan.seed).beside(tokens)
 
 
-def hand_over(rows: Rows, settings: RetentionSettings | None, more: Mapping[str, Any], folder: Path) -> None:
+def hand_over(rows: Rows, settings: "RetentionSettings | None", more: Mapping[str, Any], folder: Path) -> None:
     """Write `retain.py` and `task/`, or take away those of an earlier call.
 
     Args:

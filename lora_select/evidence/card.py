@@ -71,7 +71,7 @@ def _body(inputs: EvidenceInputs) -> str:
         "## Data",
         f"{inputs.dataset.train_rows} training and {inputs.dataset.eval_rows} held-out rows of {_plain(inputs.dataset.name)}; "
         f"{sum(item.count for item in inputs.dataset.rejected)} rows were left out. Split: {_plain(inputs.dataset.eval_source)}. "
-        f"{inputs.profile.eval_rows_in_train} held-out rows are also training rows.",
+        f"{inputs.profile.eval_rows_in_train} held-out rows are also training rows.{_replayed(inputs)}",
         "## Limits",
         "\n".join(f"- {_plain(text)}" for text in _limits(inputs)),
         "## Use",
@@ -92,6 +92,14 @@ def _body(inputs: EvidenceInputs) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _replayed(inputs: EvidenceInputs) -> str:
+    made = inputs.plan.replay
+    if made is None:
+        return ""
+    sets = ", ".join(f"{rows} of {_plain(_source(name))}" for name, rows in sorted(made.rows_of.items()))
+    return f" {made.rows} rows of reference text were trained on beside them: {sets}."
 
 
 def _answer(inputs: EvidenceInputs) -> str:
@@ -115,6 +123,10 @@ def _limits(inputs: EvidenceInputs) -> list[str]:
         limits += [
             f"The gate did not promote it ({inputs.verdict.answer}): {reason}" for reason in inputs.verdict.reasons
         ]
+    if inputs.plan.replay:
+        limits.append(
+            "Reference text was trained on: on other text of its kind the loss says little of what else was kept."
+        )
     if inputs.cost.energy.source != "measured":
         limits.append(f"Energy is estimated, not measured: {inputs.cost.energy.basis}.")
     return [*limits, "Measured on held-out rows of one dataset; what it does on other input was not measured."]

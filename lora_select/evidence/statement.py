@@ -18,7 +18,7 @@ def training_statement(inputs: EvidenceInputs) -> dict[str, Any]:
     """
     from lora_select import records
 
-    folder = inputs.adapter.directory.rstrip("/")
+    folder, replay = inputs.adapter.directory.rstrip("/"), inputs.plan.replay
     subjects = [
         {"name": ref.path.removeprefix(f"{folder}/"), "digest": {"sha256": ref.sha256}} for ref in inputs.adapter.files
     ]
@@ -27,6 +27,7 @@ def training_statement(inputs: EvidenceInputs) -> dict[str, Any]:
         _material("dataset", inputs.dataset.digest, inputs.dataset.name),
         _material("dataset/train", inputs.dataset.train_file.sha256, inputs.dataset.train_file.path),
         _material("dataset/eval", inputs.dataset.eval_file.sha256, inputs.dataset.eval_file.path),
+        *([_material("replay", replay.tokens_file.sha256, replay.tokens_file.path)] if replay else []),
         _material("config", inputs.config_sha256, "config"),
         _material("library", inputs.library_sha256, "lora-select"),
         *([_material("lock", inputs.lock_sha256, "lock")] if inputs.lock_sha256 else []),

@@ -155,6 +155,23 @@ def test_croissant_is_read_back_with_its_columns(inputs, tmp_path):
     assert not read.issues.errors
 
 
+def test_reference_text_that_was_trained_on_is_told_and_is_a_material(inputs):
+    beside = records.Replay(
+        12,
+        900,
+        {"prose": 7, str(HOME / "chats.jsonl"): 5},
+        12,
+        records.FileRef("replay_tokens.parquet", samples.SHA, 9),
+    )
+    mixed = dataclasses.replace(inputs, plan=dataclasses.replace(inputs.plan, replay=beside))
+    text = card.model_card(mixed)
+    assert "12 rows of reference text were trained on beside them: 5 of chats.jsonl, 7 of prose." in text
+    assert "Reference text was trained on" in text.partition("## Limits")[2]
+    assert "trained on beside" not in card.model_card(inputs)
+    materials = statement.training_statement(mixed)["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [item["digest"]["sha256"] for item in materials if item["name"] == "replay"] == [samples.SHA]
+
+
 def test_the_statement_names_materials_and_products(inputs):
     made = statement.training_statement(inputs)
     statement.check(made)

@@ -141,6 +141,12 @@ def config_of(parsed: argparse.Namespace, **fixed: Any) -> "RunConfig":
         return config.load(words[0], [*options, *overrides])
     model = parsed.model or (words.pop(0) if words else None)
     data = parsed.data or (words.pop(0) if words else None)
+    if odd := [word for word in words if re.match(r"^-*\w+=", word)]:
+        name, _, value = odd[0].lstrip("-").partition("=")
+        raise InputError(
+            f"{odd[0]!r} is no setting: a setting is section.field=value, such as training.epochs=2, and an option is "
+            f"--{name} {value}"
+        )
     if model is None or data is None or words:
         raise InputError(
             "name a model and data, such as `HuggingFaceTB/SmolLM2-135M-Instruct rows.jsonl`, or one config, such as `run.yaml`"

@@ -142,6 +142,7 @@ def test_json_is_one_value_on_the_output(tiny_model_folder, data, answer, capsys
     [
         (["model"], "name a model and data"),
         (["model", "rows.jsonl", "more"], "left over: more"),
+        (["model", "rows.jsonl", "out=there"], "an option is --out there"),
         ([], "name a model and data"),
         (["nowhere.yaml"], "nowhere.yaml does not exist"),
         (["model", "--data", "a.jsonl", "b"], "left over: b"),

@@ -135,7 +135,7 @@ def _against_rivals(ours: Sequence[Case], every: Sequence[Case], arm: str) -> li
     """The mean of five kinds beside that of the same task trained otherwise, where both were measured."""
     made = []
     for kind in ("replay", "few-replay", "kl", "half"):
-        pairs = [(a, b) for a in ours for b in every if b.name in RIVALS and b.name == f"{a.name}-{kind}"]
+        pairs = [(a, b) for a in ours for b in every if b.name == f"{a.name}-{kind}"]
         values = [(a.general(arm), b.general("raw")) for a, b in pairs]
         listed = ", ".join(f"{a.name} {x:+.3f} / {y:+.3f}" for (a, _), (x, y) in zip(pairs, values, strict=True))
         holds = statistics.median(x - y for x, y in values) < 0 if values else None

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +81,8 @@ SETTINGS = {
     )
 }
 """In the order in which they are run."""
-RIVALS = {
-    name: name.removesuffix("-few-replay").removesuffix("-replay").removesuffix("-kl").removesuffix("-half")
-    for name in SETTINGS
-    if name.endswith(("-replay", "-kl", "-half"))
-}
+_OTHERWISE = re.compile(r"-(few-replay|replay|kl|half)$")
+RIVALS = {name: _OTHERWISE.sub("", name) for name in SETTINGS if _OTHERWISE.search(name)}
 """The setting that each is a rival of: its learning rate, replay or penalty is the only difference."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")

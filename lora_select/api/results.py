@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lora_select import models, recipes, records
+from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.errors import InputError
 from lora_select.pipeline.history import read_run, replay
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.recipes import Emitted
-from lora_select.recipes.afterwards import parted, settings_after
+from lora_select.recipes.afterwards import settings_after
 from lora_select.recipes.recipe import Order, common_arguments, is_hub_id
 from lora_select.recipes.rows import Rows, read
 from lora_select.records import (
@@ -30,13 +31,12 @@ from lora_select.records import (
 from lora_select.report.frames import candidates, frame, layer_row, paragraphs, table
 from lora_select.report.verdict import verdict
 from lora_select.selection.explanation import answer, explain
+from lora_select.training import validation
 
 if TYPE_CHECKING:
     import pandas
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
-
-    from lora_select.data.labels.tokens import TokenRow
 
 RECORDS = ("dataset", "profile", "spectra", "race", "decision")
 """What a folder of files keeps of the run, so that `explain` and `replay` read it."""
@@ -216,10 +216,11 @@ class Choice:
         return read(dataset.record, dataset.folder, self.run.base, kept)
 
     @functools.cached_property
-    def _parts(self) -> "tuple[list[TokenRow], list[TokenRow]]":
+    def _parts(self) -> tuple[list[TokenRow], list[TokenRow]]:
         """The measured training rows: trained on, and kept for validation."""
         profile = self._chosen.measured.profile
-        return parted(profile.folder / profile.record.train_tokens_file.path, self.plan)
+        rows = read_rows(profile.folder / profile.record.train_tokens_file.path)
+        return validation.split(rows, self.plan.validation_rows, self.plan.seed)
 
     @property
     def is_measured_here(self) -> bool:

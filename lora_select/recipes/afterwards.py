@@ -1,6 +1,5 @@
 """The filter after somebody else's training: `retain.py` with the run's settings, and the rows that it reads."""
 
-import json
 import pprint
 import shutil
 import string
@@ -8,21 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select.data.labels.tokens import TokenRow, read_rows
-from lora_select.recipes.rows import Rows
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.recipes.rows import Rows, write_lines
 from lora_select.records import TrainingPlan, write_text
-from lora_select.training import validation
 
 if TYPE_CHECKING:
     from lora_select.retention.settings import RetentionSettings
 
 RETAIN, TASK = "retain.py", "task"
 """The filter after the training, with the run's settings, and the folder of the rows that it reads."""
-TOLD = (
-    *("references", "judges", "tolerance", "prior", "task_tokens", "reference_tokens", "judging_units"),
-    *("max_error", "keep_moments", "earlier", "quantize", "seed"),
-)
-"""Fields of :class:`RetentionSettings` that a run sets."""
+OF_THE_MACHINE = ("device", "dtype")
+"""Settings that the machine of the training decides."""
 RETAIN_SCRIPT = string.Template('''"""After the training: give back what the base model knew, as far as the task does not notice.
 
     pip install 'lora-select[report]'
@@ -52,11 +47,6 @@ if __name__ == "__main__":
 ''')
 
 
-def parted(tokens: Path, plan: TrainingPlan) -> tuple[list[TokenRow], list[TokenRow]]:
-    """The measured training rows in a Parquet file as the plan parts them: to train on, and kept for validation."""
-    return validation.split(read_rows(tokens), plan.validation_rows, plan.seed)
-
-
 def settings_after(
     config: Mapping[str, Any], plan: TrainingPlan, trained: list[TokenRow], quantize: str | None
 ) -> "RetentionSettings | None":
@@ -70,14 +60,12 @@ def settings_after(
     """
     if config["mode"] == "off":
         return None
-    from lora_select.retention.settings import RetentionSettings
+    from lora_select.retention.settings import beside_training
 
-    given = {name: config[name] for name in TOLD if name in config}
+    given = dict(config)
     for name in ("references", "judges", "earlier"):  # the folder may be moved, the files that it names stay
         given[name] = tuple(str(Path(one).resolve()) if Path(one).exists() else one for one in given[name])
-    each = sum(len(row.input_ids) for row in trained) / max(1, len(trained))
-    tokens = round(plan.total_steps * plan.effective_batch_size * each)
-    return RetentionSettings(**given, quantize=quantize, seed=plan.seed).beside(tokens)
+    return beside_training(given, plan, trained, quantize=quantize)
 
 
 def hand_over(rows: Rows, settings: "RetentionSettings | None", more: Mapping[str, Any], folder: Path) -> None:
@@ -96,9 +84,8 @@ def hand_over(rows: Rows, settings: "RetentionSettings | None", more: Mapping[st
     (folder / TASK).mkdir()
     files = {name: f"{TASK}/{name}.jsonl" for name, part in rows.task.items() if part}
     for name, file in files.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.task[name])
-        write_text(folder / file, text)
-    told = {**more, **{name: getattr(settings, name) for name in TOLD}}
+        write_lines(folder / file, rows.task[name])
+    told = {**more, **{name: value for name, value in vars(settings).items() if name not in OF_THE_MACHINE}}
     if "validation" in files:
         told |= {"kept": files["validation"], "evaluation": files.get("eval")}
     listed = pprint.pformat(told, indent=4, width=100, sort_dicts=False)

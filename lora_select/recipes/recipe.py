@@ -1,6 +1,5 @@
 """What every tool is told, and what a tool answers."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lora_select.recipes import afterwards
-from lora_select.recipes.rows import Pieces, Rows
+from lora_select.recipes.rows import Pieces, Rows, write_lines
 from lora_select.records import AdapterSpec, BaseModel, TrainingPlan, write_text
 
 if TYPE_CHECKING:
@@ -151,11 +150,6 @@ def lora_arguments(spec: AdapterSpec) -> dict[str, Any]:
         "use_rslora": bool(spec.peft_arguments.get("use_rslora", False)),
         "use_dora": bool(spec.peft_arguments.get("use_dora", False)),
     }
-
-
-def write_lines(path: Path, rows: list[Any]) -> None:
-    """One JSON value a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_yaml(path: Path, values: Mapping[str, Any], head: str) -> None:

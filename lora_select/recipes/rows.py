@@ -5,11 +5,12 @@ after the end of a turn, one adds a sentence to each system message, one has no 
 the template is rendered here, once, and each tool is handed the pieces in a format that it does not change.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from lora_select import models
 from lora_select.data.intake import read_canonical
@@ -17,7 +18,7 @@ from lora_select.data.labels import render
 from lora_select.data.labels.answers import Rendered
 from lora_select.data.labels.render import Row
 from lora_select.data.labels.tokenize import tokenize
-from lora_select.records import BaseModel, Dataset
+from lora_select.records import BaseModel, Dataset, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,6 +72,11 @@ def read(dataset: Dataset, folder: Path, base: BaseModel, kept: AbstractSet[str]
             other += measured != [tokens(text, tokenizer) for text in texts]
     train, validation, judging = (tuple(part) for part in parts.values())
     return Rows(train, judging, other, longest, validation, {name: tuple(rows) for name, rows in task.items()})
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """One JSON value a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def pieces(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[Pieces, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from lora_select import models
 from lora_select.recipes import expressible
-from lora_select.recipes.recipe import Order, headline, write_lines, write_yaml
-from lora_select.recipes.rows import Pieces, tokens
+from lora_select.recipes.recipe import Order, headline, write_yaml
+from lora_select.recipes.rows import Pieces, tokens, write_lines
 from lora_select.records import AdapterSpec
 
 CONFIG, TOKENS, LAUNCH = "sft.yaml", "tokens", "accelerate.yaml"

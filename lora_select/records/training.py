@@ -22,13 +22,17 @@ class Range:
 class Replay:
     """Reference text that is trained on beside the task's rows, so that the base model keeps it. Every token of it but the first is learnt."""
 
-    rows: int
     tokens: int
     rows_of: Mapping[str, int]
     """Rows by the name of the reference set."""
     distinct: int
     """Different rows among them; the others are the same text again."""
     tokens_file: FileRef
+
+    @property
+    def rows(self) -> int:
+        """Of all sets."""
+        return sum(self.rows_of.values())
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,22 @@
 """What a retention run is told: its settings, and the task's rows in three parts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
+from lora_select.records import TrainingPlan
 from lora_select.retention import filter as filtering
 from lora_select.retention import forms
 from lora_select.retention.moments import EXACT_WIDTH, SKETCH_COLUMNS
 from lora_select.retention.references import CODE, PROSE
 from lora_select.training import validation
 
+LINES_OWN = ("mode", "replay")
+"""Fields of a config's `retention` that are no setting of the filter."""
 LEAST_SELECTION, USUAL_SELECTION = 8, 32
 SELECTION_LABELS = 512
 """Label tokens that choose. A rise of d nats a token has an error near sqrt(2 d / tokens), so that half a tolerance t is known to half of it from
@@ -70,6 +73,23 @@ class RetentionSettings:
             reference_tokens=min(self.reference_tokens, tokens),
             judging_units=min(self.judging_units, units),
         )
+
+
+def beside_training(
+    config: Mapping[str, Any], plan: TrainingPlan, rows: Sequence[TokenRow], **machine: Any
+) -> RetentionSettings:
+    """The filter's settings of a run: what its config says, no more than its training pays for, and the training's seed.
+
+    Args:
+        config: the run's `retention`.
+        plan: of the training.
+        rows: of the task that are trained on.
+        machine: how the base is held: `device`, `quantize`.
+    """
+    told = {name: value for name, value in config.items() if name not in LINES_OWN}
+    each = sum(len(row.input_ids) for row in rows) / max(1, len(rows))
+    tokens = round(plan.total_steps * plan.effective_batch_size * each)
+    return RetentionSettings(**told, **machine, seed=plan.seed).beside(tokens)
 
 
 @final

@@ -1,7 +1,7 @@
 """`retain` on anybody's adapter: read its rows, filter, judge, and leave plain files in a new folder."""
 
 import dataclasses
-import json
+import difflib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any
 from lora_select import models, records
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.labels.tokenize import Tokenized, tokenize
-from lora_select.data.labels.tokens import TokenRow
-from lora_select.data.reading import formats
+from lora_select.data.reading import formats, readers
+from lora_select.data.reading.source_files import list_source
 from lora_select.errors import InputError, require
 from lora_select.evaluation.model_losses import label_counts
 from lora_select.records import BaseModel, Retention
@@ -77,6 +77,10 @@ def retain(
     Raises:
         InputError: anything that cannot be used, named with the way out; nothing is written then.
     """
+    known = {field.name for field in dataclasses.fields(RetentionSettings)}
+    if unknown := sorted(set(settings) - known):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise InputError(f"`{unknown[0]}` is no setting of `retain`" + (f"; did you mean `{near[0]}`?" if near else ""))
     folder, target = adapter_folder(Path(adapter)), Path(out)
     config = forms.config_of(folder)
     source = base or config.get("base_model_name_or_path")
@@ -142,26 +146,37 @@ def default_judges(references: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_parts(files: tuple[str, str, str | None], base: BaseModel, max_length: int) -> TaskRows:
-    """The task's rows in three JSON Lines files: what was trained on, what was kept from it, and what only judges.
+    """The task's rows in three sources: what was trained on, what was kept from it, and what only judges.
 
     Raises:
-        InputError: a file cannot be read, or a row has no form that is known; fewer than 8 rows would choose.
+        InputError: a file or a row of it cannot be read, or a row has no form that is known; fewer than 8 rows would choose.
     """
     tokenizer = models.load_tokenizer(base.path)
-    made: list[list[TokenRow]] = []
-    for file in files:
-        try:
-            lines = Path(file).read_text().splitlines() if file else []
-            rows = [json.loads(line) for line in lines if line.strip()]
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} is no JSON Lines file that can be read: {error}") from error
-        made.append([one for row in token_rows(str(file), rows, tokenizer, max_length) for one in row.rows])
-    given, chosen, judging = made
+    parts = [list(token_rows(file, _values(file), tokenizer, max_length)) if file else [] for file in files]
+    given, chosen, judging = ([row for made in part for row in made.rows] for part in parts)
     if len(chosen) < LEAST_SELECTION:
         raise InputError(
             f"`kept` {files[1]} has {len(chosen)} rows with an answer and needs {LEAST_SELECTION}; leave it out"
         )
-    return TaskRows(given, chosen, judging)
+    return TaskRows(given, chosen, judging, _counts([made for part in parts for made in part], max_length))
+
+
+def _values(source: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a file or folder as they are read everywhere; one that cannot be read is named."""
+    for file in list_source(source).files:
+        for row in readers.read_rows(file):
+            if row.fault:
+                raise InputError(f"{row.file}, line {row.line}: {row.fault}; mend it or leave it out")
+            yield row.values
+
+
+def _counts(every: Sequence[Tokenized], max_length: int) -> tuple[str, ...]:
+    """Rows that are cut, and those that are not used, in sentences."""
+    cut, empty = sum(made.length > max_length for made in every), sum(not made.rows for made in every)
+    return (
+        *([f"{cut} task rows are longer than {max_length} tokens and are cut; raise --max-length"] if cut else []),
+        *([f"{empty} task rows have no label token and are not used"] if empty else []),
+    )
 
 
 def token_rows(name: str, rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int) -> Iterator[Tokenized]:
@@ -194,12 +209,8 @@ def read_rows(source: str, base: BaseModel, *, max_length: int, max_rows: int | 
             for file in (dataset.train_file, dataset.eval_file)
         ]
     parts = [[row for made in part for row in made.rows] for part in found]
-    every = [made for part in found for made in part]
     notes = [f"{item.count} task rows left out: {item.reason}" for item in dataset.rejected]
-    if cut := sum(made.length > max_length for made in every):
-        notes.append(f"{cut} task rows are longer than {max_length} tokens and are cut; raise --max-length")
-    if empty := sum(not made.rows for made in every):
-        notes.append(f"{empty} task rows have no label token and are not used")
+    notes += _counts([made for part in found for made in part], max_length)
     given = split_rows(parts[0], selection_rows(label_counts(parts[0])), seed, parts[1])
     notes.append(
         "whether the adapter was trained on the rows that choose the strength is not known; if it was, their rise is too small"

@@ -157,7 +157,6 @@ def test_croissant_is_read_back_with_its_columns(inputs, tmp_path):
 
 def test_reference_text_that_was_trained_on_is_told_and_is_a_material(inputs):
     beside = records.Replay(
-        12,
         900,
         {"prose": 7, str(HOME / "chats.jsonl"): 5},
         12,

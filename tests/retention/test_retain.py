@@ -23,8 +23,8 @@ from lora_select.retention import forms
 from lora_select.retention.decide import decide, summary
 from lora_select.retention.one_adapter import retain_adapter
 from lora_select.retention.plot import frontier, points
-from lora_select.retention.settings import RetentionSettings, TaskRows, selection_rows, split_rows
-from lora_select.retention.standalone import adapter_folder, read_rows, retain
+from lora_select.retention.settings import LINES_OWN, RetentionSettings, TaskRows, selection_rows, split_rows
+from lora_select.retention.standalone import adapter_folder, read_parts, read_rows, retain
 from lora_select.training import trials, validation
 
 SETTINGS = RetentionSettings(
@@ -224,7 +224,7 @@ def test_others_are_judged_on_the_same_text_and_stay_off_the_frontier(made, trai
 
 
 def test_the_config_says_what_the_library_takes():
-    given = RetentionConfig().model_dump(exclude={"mode", "replay"})  # which are the line's own
+    given = RetentionConfig().model_dump(exclude=set(LINES_OWN))
     assert RetentionSettings(**given) == RetentionSettings()
 
 
@@ -283,3 +283,24 @@ def test_bad_input_is_refused_with_its_name(tiny_model_folder, tmp_path, capsys)
     assert main(["retain", str(tmp_path), *base]) == 2
     assert "adapter_config.json" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_parts_are_read_as_rows_are_read_everywhere(tiny_model_folder, tmp_path):
+    """A line separator inside a string ends no row; what is not used is counted; what cannot be read is named."""
+    base = models.resolve(str(tiny_model_folder))
+    odd = {"prompt": "say", "completion": "one\u2028two é"}
+    lines = [json.dumps(odd | {"prompt": f"say {n}"}, ensure_ascii=False) for n in range(9)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, json.dumps({"prompt": "x" * 90, "completion": "y"})]), "utf-8")
+    (tmp_path / "b.jsonl").write_text("\n".join(lines), "utf-8")
+    files = (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), None)
+    found = read_parts(files, base, max_length=60)
+    assert (len(found.moments), len(found.selection), len(found.evaluation)) == (9, 9, 0)
+    assert any(note.startswith("1 task rows have no label token") for note in found.notes)
+    (tmp_path / "b.jsonl").write_text('{"prompt": "a"\n{"prompt": "b", "completion": "c"}\n')
+    with pytest.raises(InputError, match=r"b.jsonl, line 1"):
+        read_parts(files, base, max_length=60)
+
+
+def test_a_setting_that_is_none_is_named(tmp_path):
+    with pytest.raises(InputError, match="did you mean `judging_units`"):
+        retain(tmp_path / "adapter", "rows.jsonl", tmp_path / "out", judging_unit=4)

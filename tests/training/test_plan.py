@@ -64,7 +64,7 @@ def test_so_many_epochs_as_the_kept_rows_want():
 
 
 def test_reference_text_is_trained_on_beside_all_rows_of_the_task():
-    beside = Replay(replay_rows(760, 0.05), 5_000, {"prose": 40}, 40, FileRef("replay_tokens.parquet", "0" * 64, 1))
+    beside = Replay(5_000, {"prose": replay_rows(760, 0.05)}, 40, FileRef("replay_tokens.parquet", "0" * 64, 1))
     made = make_plan(PROFILE, spec(), BASE, CPU, WANTED | {"validation": 0.05}, replay=beside)
     alone = plan(validation=0.05)
     assert (made.total_steps, alone.total_steps) == (-(-800 // 16), -(-760 // 16))

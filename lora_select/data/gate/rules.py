@@ -55,7 +55,7 @@ RULES: tuple[Rule, ...] = (
     Rule("empty-answers", "warn", "remove", "all", "rows have an answer that says nothing"),
     Rule("repeated-text", "warn", "remove", "all", "rows have an answer that repeats itself"),
     Rule("refusals", "warn", "remove", "all", "rows have an answer that declines or speaks of being a language model"),
-    Rule("truncated-answers", "warn", "remove", "all", "rows have an answer that stops in the middle"),
+    Rule("truncated-answers", "warn", "remove", "all", "rows have an answer that seems to stop in the middle"),
     Rule("wrong-language", "warn", "remove", "all", "rows are in another language than the set"),
     Rule("encoding-damage", "warn", "remove", "all", "rows hold damaged text"),
     Rule("personal-data", "warn", "redact", "all", "rows hold personal data"),

@@ -92,7 +92,7 @@ def _replay(
     refuse_leaks([ReferenceSet(", ".join(references), "replayed", tuple(rows), (), ())], task)
     write_rows(folder / REPLAY, rows)
     tokens = sum(len(row.input_ids) for row in rows)
-    return Replay(len(rows), tokens, rows_of, distinct, records.file_ref(folder / REPLAY, folder))
+    return Replay(tokens, rows_of, distinct, records.file_ref(folder / REPLAY, folder))
 
 
 def _with_seed(context: Context, *, plan: StageRef, seed: int) -> TrainingPlan:
@@ -209,20 +209,16 @@ def _retain(
     rivals: Mapping[str, StageRef],
 ) -> Retention:
     from lora_select.retention.one_adapter import retain_adapter
-    from lora_select.retention.settings import RetentionSettings
+    from lora_select.retention.settings import beside_training
 
     made, known = context.load(plan, TrainingPlan), context.load(profile, DatasetProfile)
     trained = context.folder_of(adapter) / context.load(adapter, Adapter).reference_logits.path
     rows = task_rows(context.folder_of(profile), known, made)
-    told = RetentionSettings(
-        **settings.model_dump(exclude={"mode", "replay"}), device=device, quantize=quantize, seed=made.seed
-    )
-    each = sum(len(row.input_ids) for row in rows.moments) / len(rows.moments)
     return retain_adapter(
         base,
         _peft_folder(context, adapter),
         rows,
-        told.beside(round(made.total_steps * made.effective_batch_size * each)),
+        beside_training(settings.model_dump(), made, rows.moments, device=device, quantize=quantize),
         context.folder,
         others={name: _peft_folder(context, ref) for name, ref in rivals.items()},
         reference_logits=trained,

@@ -12,14 +12,14 @@ from benchmarks.retention.settings import RIVALS, SETTINGS, load
 from benchmarks.retention.study import RESULTS, Study
 from benchmarks.retention.train import train
 
-PASSES = (("base", "raw", "filter-mixture", "scale"), ("filter-documentation",), ("filter-self",))
+PASSES = (("base", "raw", "scale", "filter-mixture"), ("filter-documentation",), ("filter-self",))
 """The first pass over all settings comes before the second."""
 RIVALS_ARMS = ("base", "raw")
 """Rivals are judged as they were trained; after replay the filter is tried too."""
 
 
 def _arms_of(rival: str) -> tuple[str, ...]:
-    return (*RIVALS_ARMS, "filter-mixture") if SETTINGS[rival].replay else RIVALS_ARMS
+    return (*RIVALS_ARMS, "scale", "filter-mixture") if SETTINGS[rival].replay else RIVALS_ARMS
 
 
 def main() -> None:

@@ -74,9 +74,16 @@ SETTINGS = {
         Setting("docstring", "docstring", 2e-3),
         Setting("docs-text", "docs-text", 1e-3, rows=128, steps=16, evaluation=40),
         Setting("section-three-times", "section-later", 6e-3),
+        Setting("spelling-eva", "spelling", 2e-3, variant="eva"),
+        Setting("section-seed-2", "section-later", 2e-3, seed=2),
+        Setting("news", "news", 2e-3),
+        Setting("tools", "tools", 2e-3),
+        Setting("spelling-seed-2", "spelling", 2e-3, seed=2),
+        Setting("spelling-gemma-three-times", "spelling", 2e-3, model="gemma3-270m"),
+        Setting("arithmetic", "arithmetic", 2e-3),
+        Setting("section-eva", "section-later", 2e-3, variant="eva"),
         Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16, evaluation=40),
         Setting("section-pissa", "section-later", 1e-3, variant="pissa"),
-        Setting("section-seed-2", "section-later", 2e-3, seed=2),
         Setting("section-oft", "section-later", 1e-3, variant="oft", r=0),
     )
 }

@@ -19,7 +19,7 @@ from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.evaluation.metrics import exact_match, generate
 from lora_select.evaluation.model_losses import label_counts
-from lora_select.records import write_text
+from lora_select.records import PathPoint, write_text
 from lora_select.retention import filter as filtering
 from lora_select.retention import form_losses, forms, moments, path
 from lora_select.retention.bench import filter_updates, scaled, spreads, until
@@ -112,12 +112,15 @@ class Study:
             )
         start = path.Losses(tuple(self.held["selection"]), label_counts(self.subject.selection))
         pairs, layers, kappa, costs = self._pairs(sources)
+        shortened = path.shortened([PathPoint(**point) for point in self.held["arms"].get("scale", {}).get("path", ())])
         made: dict[str, Any] = {"kappa": kappa, "moments_processor_seconds": costs}
+        if sources:
+            made["shortened"] = shortened
 
         def at(strength: float) -> Mapping[str, Update]:
             if not sources:
                 return scaled(self.form.updates, strength)
-            return filter_updates(self.form.updates, pairs, layers, strength)
+            return filter_updates(scaled(self.form.updates, shortened), pairs, layers, strength)
 
         tried: dict[float, list[float]] = {}
 

@@ -10,10 +10,12 @@ from typing import Any
 from benchmarks import plans
 from benchmarks.retention.settings import ATTENTION, FEED_FORWARD, Setting, Subject
 from lora_select import models
-from lora_select.data.labels.tokens import TokenRow
+from lora_select.data.labels.tokens import TokenRow, label_loss
+from lora_select.data.microbatches import draw
 from lora_select.initialization import write_initialization
 from lora_select.initialization.portable import make_portable
 from lora_select.records import AdapterSpec, TrainingPlan
+from lora_select.spectral.measuring_pass import analyze
 from lora_select.training import trials
 from lora_select.variants import named
 
@@ -46,7 +48,11 @@ def train(setting: Setting, subject: Subject, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     spec, plan = spec_of(setting), plan_of(setting)
     factors = folder / "initial_factors.safetensors"
-    start = write_initialization(spec, Path(subject.source.path), folder / "none", factors)
+    directions = folder / "spectra.safetensors"
+    if spec.init != "default":
+        _directions(spec, subject, folder)
+    start = write_initialization(spec, Path(subject.source.path), directions, factors)
+    directions.unlink(missing_ok=True)
     began = time.process_time()
     with trials.adapted(models.load_model(subject.source.path), spec, plan, str(start) if start else None) as network:
         pad_id = models.pad_id(subject.tokenizer)
@@ -60,6 +66,28 @@ def train(setting: Setting, subject: Subject, folder: Path) -> None:
         make_portable(folder, str(start) if start else None, spec)
     (folder / "training.json").write_text(json.dumps({"losses": losses, "processor_seconds": round(seconds, 1)}))
     print(f"{setting.name}: {len(losses)} steps, {losses[0]:.3f} -> {losses[-1]:.3f}, {seconds:.0f} s", flush=True)
+
+
+def _directions(spec: AdapterSpec, subject: Subject, folder: Path) -> None:
+    """The measuring pass over the training rows: the directions that starts such as EVA's are made of, in `spectra.safetensors`."""
+    model = models.load_model(subject.source.path)
+    analyze(
+        model,
+        draw(
+            subject.train,
+            microbatches=32,
+            size=max(1, len(subject.train) // 32),
+            seed=0,
+            pad_id=models.pad_id(subject.tokenizer),
+        ),
+        loss_fn=label_loss,
+        variants=[named(spec.variant, spec.r or 16)],
+        sketch_size=32,
+        seed=0,
+        folder=folder,
+        dataset_digest="",
+        model_digest=subject.source.digest,
+    )
 
 
 def reference(subject: Subject, count: int) -> list[TokenRow]:

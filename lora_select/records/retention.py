@@ -59,6 +59,8 @@ class RetentionEvidence:
     refused: Mapping[str, str]
     """By arm, why it cannot be written."""
     references: Mapping[str, UnitLosses]
+    shortened: float = 0.0
+    """The scaling strength with which the update was made shorter before it was filtered; 0 where it was filtered as trained."""
 
 
 @dataclass(frozen=True)

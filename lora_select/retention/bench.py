@@ -93,10 +93,13 @@ class Bench:
         def scale(strength: float) -> Mapping[str, Update]:
             return scaled(updates, strength)
 
-        def filtered(strength: float) -> Mapping[str, Update]:
-            return filter_updates(updates, pairs, layers, strength)
-
         scales = path.morozov(start, evaluate(scale, SCALE), tolerance)
+        shortened = path.shortened(scales)
+        shorter = scale(shortened)
+
+        def filtered(strength: float) -> Mapping[str, Update]:
+            return filter_updates(shorter, pairs, layers, strength)
+
         filters = path.morozov(start, evaluate(filtered, FILTER), tolerance)
         arms: dict[str, Mapping[str, Update]] = {RAW: updates}
         forms_of: dict[str, forms.Written] = {}
@@ -119,6 +122,7 @@ class Bench:
             kappa=filtering.joined(spreads).kappa,
             scale_path=scales,
             filter_path=filters,
+            shortened=shortened,
             written_rise=rises,
             refused=refused,
             references={},

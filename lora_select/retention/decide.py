@@ -50,6 +50,10 @@ def decide(evidence: RetentionEvidence) -> RetentionDecision:
     if best == RAW:
         return RetentionDecision("none", 0.0, tuple(reasons))
     point = usable[best]
+    if best == FILTER and evidence.shortened:
+        reasons.append(
+            f"before the filter the update was made shorter, to {1 / (1 + evidence.shortened):.2g} of its size, because the task itself is better for it"
+        )
     reasons.append(
         f"its strength {point.strength:.3g} costs {point.rise:+.4f} ± {point.standard_error:.4f} nats a token on the selection rows, "
         f"{point.limit:.4f} were allowed"

@@ -19,6 +19,7 @@ from lora_select.retention.path import (
     morozov,
     paired,
     parse_tolerance,
+    shortened,
 )
 
 LABELS = (4, 2, 6, 3)
@@ -99,6 +100,16 @@ def test_a_loss_that_dips_back_under_the_tolerance_is_not_trusted():
     best = chosen(points)
     assert best is not None
     assert best.strength == 0.1
+
+
+def test_an_update_that_overshoots_its_task_is_made_as_much_shorter_as_the_rows_can_tell():
+    def point(strength, rise, error):
+        return PathPoint(strength, 1 + rise, rise, error, 0.01, rise + error <= 0.01)
+
+    overshot = [point(0.1, -0.07, 0.02), point(1.0, -0.25, 0.1), point(3.2, -0.16, 0.12), point(10.0, 0.35, 0.15)]
+    assert shortened(overshot) == 1.0
+    assert shortened([point(0.1, -0.01, 0.011), point(1.0, 0.2, 0.02)]) == 0.0
+    assert shortened([]) == 0.0
 
 
 def test_the_standard_error_is_that_of_paired_rows():

@@ -4,11 +4,12 @@ import argparse
 import dataclasses
 import inspect
 import json
+import shutil
 
 import pytest
 import torch
 from moved_adapters import MODULES
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_update_forms import by_peft, edit, saved
 from training_jobs import plan, spec
 
@@ -207,6 +208,19 @@ def test_the_rows_that_choose_are_those_that_training_kept_and_too_few_are_refus
     assert not {row.row_id for row in given} & {row.row_id for row in kept}
     with pytest.raises(InputError, match="got 7 of 39"):
         split_rows(every[:39], selection_rows([2] * 39), 0)
+
+
+def test_an_update_of_thrice_its_length_is_made_shorter_and_then_filtered(trained, tiny_model_folder, tmp_path):
+    shutil.copytree(trained, tmp_path / "long")
+    weights = load_file(trained / "adapter_model.safetensors")
+    longer = {name: 3 * value if ".lora_B." in name else value for name, value in weights.items()}
+    save_file(longer, tmp_path / "long" / "adapter_model.safetensors", metadata={"format": "pt"})
+    record = run(tiny_model_folder, tmp_path / "long", tmp_path / "out")
+    found = record.evidence
+    least = min(found.scale_path, key=lambda point: point.rise + point.standard_error)
+    assert found.shortened == least.strength > 0
+    assert record.decision.choice == "filter"
+    assert max(layer.task_kept for layer in record.layers) <= 1 / (1 + found.shortened) ** 2
 
 
 def test_others_are_judged_on_the_same_text_and_stay_off_the_frontier(made, trained, tiny_model_folder, tmp_path):

@@ -17,7 +17,7 @@ from lora_select.initialization.portable import make_portable
 from lora_select.records import AdapterSpec, TrainingPlan
 from lora_select.spectral.measuring_pass import analyze
 from lora_select.training import trials
-from lora_select.variants import named
+from lora_select.variants import CATALOGUE, named
 
 KL_PIECES = 30
 
@@ -81,7 +81,7 @@ def _directions(spec: AdapterSpec, subject: Subject, folder: Path) -> None:
             pad_id=models.pad_id(subject.tokenizer),
         ),
         loss_fn=label_loss,
-        variants=[named(spec.variant, spec.r or 16)],
+        variants=[one for one in CATALOGUE if one.name == spec.variant],
         sketch_size=32,
         seed=0,
         folder=folder,

@@ -149,7 +149,7 @@ def plan(run: Run) -> tuple[Chosen, Outcome[TrainingPlan]]:
     prices = Prices(**run.config.cost.model_dump())
     expected = planned_cost(made.record, run.base, chosen.measured.profile.record, choice.num_parameters, prices)
     run.place.say(f"expected of the training: {words(expected)}")
-    retaining.refuse_references(run, chosen.measured.profile, made.record)
+    retaining.references(run, chosen.measured.profile, made)
     return chosen, made
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_select import models
 from lora_select.errors import InputError
 from lora_select.pipeline import source_digests, workspace
 from lora_select.pipeline.run import Run
@@ -43,31 +42,31 @@ def tell_elsewhere(run: Run) -> None:
         )
 
 
-def refuse_references(run: Run, profile: Outcome[DatasetProfile], plan: TrainingPlan) -> None:
-    """Stop before the training where reference text cannot be read, is too little, or holds the task's rows.
+def references(run: Run, profile: Outcome[DatasetProfile], planned: Outcome[TrainingPlan]) -> None:
+    """Read the reference text, and stop before the training where it cannot be read, is too little, or holds the task's rows.
 
     Raises:
         InputError: names the set, or the file of earlier moments.
     """
     settings = run.config.retention
-    if settings.mode == "off" or plan.validation_rows < FEWEST:
+    if settings.mode == "off" or planned.record.validation_rows < FEWEST:
         return
-    from lora_select.retention.references import Sizes, refuse_unusable
-
     for file in settings.earlier:
         if not Path(file).is_file():
             raise InputError(
                 f"`retention.earlier`: {file} does not exist; name a file that `retention.keep_moments` wrote"
             )
-    rows = train.task_rows(profile.folder, profile.record, plan)
-    refuse_unusable(
-        settings.references,
-        settings.judges,
-        run.base,
-        models.load_tokenizer(run.base.path),
-        [*rows.moments, *rows.selection, *rows.evaluation],
-        sizes=Sizes(settings.reference_tokens, settings.judging_units),
-        seed=plan.seed,
+    run.do(
+        train.references,
+        "references",
+        plan=planned.ref,
+        profile=profile.ref,
+        base=run.base,
+        giving=settings.references,
+        judging=settings.judges,
+        give_tokens=settings.reference_tokens,
+        judging_units=settings.judging_units,
+        key_only=source_digests.of(run.sources, "references", "judges"),
     )
 
 

@@ -18,6 +18,7 @@ from lora_select.records import (
     MetricComparison,
     Promotion,
     Race,
+    ReferenceText,
     ReloadCheck,
     Report,
     Retention,
@@ -140,6 +141,17 @@ def _(record: ReloadCheck) -> str:
         f"reloaded in a new process: {record.tensors} tensors, logits within {record.max_logit_difference:.1e} of the "
         f"trained model (limit {record.tolerance:.0e})"
     )
+
+
+@summary.register
+def _(record: ReferenceText) -> str:
+    told = [
+        f"{one.name} judges with {one.judging_units} pieces"
+        + (f" and gives {one.give_tokens:,} tokens" if one.give_tokens else "")
+        for one in record.sets
+    ]
+    told += [f"{name} is sampled from the base model after the training" for name in record.later]
+    return "\n".join(["; ".join(told), *(f"{one.name}: {note}" for one in record.sets for note in one.notes)])
 
 
 @summary.register

@@ -89,6 +89,29 @@ class ReferenceJudgement:
 
 
 @dataclass(frozen=True)
+class ReferenceSource:
+    """One set of reference text as it was read: tokens that give second moments, pieces that judge, digest of all its tokens."""
+
+    name: str
+    kind: str
+    give_tokens: int
+    judging_units: int
+    digest: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReferenceText:
+    """The sets that a run names, read before its training: each is enough, and none holds rows of the task.
+
+    `later` are the sets that the base model samples itself, which are made after the training.
+    """
+
+    sets: tuple[ReferenceSource, ...]
+    later: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class LayerRetention:
     """One layer: its kappa, and the share of the update's energy that was kept on task inputs and on reference inputs."""
 

@@ -175,10 +175,11 @@ def refuse_unusable(
     *,
     sizes: Sizes,
     seed: int,
-) -> None:
+) -> list[ReferenceSet]:
     """What can be known of the sets without the base model, so before a training: that they can be read, and hold none of the task's rows.
 
-    Text that the base model samples itself is not made for this.
+    Returns:
+        The sets, without those that the base model samples itself.
 
     Raises:
         InputError: as of :func:`gather` and :func:`refuse_leaks`.
@@ -194,6 +195,7 @@ def refuse_unusable(
         if name != SELF
     ]
     refuse_leaks(made, task)
+    return made
 
 
 def _set(

@@ -50,6 +50,7 @@ LABELS = {
     "TrainingPlan": "plan",
     "Adapter": "adapter",
     "ReloadCheck": "proof",
+    "ReferenceText": "references",
     "Retention": "retention",
     "Evaluation": "evaluation",
     "SeedNoise": "seed-noise",

@@ -253,6 +253,10 @@ def comparison(record: records.MetricComparison) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names.COMPARISON_FIELDS, values, strict=True)}
 
 
+def _references(record: records.ReferenceText) -> Entries:
+    return Entries(params={"reference_text": ", ".join([one.name for one in record.sets] + list(record.later))})
+
+
 def _retention(record: records.Retention) -> Entries:
     rises = {f"retention/{one.name}/{arm}": one.rise[arm].difference for one in record.references for arm in one.rise}
     task = {f"retention/task/{arm}": pair.difference for arm, pair in record.task.items()}
@@ -366,6 +370,7 @@ MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.Dataset: _dataset,
     records.Gate: _gate,
     records.VersionChange: _change,
+    records.ReferenceText: _references,
     records.Retention: _retention,
     records.BaseModel: _base_model,
     records.DatasetProfile: _profile,

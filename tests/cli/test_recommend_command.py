@@ -165,7 +165,7 @@ def test_a_budget_buys_a_race_that_decides_and_is_kept(tiny_model_folder, tmp_pa
     assert race.cost <= 3
     decision = records.read(Decision, out / "decision.json")
     assert decision.race_digest == records.digest(race)
-    assert any(f"Race: {len(race.probes)} probes" in reason for reason in decision.reasons)
+    assert any(f"ran {len(race.probes)} trials" in reason for reason in decision.reasons)
     assert main(["replay", str(out)]) == 0
     seconds = [probe.seconds for probe in race.probes]
     assert (

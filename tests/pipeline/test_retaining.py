@@ -20,8 +20,9 @@ from lora_select.export.command import export
 from lora_select.pipeline import line
 from lora_select.pipeline.run import opened
 from lora_select.pipeline.stages import train
-from lora_select.records import Adapter, Dataset, ReloadCheck, Retention
+from lora_select.records import Adapter, Dataset, ReferenceText, ReloadCheck, Retention
 from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
+from lora_select.retention import references
 from lora_select.retention.moments import InputSums, Moments, save
 from lora_select.training.planning.plan import replay_rows
 from lora_select.training.worker.batches import rows_of
@@ -120,6 +121,18 @@ def test_text_that_cannot_be_used_is_refused_before_the_training(kept, finetuned
     with pytest.raises(InputError, match=words):
         finetuned("training.epochs=1", override.format(place=place))
     assert sorted((place / "runs/stages/train").iterdir()) == trainings
+
+
+def test_reference_text_is_read_once_for_all_runs_that_name_it(kept, place, tiny_model_folder, monkeypatch):
+    text = record(kept, "references", ReferenceText)
+    assert [(one.name, one.give_tokens > 0, one.judging_units) for one in text.sets] == [
+        ("prose", True, 4),
+        ("code", False, 4),
+    ]
+    assert text.later == ()
+    monkeypatch.setattr(references, "refuse_unusable", lambda *_, **__: pytest.fail("read again"))
+    with planned(place, tiny_model_folder, "retention.tolerance=30%") as (run, _):
+        assert (run.place.root / run.key / "references.json").is_file()
 
 
 def test_reference_text_is_trained_on_where_it_is_asked_for(kept, place, tiny_model_folder):

@@ -18,6 +18,8 @@ from lora_select.records import (
     AdapterSpec,
     BaseModel,
     DatasetProfile,
+    ReferenceSource,
+    ReferenceText,
     ReloadCheck,
     Replay,
     Retention,
@@ -196,6 +198,37 @@ def task_rows(folder: Path, profile: DatasetProfile, plan: TrainingPlan) -> "Tas
     )
 
 
+def _references(
+    context: Context,
+    *,
+    plan: StageRef,
+    profile: StageRef,
+    base: BaseModel,
+    giving: tuple[str, ...],
+    judging: tuple[str, ...],
+    give_tokens: int,
+    judging_units: int,
+) -> ReferenceText:
+    from lora_select import models
+    from lora_select.retention.references import SELF, Sizes, refuse_unusable
+
+    made = context.load(plan, TrainingPlan)
+    rows = task_rows(context.folder_of(profile), context.load(profile, DatasetProfile), made)
+    sets = refuse_unusable(
+        giving, judging, base, models.load_tokenizer(base.path), [*rows.moments, *rows.selection, *rows.evaluation],
+        sizes=Sizes(give_tokens, judging_units), seed=made.seed,
+    )  # fmt: skip
+    return ReferenceText(
+        sets=tuple(
+            ReferenceSource(
+                one.name, one.kind, sum(len(row.input_ids) for row in one.give), len(one.judging), one.digest, one.notes
+            )
+            for one in sets
+        ),
+        later=tuple(name for name in (*giving, *judging) if name == SELF),
+    )
+
+
 def _retain(
     context: Context,
     *,
@@ -253,5 +286,6 @@ with_seed = Stage("with-seed", TrainingPlan, _with_seed)
 plan_elsewhere = Stage("plan-elsewhere", TrainingPlan, _plan_elsewhere)
 train = Stage("train", Adapter, _train)  # no retries: training has its own, bounded and written down
 prove = Stage("prove", ReloadCheck, _prove)
+references = Stage("references", ReferenceText, _references)
 retain = Stage("retain", Retention, _retain)
 serve = Stage("serve", Adapter, _serve)

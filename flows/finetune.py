@@ -14,7 +14,7 @@ from lora_select.pipeline.history import is_over
 from lora_select.pipeline.run import folder_of
 from tasks.opening import next_in_line, opened
 from tasks.outcome import ended, unchanged
-from tasks.suspend import ask
+from tasks.suspend import ask, asked_before
 
 
 def run_name() -> str:
@@ -52,8 +52,7 @@ def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = Fa
 def walked_unless_over(config: RunConfig) -> State[str]:
     """Walk the line, but where its run is over say so at once; one that is deferred, answered or no longer asked is gone on with."""
     folder = folder_of(config)
-    resumed = (flow_run.run_count or 0) > 1  # there is an answer to enter
-    if not resumed and is_over(folder, tracked=config.tracking.uri is not None):
+    if not asked_before() and is_over(folder, tracked=config.tracking.uri is not None):
         state = unchanged(str(folder))
         print(state.message, flush=True)
         get_run_logger().info("%s", state.message)

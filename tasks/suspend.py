@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
+from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment
@@ -30,6 +31,12 @@ class Decision(RunInput):
     by: str
     reason: str
     override: bool = False
+
+
+def asked_before() -> bool:
+    """Whether this flow run was suspended for an answer, so that there may be one to enter. Prefect does not count a resumed run anew."""
+    context = FlowRunContext.get()
+    return bool(context and context.flow_run and context.flow_run.empirical_policy.pause_keys)
 
 
 def ask(config: RunConfig) -> None:

@@ -80,7 +80,6 @@ SETTINGS = {
         Setting("tools", "tools", 2e-3),
         Setting("spelling-seed-2", "spelling", 2e-3, seed=2),
         Setting("spelling-gemma-three-times", "spelling", 2e-3, model="gemma3-270m"),
-        Setting("arithmetic", "arithmetic", 2e-3),
         Setting("section-eva", "section-later", 2e-3, variant="eva"),
         Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16, evaluation=40),
         Setting("section-pissa", "section-later", 1e-3, variant="pissa"),

@@ -110,6 +110,8 @@ def check(name: str, columns: Iterable[str]) -> None:
         InputError: one is missing.
     """
     present = set(columns)
+    if name not in FORMATS:
+        raise InputError(f"`dataset.format` is {name!r}; it can be auto, {', '.join(FORMATS)}")
     missing = [choices for choices in FORMATS[name][0] if not present & set(choices)]
     if missing:
         raise InputError(
@@ -242,8 +244,13 @@ def _preferences(columns: Any, present: set[str]) -> str | None:
             "these rows are preference pairs (`chosen`, `rejected`), as for DPO; preference pairs are not supported, answers are "
             "learnt: to learn the chosen ones set `dataset.columns: {completion: chosen}` and `dataset.ignore_columns: [rejected]`"
         )
+    if {"preferred_output", "non_preferred_output"} <= present:
+        return (
+            "these rows are preference pairs (`preferred_output`, `non_preferred_output`), as for OpenAI's DPO; preference pairs are "
+            "not supported, answers are learnt: write each input's messages with the preferred output as one row of `messages`"
+        )
     label = columns.get("label") if isinstance(columns, Mapping) else None
-    if {"prompt", "completion", "label"} <= present and (
+    if present & {"prompt", "messages", *CHATS} and (
         isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
     ):
         return (

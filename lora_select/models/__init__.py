@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select.errors import InputError, require
+from lora_select.environment import unwritable
+from lora_select.errors import InputError, WorldError, require
 from lora_select.models import gguf, model_folder
 from lora_select.records import BaseModel
 
@@ -43,8 +44,14 @@ def resolve(source: str, revision: str | None = None, *, cache: Path | None = No
 
     Raises:
         InputError: nothing usable is there; one sentence with the way out.
+        WorldError: nothing can be written into the cache.
     """
     cache = cache or cache_folder()
+    why = unwritable(cache)
+    if why:
+        raise WorldError(
+            f"the cache folder {cache} cannot be written ({why}); set LORA_SELECT_CACHE to a folder that can"
+        )
     if source.endswith(".gguf") or source.startswith("sample:"):
         require("gguf", "quant", f"`base_model.source` {source}, a GGUF file,", "name the model's safetensors folder")
     path = Path(source)

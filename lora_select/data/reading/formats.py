@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
+from lora_select.data.labels import pieces
 from lora_select.data.labels.chat import TEXT_ROLE
 from lora_select.data.reading import turns
 from lora_select.data.reading.turns import RowError
@@ -150,7 +151,8 @@ def convert_row(name: str, row: Columns, options: RowOptions) -> Converted:
         turns.check_text(content)
     except RecursionError as error:
         raise RowError("nested too deeply") from error
-    return Converted(content, reader.unused(), tuple(dict.fromkeys(notes)))
+    unused = tuple(key for key in reader.unused() if key not in options.ignore)
+    return Converted(content, unused, tuple(dict.fromkeys(notes)))
 
 
 def without_nulls(value: Any) -> Any:
@@ -225,7 +227,11 @@ def _choose(messages: list[dict[str, Any]], options: RowOptions) -> list[str]:
     said = []
     if options.reasoning == "drop":
         for turn in messages:
-            if turn.pop("reasoning_content", None):
+            thought = turn.pop("reasoning_content", None)
+            if turn["role"] == "assistant" and turn["content"].lstrip().startswith("<think>"):
+                thought, turn["content"] = pieces.split_thought(turn["content"])
+                turn["content"] = turn["content"].lstrip()
+            if thought:
                 said.append("reasoning is dropped, as `dataset.reasoning` says")
     if options.learn == "last":
         answers = [turn for turn in messages if turn["role"] == "assistant"]

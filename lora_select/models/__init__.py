@@ -91,8 +91,7 @@ def load_model(
     more: dict[str, Any] = {}
     if quantize is not None:
         more = {"quantization_config": quantization(quantize, dtype), "device_map": {"": device}}
-    model: Any
-    model, loaded = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
@@ -102,7 +101,8 @@ def load_model(
         local_files_only=True,
         **more,
     )
-    model_folder.refuse_unfilled(path, loaded)
+    model, account = loaded
+    model_folder.refuse_unfilled(path, account)
     return model.eval() if quantize is not None else model.to(device).eval()
 
 

@@ -100,8 +100,10 @@ def columnar(file: DataFile, stream: IO[bytes]) -> Iterator[RawRow]:
                 for start in range(0, batch.num_rows, ARROW_BATCH):
                     for values in _values(batch.slice(start, ARROW_BATCH)):
                         number += 1
-                        fault = values if isinstance(values, str) else None
-                        yield RawRow(file.name, number, {} if fault else values, fault, nulls_filled=True)
+                        if isinstance(values, str):
+                            yield RawRow(file.name, number, {}, values)
+                        else:
+                            yield RawRow(file.name, number, values, nulls_filled=True)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             kind = "Parquet" if file.kind == "parquet" else "Arrow"
             reason = " ".join(str(error).split())[:160]

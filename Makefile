@@ -37,7 +37,7 @@ test-browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser --timeout 600
 
 test-peers: $(STAMP) ## the files of `lora-select recommend` in the trainers' own hands, exported adapters in the engines'
-	$(BIN)/python -m pytest -m peers --timeout 900 tests/peers
+	$(BIN)/python -m pytest -m peers --timeout 900 tests/peers tests/data/test_real_templates.py
 
 # Torch and what else fits is shared with .venv by a path file; each tool's own pins come first.
 peers: $(STAMP) ## environments of TRL, LLaMA-Factory, Axolotl and ms-swift below .peers, for `make test-peers`

@@ -69,7 +69,7 @@ def finish(office, root, key="r1", variant="lora", judgement=PASSED, compared_wi
     return run, made
 
 
-def promoted(office, run, policy=PromotionConfig()):  # noqa: B008  (frozen)
+def promoted(office, run, policy=PromotionConfig(), rows=None):  # noqa: B008  (frozen)
     """The promotion of a run as the line makes it: a sealed stage under a key."""
     [adapter, evaluation] = [
         workspace.finished(office.ledger.path.parent, name, f"{run.name}{name}") for name in ("adapter", "evaluation")
@@ -79,7 +79,7 @@ def promoted(office, run, policy=PromotionConfig()):  # noqa: B008  (frozen)
     digest = records.read(records.Adapter, run_entries.stages(run)["adapter"].folder / "record.json").digest
     holder = key_part(office.store, place.root, run.name, MODEL, digest)
     told = {"model_name": MODEL, "settings": policy, "run": run.name, "key_only": {"holder": holder}}
-    made = judge.promote(place, adapter=adapter, evaluation=evaluation, retention=None, **told)
+    made = judge.promote(place, adapter=adapter, evaluation=evaluation, retention=None, rows=rows, **told)
     workspace.view(place.root, run.name, made.ref, "promotion")
     return made
 

@@ -2,7 +2,22 @@
 
 import json
 
-from odd_made import CHAT, DEEP, JSONL, PAIRS, N, arrow, counted, lines, one, parquet, table
+from odd_made import (
+    CHAT,
+    DEEP,
+    JSONL,
+    PAIRS,
+    N,
+    arrow,
+    counted,
+    far_date,
+    lines,
+    no_text,
+    one,
+    parquet,
+    table,
+    twice_named,
+)
 
 
 def json_shapes():
@@ -77,6 +92,14 @@ def json_shapes():
         ]
     }
     yield counted("r.jsonl", lines([*CHAT, nested]), N, {"NaN or infinity": 1})
+
+    twice = '{"prompt": "x", "prompt": "y", "completion": "z"}'
+    yield counted("r.jsonl", lines([*PAIRS, twice]), N, {"the key prompt stands twice": 1})
+    yield counted("r.json", f"[{twice},{json.dumps(PAIRS)[1:]}", N, {"the key prompt stands twice": 1})
+    yield one("r.json", twice, stops="the key prompt stands twice", title="one object with a key twice")
+    called = {"name": "f", "arguments": '{"x": 1, "x": 2}'}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "function_call": called}]
+    yield counted("r.jsonl", lines([*CHAT, {"messages": messages}]), N, {"the key x stands twice": 1})
 
 
 def text_and_encodings():
@@ -174,6 +197,10 @@ def tables():
         "r.parquet", parquet([*PAIRS, {"prompt": "x", "completion": None}]), N, {"missing field completion": 1}
     )
 
+    yield one("r.parquet", twice_named(), stops="the column 'prompt' twice", title="a column of a parquet twice")
+    yield counted("r.parquet", far_date(), 1, {"date value out of range": 1})
+    yield counted("r.parquet", no_text(), 1, {"not UTF-8": 1})
+
 
 def rows():
     """Rows that cannot be used, each counted under what is wrong with it."""
@@ -185,6 +212,7 @@ def rows():
         "begins with the answer": {"messages": [answer]},
         "empty answer": {"messages": [user, {"role": "assistant", "content": " "}]},
         "unknown role": {"messages": [{"role": "usr", "content": "x"}, answer]},
+        r"unknown role \ud800": {"messages": [{"role": "\ud800", "content": "x"}, answer]},
         "missing field messages": {"messages": []},
         "no JSON": {"messages": "[{"},
     }
@@ -204,6 +232,9 @@ def rows():
         stops="preference",
         title="preference pairs",
     )
+    judged = {"input": {"messages": [user]}, "preferred_output": [answer], "non_preferred_output": [answer]}
+    yield one("r.jsonl", lines([judged] * 3), stops="preference", title="OpenAI's preference pairs")
+    yield one("r.jsonl", lines([{**CHAT[0], "label": False}] * 3), stops="judged", title="judged conversations")
     yield one("r.jsonl", lines(["{broken"] * 4), stops="none of the 4 rows", title="nothing but broken lines")
     yield one(
         "r.jsonl",

@@ -50,6 +50,8 @@ def archives():
     yield one("link.tar", tarred(pair, link="passwd.txt"), N)
     yield one("empty.zip", zipped({}), stops="no data file")
     yield one("other.zip", zipped({"a.png": b"x"}), stops="no data file")
+    yield one("twice.zip", zipped([("a.jsonl", JSONL), ("a.jsonl", lines(CHAT))]), stops="a.jsonl twice")
+    yield one("twice.tar", tarred([("a.jsonl", JSONL), ("a.jsonl", lines(CHAT).encode())]), stops="a.jsonl twice")
     yield one("cut.zip", zipped(pair)[:-40], stops="damaged")
     yield one("cut.tar.gz", tarred(pair, "w:gz")[:-30], stops="damaged")
     yield one("bad.tar", b"nonsense" * 200, stops="damaged")
@@ -138,6 +140,7 @@ def folders():
         N,
         no_known_format=2,
     )
+    yield of("a name that is no UTF-8", {"na\udcffme.jsonl": train + b"{", "\udcff.png": b""}, N, broken_JSON=1)
     yield of("one empty file", {"a.jsonl": train, "b.jsonl": b""}, N)
     yield of("equal names", {"x/r.jsonl": lines(PAIRS[:3]).encode(), "y/r.jsonl": lines(PAIRS[3:]).encode()}, N)
     yield of("copies in two files", {"a.jsonl": train, "b.csv": table(PAIRS).encode()}, N, exact_duplicate=N)

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import tarfile
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 
@@ -60,6 +61,35 @@ def parquet(values, **options):
     return sink.getvalue()
 
 
+def _parquet_of(columns, names=("prompt", "completion", "when")):
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=list(names)[: len(columns)]), sink)
+    return sink.getvalue()
+
+
+def twice_named():
+    return _parquet_of([["a"], ["b"], ["c"]], ("prompt", "prompt", "completion"))
+
+
+def far_date():
+    import pyarrow
+
+    return _parquet_of([["a", "b"], ["c", "d"], pyarrow.array([1, 2**60], pyarrow.timestamp("us"))])
+
+
+def no_text():
+    import pyarrow
+
+    offsets, data = b"\0\0\0\0\1\0\0\0\2\0\0\0", b"a\xff"
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data)]
+    )
+    return _parquet_of([["a", "b"], broken])
+
+
 def arrow(values, stream=False):
     import pyarrow
 
@@ -80,10 +110,17 @@ def zstd(data):
     return sink.getvalue().to_pybytes()
 
 
+def _pairs(members):
+    return members.items() if isinstance(members, dict) else members
+
+
 def zipped(members):
     sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w") as archive:
-        for name, data in members.items():
+    with (
+        warnings.catch_warnings(action="ignore"),
+        zipfile.ZipFile(sink, "w") as archive,
+    ):  # of a name that is there twice
+        for name, data in _pairs(members):
             archive.writestr(name, data)
     return sink.getvalue()
 
@@ -91,7 +128,7 @@ def zipped(members):
 def tarred(members, mode="w", link=None):
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode=mode) as archive:
-        for name, data in members.items():
+        for name, data in _pairs(members):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))

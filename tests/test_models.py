@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lora_select import models
-from lora_select.errors import InputError
+from lora_select.errors import InputError, WorldError
 from lora_select.models import gguf
 
 
@@ -63,6 +63,13 @@ def test_faults_are_one_sentence_with_a_way_out(tmp_path, copied):
 def test_unknown_sources(tmp_path, source, words):
     with pytest.raises(InputError, match=words):
         resolve(source, tmp_path)
+
+
+def test_a_cache_that_takes_nothing_is_said_with_the_way_out(tmp_path, tiny_model_folder, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LORA_SELECT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(WorldError, match=r"cannot be written \(Not a directory\); set LORA_SELECT_CACHE"):
+        models.resolve(str(tiny_model_folder))
 
 
 def test_hub_out_of_reach_is_said(tmp_path, monkeypatch):

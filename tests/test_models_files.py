@@ -61,7 +61,7 @@ def in_parts(folder, index=True):
         ({"model_type": "newer-than-this"}, ["newer-than-this", "transformers"]),
         ({"architectures": ["LlamaModel"]}, ["LlamaModel", "head"]),
         ({"architectures": ["LlamaForSequenceClassification"]}, ["head"]),
-        ({"vocab_size": None}, ["vocab_size", "null"]),
+        ({"vocab_size": None}, ["vocab_size"]),
         ({"hidden_size": "64"}, ["hidden_size"]),
         ({"vocab_size": 200}, ["260", "200", "tokenizer"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["gptq", "unquantised"]),
@@ -165,3 +165,61 @@ def test_a_model_that_looks_ahead_is_refused_by_what_it_does(tiny_model_folder):
 def test_parameters_are_counted_from_the_header(folder):
     held = models.load_model(str(folder))
     assert model_folder.parameters(folder / "model.safetensors") == sum(p.numel() for p in held.parameters())
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_pointers_in_the_place_of_what_says_how_the_model_is_used(folder, tmp_path, name):
+    (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n")
+    refused(folder, tmp_path, name, "Git LFS pointer")
+
+
+def test_a_config_that_transformers_does_not_take(folder, tmp_path):
+    configure(folder, num_attention_heads="4")
+    refused(folder, tmp_path, "config.json", "num_attention_heads")
+
+
+def test_a_tokenizer_that_cannot_be_read(folder):
+    (folder / "tokenizer.json").write_text('{"version":')
+    with pytest.raises(InputError, match=r"tokenizer in .* cannot be read"):
+        models.load_tokenizer(str(folder))
+
+
+def changed_weights(folder, name, change):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    made = change(tensors.pop(name))
+    save_file(tensors | ({} if made is None else {name: made}), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lambda _: None, f"lack {WEIGHT}"), (lambda w: w[:3].clone(), f"hold {WEIGHT} in another shape")],
+)
+def test_no_weight_is_drawn_at_random(folder, change, said):
+    changed_weights(folder, WEIGHT, change)
+    with pytest.raises(InputError, match=said):
+        models.load_model(str(folder))
+
+
+def test_layers_that_the_files_lack_are_not_drawn_at_random(folder):
+    configure(folder, num_hidden_layers=json.loads((folder / "config.json").read_text())["num_hidden_layers"] + 1)
+    with pytest.raises(InputError, match="would be drawn at random"):
+        models.load_model(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["int8", "float8_e4m3fn"])
+def test_weights_that_are_quantised_without_a_word_in_the_config(folder, tmp_path, kind):
+    import torch
+
+    changed_weights(folder, WEIGHT, lambda weight: weight.to(getattr(torch, kind)))
+    refused(folder, tmp_path, WEIGHT, "quantised")
+
+
+def test_a_model_that_says_nan_is_refused_before_it_is_measured(folder):
+    changed_weights(folder, WEIGHT, lambda weight: weight * float("nan"))
+    with pytest.raises(InputError, match="NaN"):
+        models.refuse_lookahead(models.load_model(str(folder)))

@@ -46,6 +46,9 @@ def shown(
         if finding in rules.DEFAULTS:
             raise InputError(f"the finding {finding!r} concerns the whole set and no single rows")
         raise InputError(f"--finding {finding!r} is no rule of the gate; {rules.meant(finding)}")
+    for name, value, least in (("-n", count, 1), ("--max-length", max_length, 2)):
+        if value < least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
     tokenizer = _tokenizer(model)
     with tempfile.TemporaryDirectory(prefix="lora-select-") as scratch:
         folder = Path(scratch)
@@ -108,6 +111,8 @@ def _pieces(row: GateRow, tokenizer: Any, max_length: int) -> list[Piece]:
     made = tokenize(row.row_id, {"messages": list(row.messages), "tools": row.tools}, tokenizer, max_length)
     if made.fault:
         return [(False, f"cannot be learnt: {made.fault}\n")]
+    if not made.rows:
+        return [(False, f"nothing is learnt of it: its answer begins after the first {max_length} tokens\n")]
     pieces: list[Piece] = []
     for number, tokens in enumerate(made.rows):
         if number:

@@ -21,6 +21,7 @@ BASE = "the base model"
 REFERENCE = "reference text"
 """The built-in reference set: chunks of Python's language reference."""
 BEST = "on the rows kept from training the base model was better than the adapter at every look: this training did not help"
+LEAKED = "{} of the evaluation rows are given away by the training rows: what was measured on them says nothing of other rows"
 PROMOTE, REFUSE = "promote", "refuse"
 
 
@@ -39,6 +40,7 @@ def judge(
     retention: Mapping[str, MetricComparison] | None = None,
     *,
     base_was_best: bool = False,
+    leaks: int = 0,
 ) -> Verdict:
     """Hold an evaluation against a policy.
 
@@ -48,6 +50,7 @@ def judge(
         policy: floors, margins, limits.
         retention: loss on each reference set, base to adapted, by its name; None for the evaluation's one built-in set.
         base_was_best: whether on the rows kept from training no look was better than the base model; such an adapter is refused.
+        leaks: evaluation rows that the training rows give away; with any of them no adapter is champion.
 
     Returns:
         `promote` when every criterion passed; `refuse` when one failed; `undecided` when none failed and some cannot be told on
@@ -55,6 +58,7 @@ def judge(
     """
     sets = {REFERENCE: evaluation.forgetting} if retention is None else retention
     asked = [criteria.missing("loss", BASE, BEST)] if base_was_best else []
+    asked += [criteria.missing("loss", BASE, LEAKED.format(leaks))] if leaks else []
     asked += _improvements(evaluation, champion, policy)
     asked += [criteria.forgetting(name, pair, policy.limit(name)) for name, pair in sets.items()]
     asked += [

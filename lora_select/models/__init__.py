@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select.errors import InputError, require
+from lora_select.environment import unwritable
+from lora_select.errors import InputError, WorldError, require
 from lora_select.models import gguf, model_folder
 from lora_select.records import BaseModel
 
@@ -43,8 +44,14 @@ def resolve(source: str, revision: str | None = None, *, cache: Path | None = No
 
     Raises:
         InputError: nothing usable is there; one sentence with the way out.
+        WorldError: nothing can be written into the cache.
     """
     cache = cache or cache_folder()
+    why = unwritable(cache)
+    if why:
+        raise WorldError(
+            f"the cache folder {cache} cannot be written ({why}); set LORA_SELECT_CACHE to a folder that can"
+        )
     if source.endswith(".gguf") or source.startswith("sample:"):
         require("gguf", "quant", f"`base_model.source` {source}, a GGUF file,", "name the model's safetensors folder")
     path = Path(source)
@@ -73,7 +80,8 @@ def load_model(
         quantize: `nf4` or `int8`: linear layers but the output head are stored so by bitsandbytes.
 
     Raises:
-        InputError: a quantised base is asked for and bitsandbytes is missing.
+        InputError: the files lack a weight or hold one of another shape, which transformers would draw at random; or a quantised base
+            is asked for and bitsandbytes is missing.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -83,14 +91,18 @@ def load_model(
     more: dict[str, Any] = {}
     if quantize is not None:
         more = {"quantization_config": quantization(quantize, dtype), "device_map": {"": device}}
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
         dtype=getattr(torch, dtype),
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
         **more,
     )
+    model, account = loaded
+    model_folder.refuse_unfilled(path, account)
     return model.eval() if quantize is not None else model.to(device).eval()
 
 
@@ -100,7 +112,7 @@ def refuse_lookahead(model: Any) -> None:
     Two short rows that differ in their last token alone are run; a causal model says the same of all tokens before it.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or it says NaN.
     """
     import torch
 
@@ -111,6 +123,11 @@ def refuse_lookahead(model: Any) -> None:
     other[0, -1] = 0
     with torch.inference_mode():
         one, two = (model(input_ids=row, use_cache=False).logits[0, :-1].float() for row in (ids, other))
+    if not one.isfinite().all():
+        raise InputError(
+            f"{type(model).__name__} says NaN or infinity of ordinary tokens: its weights are damaged, or too large for {one.dtype}; "
+            "download the model again"
+        )
     if not torch.allclose(one, two, rtol=1e-4, atol=1e-4 * float(one.abs().max())):
         raise InputError(
             f"{type(model).__name__} looks ahead: what it says of a token changes with the tokens that follow; only causal language "
@@ -207,10 +224,20 @@ def _skeleton(path: str) -> dict[str, tuple[str, tuple[int, int]]]:
 
 
 def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model folder, with the chat template that older processors of images keep in `chat_template.json`."""
+    """The tokenizer of a model folder, with the chat template that older processors of images keep in `chat_template.json`.
+
+    Raises:
+        InputError: its files cannot be read.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the readers of its files raise anything, Rust's a bare Exception
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"the tokenizer in {path} cannot be read ({reason}); copy the model's own tokenizer files into the folder"
+        ) from error
     if not tokenizer.chat_template:
         tokenizer.chat_template = _processor_template(Path(path))
     return tokenizer
@@ -326,7 +353,8 @@ def _check_folder(folder: Path, config: Mapping[str, Any], cache: Path) -> list[
     weights = model_folder.weight_files(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise InputError(f"{folder} has no tokenizer (tokenizer.json); copy the model's tokenizer files into it")
-    model_folder.refuse_pointers(folder, TOKENIZERS)
+    described = [file.name for file in folder.iterdir() if file.suffix in (".json", ".jinja", ".model", ".txt")]
+    model_folder.refuse_pointers(folder, sorted(described))
     return weights
 
 

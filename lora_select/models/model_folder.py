@@ -18,6 +18,8 @@ SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 POINTER = b"version https://git-lfs"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 AGAIN = "download it again"
+NARROW = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
+"""Types of safetensors that no model is trained in."""
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
 
 
@@ -39,7 +41,8 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse what is no causal language model, by the architecture and settings that its config names.
 
     Raises:
-        InputError: an encoder, an encoder with a decoder, a model without a language model's head, or a quantised one.
+        InputError: an encoder, an encoder with a decoder, a model without a language model's head, a quantised one, or a config that
+            transformers does not take.
     """
     from transformers.models.auto import configuration_auto, modeling_auto
 
@@ -50,6 +53,7 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> None:
         raise InputError(
             f"{folder} is of model_type {kind or 'none'!r} (config.json), which this version of transformers does not know; name another model"
         )
+    _refuse_unreadable(folder)
     causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if config.get("is_encoder_decoder") or (
         not causal and kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
@@ -66,6 +70,35 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> None:
     ):
         raise InputError(f"{folder} is a {name}, which has no language model's head; bring the model with its head")
     _refuse_quantised(folder, config)
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # its fields are checked by code of each model
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{folder / 'config.json'} is not taken by transformers ({reason}); {AGAIN}") from error
+
+
+def refuse_unfilled(folder: str, loaded: Mapping[str, Any]) -> None:
+    """Refuse a model of which transformers drew weights at random, since the files have none or others for them.
+
+    Args:
+        folder: where it was loaded from.
+        loaded: transformers' account of the loading.
+
+    Raises:
+        InputError: names one of the weights.
+    """
+    missing = sorted(loaded.get("missing_keys") or ())
+    others = sorted(str(key[0]) for key in loaded.get("mismatched_keys") or ())
+    if missing or others:
+        named = f"lack {missing[0]}" if missing else f"hold {others[0]} in another shape than its config.json says"
+        raise InputError(
+            f"the weights in {folder} {named} ({len(missing) + len(others)} of the model's would be drawn at random); {AGAIN}"
+        )
 
 
 def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
@@ -118,7 +151,7 @@ def parameters(file: Path) -> int:
     """Parameters in a safetensors file, from its header alone.
 
     Raises:
-        InputError: it is a Git LFS pointer, cut, or no safetensors file.
+        InputError: it is a Git LFS pointer, cut, no safetensors file, or holds quantised weights.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -127,11 +160,19 @@ def parameters(file: Path) -> int:
             raise InputError(f"{file} is a Git LFS pointer and not the file itself; run `git lfs pull`, or {AGAIN}")
     try:
         with safe_open(file, "numpy") as opened:
-            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            narrow = next((name for name, part in slices.items() if part.get_dtype() in NARROW), None)
+            count = sum(math.prod(part.get_shape()) for part in slices.values())
     except SafetensorError as error:
         raise InputError(
             f"{file} ({file.stat().st_size:,} bytes) is cut, or no safetensors file: {error}; {AGAIN}"
         ) from error
+    if narrow:
+        raise InputError(
+            f"{file} holds {narrow} as {slices[narrow].get_dtype()}, so the model is quantised, which is not supported; bring the "
+            "unquantised model, and set `base_model.quantize: nf4` to train it in 4 bits"
+        )
+    return count
 
 
 def refuse_pointers(folder: Path, names: Sequence[str]) -> None:

@@ -16,9 +16,11 @@ from lora_select.audit.books.ledger import in_folder
 from lora_select.errors import InputError, WorldError
 from lora_select.records import (
     Adapter,
+    Dataset,
     DatasetProfile,
     Decision,
     Evaluation,
+    Gate,
     Promotion,
     Race,
     Retention,
@@ -124,7 +126,7 @@ def _verdict_again(folder: Path) -> list[str]:
     from lora_select.evaluation import gate
     from lora_select.pipeline.stages import judge
 
-    kept = folder / "retention.json"
+    kept, found = folder / "retention.json", folder / "gate.json"
     try:
         told = records.read(Promotion, folder / "promotion.json").verdict
         evaluation = records.read(Evaluation, folder / "evaluation.json")
@@ -141,7 +143,11 @@ def _verdict_again(folder: Path) -> list[str]:
         return []
     policy = judge.policy(config.promotion, told.seed_noise)
     best = looks is not None and looks.base_was_best
-    made = gate.judge(evaluation, evaluation.champion_version, policy, judge.rises(retention), base_was_best=best)
+    leaks = (
+        judge.leaks(records.read(Dataset, folder / "dataset.json"), records.read(Gate, found)) if found.is_file() else 0
+    )
+    rises = judge.rises(retention)
+    made = gate.judge(evaluation, evaluation.champion_version, policy, rises, base_was_best=best, leaks=leaks)
     made = dataclasses.replace(made, seed_noise=told.seed_noise)
     return _differences(*(records.to_json(_without_reasons(one)) for one in (told, made)))
 

@@ -183,6 +183,7 @@ def finetune(run: Run) -> Finetuned:
             model_name=_model_name(run),
             settings=run.config.promotion,
             run=run.key,
+            rows={"dataset": chosen.measured.dataset.ref, "gate": chosen.measured.gate.ref},
             key_only={
                 "registry": masked(str(run.config.tracking.uri)),
                 "holder": _holder(run, served.record),

@@ -1,12 +1,18 @@
-"""What retraining says of its rows, beside those of the present champion."""
+"""What the line holds against a run for its rows: beside those of the present champion, and where they give the test away."""
+
+import json
+import shutil
 
 import books
 from books import MODEL, PASSED
 
+from lora_select import records
 from lora_select.audit.alias.promotion import promote
+from lora_select.data.gate.mend import gated_intake
 from lora_select.data.intake import intake
-from lora_select.pipeline import workspace
+from lora_select.pipeline import history, workspace
 from lora_select.pipeline.stage import Place
+from lora_select.pipeline.stages import judge
 from lora_select.pipeline.stages.change import compare, earlier_dataset
 from lora_select.tracking.tracker import Tracker
 
@@ -40,3 +46,31 @@ def test_a_retraining_is_told_how_its_rows_differ_from_the_champions(store, tmp_
     assert earlier_dataset(place, "r1", MODEL) == new
     (workspace.stage_folder(root, new) / "train.parquet").write_bytes(b"other")
     assert earlier_dataset(place, "r1", MODEL) is None
+
+
+def test_rows_that_give_the_named_evaluation_rows_away_make_no_champion(store, tmp_path):
+    root = tmp_path / "runs"
+    office, run = books.office(root, store), books.finished_run(root)
+    sections = {"base_model": {"source": "b"}, "dataset": {"source": "d"}}
+    records.write_text(run / "config.json", json.dumps({"name": "tweets", **sections}))
+    rows = [{"prompt": f"question {n} of many", "completion": f"answer {n}"} for n in range(40)]
+
+    def judged(**options):
+        refs = {}
+        key = f"{len(options)}"
+        read = tmp_path / key
+        dataset, found = gated_intake(folder=read, source=rows, name="d", actions={"leak": "warn"}, **options)
+        for name, record in (("dataset", dataset), ("gate", found)):
+            folder = shutil.copytree(read, workspace.folder_of(root, name, key))
+            workspace.write(folder, record)
+            refs[name] = workspace.finished(root, name, key)
+            workspace.view(root, run.name, refs[name], name)
+        return judge.leaks(dataset, found), refs
+
+    assert judged()[0] == 0
+    count, refs = judged(eval_source=rows[:6])
+    assert count == 6
+    made = books.promoted(office, run, rows=refs).record
+    assert (made.alias, made.verdict.answer) == ("challenger", "refuse")
+    assert made.verdict.reasons[0].startswith("6 of the evaluation rows")
+    assert history._verdict_again(run) == []

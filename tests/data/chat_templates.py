@@ -17,9 +17,9 @@ ALTERNATE = (
 REST = "{% set c = m['content'].split('</think>')[-1].lstrip('\n') %}"
 
 TEMPLATES = {
-    # Qwen2.5, Qwen3-2507, Qwen2.5-VL, Qwen3-VL: tools and calls in a form of their own, earlier turns as they are.
+    # Qwen2.5, Qwen3-2507, Qwen3-VL: tools and calls in a form of their own, earlier turns as they are.
     "im": TOOLS + "{% for m in messages %}" + IM + "{{ m['content'] }}" + CALLS + "<|im_end|>\n{% endfor %}" + ASK,
-    # Llama-3: no tools.
+    # Llama-3, Qwen2.5-VL: no tools.
     "eot": "{{ bos_token }}{% for m in messages %}<|h|>{{ m['role'] }}<|/h|>\n\n{{ m['content'] | trim }}<|eot|>{% endfor %}"
     "{% if add_generation_prompt %}<|h|>assistant<|/h|>\n\n{% endif %}",
     # Llama-3.1: tools in the first user turn, one call a turn.
@@ -34,9 +34,11 @@ TEMPLATES = {
     "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
     + IM
     + REST
-    + "{% if m['role'] == 'assistant' and "
-    "loop.index0 > ns.last %}<think>\n{{ (m.reasoning_content or (m['content'].split('</think>')[0].split('<think>')[-1] if '</think>' in "
-    "m['content'] else '')).strip() }}\n</think>\n\n{% endif %}{{ c }}" + CALLS + "<|im_end|>\n{% endfor %}" + ASK,
+    + "{% set r = (m.reasoning_content or (m['content'].split('</think>')[0].split('<think>')[-1] if '</think>' in m['content'] else '')).strip() %}"
+    "{% if m['role'] == 'assistant' and loop.index0 > ns.last and (loop.last or r) %}<think>\n{{ r }}\n</think>\n\n{% endif %}{{ c }}"
+    + CALLS
+    + "<|im_end|>\n{% endfor %}"
+    + ASK,
     # Qwen3.5, Qwen3.6: the prompt opens the thought.
     "open-thought": TOOLS + "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
     "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
@@ -54,7 +56,7 @@ TEMPLATES = {
     + "{% if m['role'] == 'assistant' and '<think>' not in m['content'] %}"
     "<think></think>{% endif %}{{ m['content'] }}" + CALLS + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
-    # DeepSeek-V3, R1-Distill: thoughts are cut, the prompt opens one, calls want arguments as text, tools are not written.
+    # DeepSeek-V3: thoughts are cut, the prompt opens one, calls want arguments as text, tools are not written.
     "cut-thought": "{{ bos_token }}{% for m in messages if m['role'] == 'system' %}{{ m['content'] }}{% endfor %}{% for m in messages %}"
     "{% if m['role'] == 'user' %}<|U|>{{ m['content'] }}{% elif m['role'] == 'tool' %}<|R|>{{ m['content'] }}<|/R|>"
     "{% elif m['role'] == 'assistant' and m.tool_calls %}<|A|>{{ m['content'] }}{% for c in m.tool_calls %}<|call|>"
@@ -102,14 +104,25 @@ TEMPLATES = {
     "<<SYS>>{{ m['content'][0]['text'] }}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}",
 }
 
+# LFM2's first template writes tools and no calls; R1-Distill's neither.
+TEMPLATES["tools-alone"] = TEMPLATES["im"].replace(CALLS, "")
+TEMPLATES["cut-thought-alone"] = re.sub(
+    r"{% elif m\['role'\] == 'assistant' and m.tool_calls %}.*?{% endfor %}{{ eos_token }}",
+    "",
+    TEMPLATES["cut-thought"],
+    flags=re.S,
+)
+
 MODELS = {
-    "im": "Qwen2.5, Qwen2.5-VL, Qwen3-2507, Qwen3-VL, LFM2",
-    "eot": "Llama-3",
+    "im": "Qwen2.5, Qwen3-2507, Qwen3-VL, later LFM2",
+    "tools-alone": "first LFM2",
+    "eot": "Llama-3, Qwen2.5-VL",
     "one-call": "Llama-3.1, 3.2",
     "empty-thought": "Qwen3",
     "open-thought": "Qwen3.5, Qwen3.6",
     "joined-thought": "Nemotron-3",
-    "cut-thought": "DeepSeek-V3, R1-Distill",
+    "cut-thought": "DeepSeek-V3",
+    "cut-thought-alone": "R1-Distill",
     "tail": "Phi-3, Phi-3.5",
     "channels": "gpt-oss",
     "alternating": "Gemma",
@@ -121,7 +134,7 @@ MODELS = {
 }
 """Template -> the models whose templates behave so."""
 
-ENDS = {"channels": "<|return|>", "cut-thought": "<|endoftext|>"}
+ENDS = {"channels": "<|return|>", "cut-thought": "<|endoftext|>", "cut-thought-alone": "<|endoftext|>"}
 MORE_ENDS = {"channels": "<|call|>"}
 """End tokens that only the model's generation_config.json names."""
 

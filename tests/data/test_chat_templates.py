@@ -61,7 +61,15 @@ NATIVE_CALLS = {
     "endless",
     "ids",
 }
-IN_SEVERAL_TEXTS = {"empty-thought", "open-thought", "cut-thought", "channels", "endless", "joined-thought"}
+IN_SEVERAL_TEXTS = {
+    "empty-thought",
+    "open-thought",
+    "cut-thought",
+    "cut-thought-alone",
+    "channels",
+    "endless",
+    "joined-thought",
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
 """What the gate and `data show` tell a person is so."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 
 from lora_select.cli.main import main
 from lora_select.data.gate import check
@@ -53,3 +56,26 @@ def test_a_turn_that_is_not_learnt_is_not_shown_as_learnt(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "assistant: bad draft\n" in shown
     assert "assistant: «good»\n" in shown
+
+
+def test_rows_of_which_nothing_is_shown_are_told(tmp_path, tiny_model_folder, capsys):
+    source = write(tmp_path / "r.jsonl", [{"prompt": "a long question", "completion": "b"}])
+    for option, value in (("-n", "0"), ("--max-length", "1")):
+        assert main(["data", "show", source, option, value]) == 2
+        assert f"{option} is {value}" in capsys.readouterr().err
+    assert main(["data", "show", source, "--model", str(tiny_model_folder), "--max-length", "4"]) == 0
+    assert "begins after the first 4 tokens" in capsys.readouterr().out
+
+
+def test_no_terminal_and_no_reader_ends_in_a_traceback(tmp_path):
+    """An encoding that has not the letters, and a reader that went away, as `| head` does."""
+    source = write(tmp_path / "r.jsonl", [{"prompt": "q", "completion": "é"}])
+    command = [sys.executable, "-m", "lora_select.cli.main", "data", "show", source]
+    narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    said = subprocess.run(command, env=narrow, capture_output=True, text=True, check=True)
+    assert r"assistant: \xab\xe9\xbb" in said.stdout
+    read, wrote = os.pipe()
+    os.close(read)
+    gone = subprocess.run(command, stdout=wrote, stderr=subprocess.PIPE, text=True)
+    os.close(wrote)
+    assert (gone.returncode, gone.stderr) == (141, "")

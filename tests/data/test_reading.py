@@ -229,6 +229,65 @@ def test_what_memory_holds_and_files_cannot_is_counted_for_what_it_is(tmp_path):
     assert dataset.train_rows == 6
 
 
+def test_what_is_in_memory_and_no_rows_is_said_for_what_it_is(tmp_path):
+    class Table(list):
+        def to_dict(self):
+            raise AssertionError
+
+    for source, said in ((None, "NoneType"), (b"x", "bytes"), ({"train": pairs(3)}, "name one"), (Table(), "to_dict")):
+        with pytest.raises(InputError, match=said):
+            intake(source=source, name="m", folder=tmp_path)
+    with pytest.raises(InputError, match="it can be auto, messages"):
+        intake(source=pairs(3), name="m", folder=tmp_path, format="nope")
+    turns = np.array([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])  # as pandas hands out
+    own = {"content": "", "role": "assistant", "tool_calls": np.array([{"function": {"name": "f", "arguments": {}}}])}
+    itself = {}
+    itself["x"] = itself
+    loop = [{**own, "tool_calls": [{"function": {"name": "f", "arguments": itself}}]}]
+    rows = [{"messages": turns}, {"prompt": "x", "completion": np.int64(3)}, {"messages": np.array([turns[0], own])}]
+    rows += [{"messages": [turns[0], *loop]}]
+    dataset = intake(source=rows, name="m", folder=tmp_path, eval_fraction=0.0, least_eval=0)
+    assert (dataset.train_rows, [item.reason for item in dataset.rejected]) == (3, ["holds a value that holds itself"])
+
+
+def test_what_the_system_refuses_is_one_sentence(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "r.jsonl")
+    write(tmp_path / "na\udcffme.jsonl", pairs(3))
+    for source, said in (
+        (f"{tmp_path}/r.jsonl", "pipe"),
+        (f"{tmp_path}/{'x' * 5000}.jsonl", "too long"),
+        ("", "is empty"),
+        (f"{tmp_path}/na\udcffme.jsonl", r"na\\udcffme.jsonl is no UTF-8"),
+    ):
+        with pytest.raises(InputError, match=said) as caught:
+            intake(source=source, name="m", folder=tmp_path / "out")
+        assert len(str(caught.value)) < 600
+
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write(tmp_path / "d/e/r.jsonl", pairs(3))
+    monkeypatch.setattr("lora_select.data.reading.source_files.sha256_file", refused)
+    with pytest.raises(InputError, match=r"d/e/r.jsonl cannot be read \(Permission denied\)"):
+        intake(source=str(tmp_path / "d"), name="m", folder=tmp_path / "out")
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(InputError, match=r"/d cannot be read"):
+        list_source(tmp_path / "d")
+
+
+def test_places_count_the_lines_before_a_header(tmp_path):
+    (tmp_path / "r.csv").write_text("\n\nprompt,completion\na,b\nc\n")
+    dataset = intake(source=str(tmp_path / "r.csv"), name="m", folder=tmp_path, eval_fraction=0.0, least_eval=0)
+    assert dataset.rejected[0].examples == ("r.csv:5",)
+    assert list(read_places(tmp_path / "places.parquet").values()) == ["r.csv:4"]
+
+
+def test_a_key_that_no_file_can_hold_is_named(tmp_path):
+    rows = [*pairs(2), {**pairs(3)[2], "\ud800": 1}]
+    dataset = intake(source=rows, name="m", folder=tmp_path, eval_fraction=0.0, least_eval=0)
+    assert dataset.notes == (r"`\ud800` in 1 row is not used by format prompt-completion",)
+
+
 def test_a_file_of_splits_has_one_place_a_row(tmp_path):
     given = pairs(6)
     (tmp_path / "a: b.json").write_text(json.dumps({"train": given[:4], "test": given[4:]}))

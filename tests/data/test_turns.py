@@ -195,6 +195,26 @@ def test_the_user_maps_and_ignores_columns():
     assert "dataset.columns" in str(caught.value)
 
 
+def test_a_key_of_a_turn_can_be_ignored_on_purpose_too():
+    row = {"messages": [USER, ANSWER | {"refusal": "r", "audio": "a"}]}
+    assert convert_row("messages", row, RowOptions()).unused == ("messages[].refusal", "messages[].audio")
+    assert convert_row("messages", row, RowOptions(ignore=frozenset({"messages[].audio"}))).unused == (
+        "messages[].refusal",
+    )
+
+
+def test_a_thought_in_the_content_is_dropped_too():
+    said = ("<think>why</think>\n\nyes", "write </think> to close it", "<think>alone</think>")
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]} for text in said]
+    drop = RowOptions(reasoning="drop")
+    made = [convert_row("messages", row, drop) for row in rows[:2]]
+    assert [item.content["messages"][1]["content"] for item in made] == ["yes", said[1]]
+    assert [len(item.notes) for item in made] == [1, 0]
+    assert convert_row("messages", rows[0], RowOptions()).content["messages"][1]["content"] == said[0]
+    with pytest.raises(formats.RowError, match="empty answer"):
+        convert_row("messages", rows[2], drop)
+
+
 def test_reasoning_is_dropped_and_the_last_answer_alone_learnt_where_the_user_says_so():
     row = {"messages": [USER, ANSWER | {"reasoning_content": "r"}, *PAIR]}
     made = convert_row("messages", row, RowOptions(reasoning="drop", learn="last"))

@@ -74,6 +74,12 @@ def test_an_adapter_of_a_training_that_did_not_help_is_refused():
     assert [item.test for item in found.criteria if item.outcome != "passed"] == ["comparison"]
 
 
+def test_no_champion_is_made_on_rows_that_the_training_rows_give_away():
+    found = judge(evaluation(), None, Policy(), leaks=3)
+    assert (found.answer, found.alias) == ("refuse", "challenger")
+    assert found.reasons[0].startswith("3 of the evaluation rows")
+
+
 def test_all_faults_are_told():
     made = evaluation(loss=0.1, match=-0.4, forgetting=1.0, rows=5)
     kept = [item for item in judge(made, "1", Policy()).criteria if item.outcome != "passed"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_select.data.reading import formats
-from lora_select.data.reading.raw import RawRow
+from lora_select.data.reading.raw import RawRow, printable
 from lora_select.errors import InputError
 from lora_select.records.digests import canonical
 
@@ -96,7 +96,8 @@ class Conversion:
     def notes(self) -> tuple[str, ...]:
         """What became of keys and turns, one sentence each with its count."""
         keys = [formats.sentences(name, unused, {}) for name, unused in sorted(self._unused.items())]
-        return (*(sentence for found in keys for sentence in found), *formats.sentences("", {}, self._notes))
+        said = (*(sentence for found in keys for sentence in found), *formats.sentences("", {}, self._notes))
+        return tuple(printable(sentence) for sentence in said)
 
     def of_file(self, name: str) -> str:
         """The formats of the rows of a file, the most frequent first."""

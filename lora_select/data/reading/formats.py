@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
+from lora_select.data.labels import pieces
 from lora_select.data.labels.chat import TEXT_ROLE
 from lora_select.data.reading import turns
 from lora_select.data.reading.turns import RowError
@@ -110,6 +111,8 @@ def check(name: str, columns: Iterable[str]) -> None:
         InputError: one is missing.
     """
     present = set(columns)
+    if name not in FORMATS:
+        raise InputError(f"`dataset.format` is {name!r}; it can be auto, {', '.join(FORMATS)}")
     missing = [choices for choices in FORMATS[name][0] if not present & set(choices)]
     if missing:
         raise InputError(
@@ -148,7 +151,8 @@ def convert_row(name: str, row: Columns, options: RowOptions) -> Converted:
         turns.check_text(content)
     except RecursionError as error:
         raise RowError("nested too deeply") from error
-    return Converted(content, reader.unused(), tuple(dict.fromkeys(notes)))
+    unused = tuple(key for key in reader.unused() if key not in options.ignore)
+    return Converted(content, unused, tuple(dict.fromkeys(notes)))
 
 
 def without_nulls(value: Any) -> Any:
@@ -223,7 +227,11 @@ def _choose(messages: list[dict[str, Any]], options: RowOptions) -> list[str]:
     said = []
     if options.reasoning == "drop":
         for turn in messages:
-            if turn.pop("reasoning_content", None):
+            thought = turn.pop("reasoning_content", None)
+            if turn["role"] == "assistant" and turn["content"].lstrip().startswith("<think>"):
+                thought, turn["content"] = pieces.split_thought(turn["content"])
+                turn["content"] = turn["content"].lstrip()
+            if thought:
                 said.append("reasoning is dropped, as `dataset.reasoning` says")
     if options.learn == "last":
         answers = [turn for turn in messages if turn["role"] == "assistant"]
@@ -242,8 +250,13 @@ def _preferences(columns: Any, present: set[str]) -> str | None:
             "these rows are preference pairs (`chosen`, `rejected`), as for DPO; preference pairs are not supported, answers are "
             "learnt: to learn the chosen ones set `dataset.columns: {completion: chosen}` and `dataset.ignore_columns: [rejected]`"
         )
+    if {"preferred_output", "non_preferred_output"} <= present:
+        return (
+            "these rows are preference pairs (`preferred_output`, `non_preferred_output`), as for OpenAI's DPO; preference pairs are "
+            "not supported, answers are learnt: write each input's messages with the preferred output as one row of `messages`"
+        )
     label = columns.get("label") if isinstance(columns, Mapping) else None
-    if {"prompt", "completion", "label"} <= present and (
+    if present & {"prompt", "messages", *CHATS} and (
         isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
     ):
         return (

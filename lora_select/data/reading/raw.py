@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,28 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _ESCAPED = re.compile("[\udc80-\udcff]")
+
+
+class KeyTwiceError(ValueError):
+    """An object of JSON has a key twice: one of the two values would be lost."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise KeyTwiceError(f"the key {twice[:40]} stands twice in one object")
+    return made
+
+
+JSON = json.JSONDecoder(object_pairs_hook=_object)
+"""Reads JSON; raises :class:`KeyTwiceError` where Python's own would keep the last value of a key unsaid."""
+
+
+def printable(text: str) -> str:
+    """The text as every file and terminal takes it: half characters, and bytes of names that are no UTF-8, as escapes."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)

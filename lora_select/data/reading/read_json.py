@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_select.data.reading.raw import CHUNK, LONGEST_LINE, RawRow, is_damaged, lines
+from lora_select.data.reading.raw import CHUNK, JSON, LONGEST_LINE, KeyTwiceError, RawRow, is_damaged, lines
 from lora_select.data.reading.source_files import SPLITS
 from lora_select.errors import InputError
 
@@ -61,7 +61,7 @@ def _is_other_list(line: str) -> bool:
 
 def _parsed_line(name: str, number: int, line: str) -> RawRow:
     try:
-        values = json.loads(line.lstrip("\ufeff"))
+        values = JSON.decode(line.lstrip("\ufeff"))
     except RecursionError:
         return RawRow(name, number, {}, "nested too deeply")
     except ValueError as error:
@@ -76,6 +76,8 @@ def _parsed_line(name: str, number: int, line: str) -> RawRow:
 def _why_no_json(line: str, error: ValueError) -> str:
     if is_damaged(line):
         return "not UTF-8"
+    if isinstance(error, KeyTwiceError):
+        return str(error)
     if not isinstance(error, json.JSONDecodeError) and "digits" in str(error):
         return f"a number of over {MOST_DIGITS} digits"
     return "broken JSON"
@@ -90,7 +92,7 @@ def json_file(name: str, stream: io.TextIOWrapper) -> Iterator[RawRow]:
     rest = _json_rest(name, stream, number)
     second = next(rest, None)
     if second is None:
-        yield from _rows_of(name, json.loads(line))
+        yield from _rows_of(name, _Values(name, stream, line, number).only())
         return
     yield _parsed_line(name, number, line)
     yield second
@@ -130,6 +132,8 @@ def _json_values(name: str, stream: io.TextIOWrapper, begun: str, number: int) -
 
 
 def _row(name: str, number: int, value: Any, split: str | None = None) -> RawRow:
+    if isinstance(value, KeyTwiceError):
+        return RawRow(name, number, {}, str(value), split)
     if not isinstance(value, Mapping):
         return RawRow(name, number, {}, "not a JSON object", split)
     return RawRow(name, number, value, None, split)
@@ -137,6 +141,8 @@ def _row(name: str, number: int, value: Any, split: str | None = None) -> RawRow
 
 def _rows_of(name: str, content: Any) -> Iterator[RawRow]:
     """The rows of a file that is one object: itself, a list in it, lists by split, or columns (pandas' two spellings)."""
+    if isinstance(content, KeyTwiceError):
+        raise InputError(f"{name}: {content}, so one of its values would be lost; rename or remove one")
     if not isinstance(content, Mapping):
         raise InputError(f"{name} must hold a list of rows (or an object with one list), got {type(content).__name__}")
     lists = {key: value for key, value in content.items() if isinstance(value, list)}
@@ -177,8 +183,7 @@ class _Values:
 
     def __init__(self, name: str, stream: io.TextIOWrapper, begun: str, number: int) -> None:
         self._name, self._stream, self._buffer, self._place = name, stream, begun, 0
-        self._lines, self._ended = number, False
-        self._decoder = json.JSONDecoder()
+        self._lines = number
 
     def take(self, mark: str) -> bool:
         """Whether the next letter is `mark`, which is then passed."""
@@ -206,6 +211,10 @@ class _Values:
                 return
             yield self._value()
 
+    def only(self) -> Any:
+        """The next value."""
+        return next(self.until(""), None)
+
     def broken(self, why: str, offset: int = 0) -> InputError:
         """The sentence for broken JSON at the present place."""
         line = self._lines + self._buffer.count("\n", 0, self._place + offset)
@@ -214,7 +223,7 @@ class _Values:
     def _value(self) -> Any:
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._buffer, self._place)
+                value, end = self._decoded()
             except RecursionError as error:
                 raise self.broken("nested too deeply") from error
             except json.JSONDecodeError as error:
@@ -229,6 +238,13 @@ class _Values:
                         raise self.broken("not UTF-8; convert it first")
                     self._place = end
                     return value
+
+    def _decoded(self) -> tuple[Any, int]:
+        """The value and its end; in place of a value with a key twice, the error that says so."""
+        try:
+            return JSON.raw_decode(self._buffer, self._place)
+        except KeyTwiceError as error:
+            return error, json.JSONDecoder().raw_decode(self._buffer, self._place)[1]
 
     def _skip(self, marks: str) -> None:
         while True:

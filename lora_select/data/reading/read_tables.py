@@ -21,20 +21,18 @@ def csv_rows(name: str, stream: io.TextIOWrapper, delimiter: str = "") -> Iterat
         InputError: the header is broken, or names a column twice.
     """
     csv.field_size_limit(LONGEST_LINE)
-    header = stream.readline(LONGEST_LINE)
+    header, before = stream.readline(LONGEST_LINE), 0
     while header and not header.strip():
-        header = stream.readline(LONGEST_LINE)
+        header, before = stream.readline(LONGEST_LINE), before + 1
     mark = delimiter or _delimiter(header)
     reader = csv.reader(_again(header, stream), delimiter=mark, strict=True)
     try:
         columns = [column.strip() for column in next(reader, [])]
     except csv.Error as error:
-        raise InputError(f"{name}:1 is no header of a table ({error}); mend its quotes") from error
-    twice = sorted({column for column in columns if column and columns.count(column) > 1})
-    if twice:
-        raise InputError(f"{name} has the column {twice[0]!r} twice, so one of them would be lost; rename it")
+        raise InputError(f"{name}:{before + 1} is no header of a table ({error}); mend its quotes") from error
+    _check_columns(name, columns)
     while True:
-        start = reader.line_num + 1
+        start = before + reader.line_num + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -46,6 +44,12 @@ def csv_rows(name: str, stream: io.TextIOWrapper, delimiter: str = "") -> Iterat
         if not cells or (len(cells) == 1 and not cells[0].strip()):
             continue
         yield _csv_row(name, start, columns, cells)
+
+
+def _check_columns(name: str, columns: list[str]) -> None:
+    twice = sorted({column for column in columns if column and columns.count(column) > 1})
+    if twice:
+        raise InputError(f"{name} has the column {twice[0]!r} twice, so one of them would be lost; rename it")
 
 
 def _csv_row(name: str, start: int, columns: list[str], cells: list[str]) -> RawRow:
@@ -92,14 +96,32 @@ def columnar(file: DataFile, stream: IO[bytes]) -> Iterator[RawRow]:
         try:
             batches = _parquet_batches(seekable) if file.kind == "parquet" else _arrow_batches(seekable)
             for batch in batches:
+                _check_columns(file.name, batch.schema.names)
                 for start in range(0, batch.num_rows, ARROW_BATCH):
-                    for values in batch.slice(start, ARROW_BATCH).to_pylist():
+                    for values in _values(batch.slice(start, ARROW_BATCH)):
                         number += 1
-                        yield RawRow(file.name, number, values, nulls_filled=True)
+                        if isinstance(values, str):
+                            yield RawRow(file.name, number, {}, values)
+                        else:
+                            yield RawRow(file.name, number, values, nulls_filled=True)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             kind = "Parquet" if file.kind == "parquet" else "Arrow"
             reason = " ".join(str(error).split())[:160]
             raise InputError(f"{file.name} is no readable {kind} file: {reason}; write it again") from error
+
+
+def _values(batch: Any) -> Iterator[Any]:
+    """The rows of a batch as dicts; for one that Python cannot hold (a date out of its range, text that is no UTF-8), why."""
+    try:
+        yield from batch.to_pylist()
+    except Exception:  # whatever the type of a cell raises
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield "not UTF-8"
+            except Exception as error:
+                yield f"a cell that cannot be read ({' '.join(str(error).split())[:80]})"
 
 
 def _parquet_batches(stream: Any) -> Iterator[Any]:

@@ -4,11 +4,13 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from lora_select.data.reading import archives
+from lora_select.data.reading.raw import printable
 from lora_select.errors import InputError
 from lora_select.records import sha256_file
 from lora_select.records.digests import canonical
@@ -98,6 +100,13 @@ def list_source(source: str | Path) -> Listing:
     Raises:
         InputError: nothing there, nothing readable, or a link or archive member that leads outside.
     """
+    with _reachable(source):
+        return _listed(source)
+
+
+def _listed(source: str | Path) -> Listing:
+    if printable(str(source)) != str(source):
+        raise InputError(f"`dataset.source` {printable(str(source))} is no UTF-8; rename it")
     path = Path(source).expanduser()
     if path.is_file():
         return _listing(_of_file(path, path.name, named=True), [], path)
@@ -109,12 +118,39 @@ def list_source(source: str | Path) -> Listing:
             root = Path(os.path.commonpath([str(file.parent) for file in found]))
             return _several(found, root, [], source)
         raise InputError(f"`dataset.source` {source} matches no file; check the pattern")
+    if path.exists():
+        raise InputError(f"`dataset.source` {source} is a pipe or a device; write its rows to a file first")
     raise InputError(f"`dataset.source` {source} does not exist; name a file, a folder, a hub id, or sample:<name>")
+
+
+@contextmanager
+def _reachable(source: str | Path) -> Iterator[None]:
+    """What the system refuses (no permission, a name that is too long) becomes one sentence.
+
+    Raises:
+        InputError: names the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = printable(str(error.filename or source))
+        path = path if len(path) < 300 else f"{path[:300]}..."
+        raise InputError(
+            f"`dataset.source` {path} cannot be read ({error.strerror or error}); mend that first"
+        ) from error
+
+
+def is_there(source: str) -> bool:
+    """Whether a path can be seen."""
+    try:
+        return bool(source) and Path(source).expanduser().exists()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
 
 
 def is_pattern(source: str) -> bool:
     """Whether a source is a pattern such as `data/*.jsonl`, and no file of that very name."""
-    return any(mark in source for mark in "*?[") and not Path(source).expanduser().exists()
+    return any(mark in source for mark in "*?[") and not is_there(source)
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -135,14 +171,27 @@ def source_digest(source: str) -> str:
         InputError: the path is there and holds no data file.
     """
     matched = _matching(source) if is_pattern(source) else []
-    if not matched and not (source and Path(source).expanduser().exists()):
+    if not matched and not is_there(source):
         return hashlib.sha256(source.encode()).hexdigest()
     if matched and all(_no_rows(file.name) for file in matched):
         return hashlib.sha256(canonical([[file.name, sha256_file(file)] for file in matched]).encode()).hexdigest()
     files = list_source(source).files
-    digests = {path: sha256_file(path) for path in {file.path for file in files}}
+    digests = file_digests(files)
     read = sorted([file.split or "", file.kind, file.member or "", digests[file.path]] for file in files)
     return hashlib.sha256(canonical(read).encode()).hexdigest()
+
+
+def file_digests(files: Iterable[DataFile]) -> dict[Path, str]:
+    """SHA-256 of each file on disk.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    made = {}
+    for path in {file.path for file in files}:
+        with _reachable(path):
+            made[path] = sha256_file(path)
+    return made
 
 
 def list_files(path: Path) -> list[Path]:
@@ -180,7 +229,7 @@ def _folder(root: Path) -> Listing:
     files: list[Path] = []
     left: list[LeftOut] = []
     hidden = 0
-    for folder, names, found in os.walk(root):
+    for folder, names, found in os.walk(root, onerror=_raised):
         here = Path(folder)
         seen = [name for name in names if not _is_hidden(name)]
         hidden += len(names) - len(seen) + sum(name.startswith(".") for name in found)
@@ -189,17 +238,24 @@ def _folder(root: Path) -> Listing:
             if (here / name).is_symlink():
                 _refuse_outside(here / name, root)
                 left.append(
-                    LeftOut((here / name).relative_to(root).as_posix(), "a link to a folder that is read anyway")
+                    LeftOut(
+                        printable((here / name).relative_to(root).as_posix()), "a link to a folder that is read anyway"
+                    )
                 )
         for file in sorted(here / name for name in found if not name.startswith(".")):
             reason = _no_file(file, root)
             if reason:
-                left.append(LeftOut(file.relative_to(root).as_posix(), reason))
+                left.append(LeftOut(printable(file.relative_to(root).as_posix()), reason))
             else:
                 files.append(file)
     if hidden:
         left.append(LeftOut(f"{hidden} hidden", "hidden files and folders are no data"))
     return _several(sorted(files), root, left, root)
+
+
+def _raised(error: OSError) -> None:
+    """A folder that cannot be listed holds rows, maybe: it is not passed over."""
+    raise error
 
 
 def _no_file(file: Path, root: Path) -> str | None:
@@ -220,7 +276,7 @@ def _no_file(file: Path, root: Path) -> str | None:
 def _several(files: Sequence[Path], root: Path, left: list[LeftOut], source: str | Path) -> Listing:
     data: list[DataFile] = []
     for file in files:
-        relative = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+        relative = printable(file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name)
         reason = _no_rows(file.name)
         if reason is None:
             data += _of_file(file, relative, named=False)
@@ -240,6 +296,11 @@ def _of_file(file: Path, relative: str, *, named: bool) -> list[DataFile]:
                 made.append(
                     DataFile(file, name, kind, member, split_of(member) or (None if named else split_of(relative)))
                 )
+        twice = [name for name, count in Counter(item.member for item in made).items() if count > 1]
+        if twice:
+            raise InputError(
+                f"{file} holds {twice[0]} twice, so one of them would be lost; unpack it and name the folder"
+            )
         if not made and named:
             raise InputError(f"{file} holds no data file; supported inside an archive: {', '.join(KINDS)}")
         return made

@@ -11,7 +11,6 @@ from lora_select.data.reading.raw import RawRow
 from lora_select.data.reading.readers import read_rows
 from lora_select.data.reading.source_files import DataFile, LeftOut
 from lora_select.errors import InputError, require
-from lora_select.records import sha256_file
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 Progress = Callable[[int, int, str], None]
@@ -65,6 +64,7 @@ def open_source(
         InputError: nothing to read.
     """
     if not isinstance(source, str | Path):
+        _check_rows(source)
         typed = hasattr(source, "features")  # a `datasets.Dataset` is Arrow underneath
         rows = (_of_memory(index, values, typed) for index, values in enumerate(source, start=1))
         return Opened((Stream("rows", IN_MEMORY, False, rows),), ())
@@ -78,7 +78,7 @@ def open_source(
         return Opened((Stream(name, f"hub:{revision or 'latest'}", False, read_hub(text, revision, split, name)),), ())
     listing = source_files.list_source(path)
     read, left = _by_split(listing.files, split, text, own_eval=own_eval, as_eval=as_eval)
-    digests = {path: sha256_file(path) for path in {file.path for file in read}}
+    digests = source_files.file_digests(read)
     streams = tuple(
         Stream(
             file.name,
@@ -92,17 +92,37 @@ def open_source(
     return Opened(streams, (*listing.left_out, *left))
 
 
+def _check_rows(source: Any) -> None:
+    """Refuse what is in memory and no iterable of rows.
+
+    Raises:
+        InputError: says what it is.
+    """
+    table = not hasattr(source, "features") and (hasattr(source, "to_dict") or hasattr(source, "to_pylist"))
+    if table or isinstance(source, bytes | Mapping) or not hasattr(source, "__iter__"):
+        more = " (of a pandas table `table.to_dict('records')`)" if table else ""
+        more = " (of several splits name one)" if isinstance(source, Mapping) else more
+        raise InputError(
+            f"the dataset is of the type {type(source).__name__}; give a path, a hub id, or rows, each a mapping of its columns{more}"
+        )
+
+
 def is_local(source: str) -> bool:
-    """Whether a source is meant as a path, there or not; else it is a hub id or a sample."""
+    """Whether a source is meant as a path, there or not; else it is a hub id or a sample.
+
+    Raises:
+        InputError: it is empty.
+    """
+    if not source.strip():
+        raise InputError("the source of the dataset is empty; name a file, a folder, a hub id, or sample:<name>")
     if source.startswith("sample:"):
         return False
-    path = Path(source).expanduser()
     looks = (
         source.startswith((".", "/", "~"))
         or source.lower().endswith(source_files.SUFFIXES)
         or any(m in source for m in "*?[")
     )
-    return looks or path.exists()
+    return looks or source_files.is_there(source)
 
 
 def check_source(source: str) -> None:
@@ -156,7 +176,18 @@ def counted(streams: Iterable[Stream], progress: Progress | None) -> Iterator[tu
 def _of_memory(index: int, values: Any, typed: bool) -> RawRow:
     if not isinstance(values, Mapping):
         return RawRow("rows", index, {}, "not a mapping of columns")
-    return RawRow("rows", index, dict(values), nulls_filled=typed)
+    return RawRow("rows", index, {key: _plain(value) for key, value in values.items()}, nulls_filled=typed)
+
+
+def _plain(value: Any, *, inside: bool = False) -> Any:
+    """Arrays and numbers of numpy, which pandas hands out for columns of lists, as Python's own."""
+    array = hasattr(value, "tolist")
+    value = value.tolist() if array else value
+    if not array and not inside:
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(item, inside=True) for key, item in value.items()}
+    return [_plain(item, inside=True) for item in value] if isinstance(value, list) else value
 
 
 def _size(file: DataFile) -> int:

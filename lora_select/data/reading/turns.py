@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lora_select.data.reading.raw import JSON, KeyTwiceError
+
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("system",), "system"),
     **dict.fromkeys(("developer",), "developer"),
@@ -122,10 +124,9 @@ def check_text(value: Any) -> None:
     except UnicodeEncodeError as error:
         raise RowError("holds half a character (a lone surrogate)") from error
     except (ValueError, OverflowError) as error:
-        long = "digits" in str(error)
-        raise RowError(
-            "holds a number of over 4300 digits" if long else "holds a number that JSON has not (NaN or infinity)"
-        ) from error
+        said = {"digits": "holds a number of over 4300 digits", "Circular": "holds a value that holds itself"}
+        known = next((reason for word, reason in said.items() if word in str(error)), None)
+        raise RowError(known or "holds a number that JSON has not (NaN or infinity)") from error
     except TypeError as error:
         raise RowError("holds a value that is no JSON, such as a date or bytes") from error
 
@@ -277,6 +278,8 @@ def parsed(value: Any, name: str) -> Any:
     if not value.strip():
         return None
     try:
-        return json.loads(value)
+        return JSON.decode(value)
+    except KeyTwiceError as error:
+        raise RowError(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise RowError(f"field {name} is no JSON") from error

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from pathlib import Path
 
+from lora_select.data.reading.raw import printable
 from lora_select.records import RejectedRows
 
 EXAMPLES = 5
@@ -32,7 +33,7 @@ class Ledger:
         """Count a row that is left out."""
         self._files.append(file)
         self._lines.append(line)
-        self._reasons.append(self._known.setdefault(reason, len(self._known)))
+        self._reasons.append(self._known.setdefault(printable(reason), len(self._known)))
 
     def rejected(self) -> int:
         """How many rows are left out so far."""

@@ -16,6 +16,7 @@ from lora_select.audit.alias.promotion import promote as promote_library
 from lora_select.audit.books import grounds
 from lora_select.audit.books.ledger import in_folder
 from lora_select.config import CostConfig, PromotionConfig
+from lora_select.data.intake import OWN_SPLIT
 from lora_select.data.labels.tokens import read_rows
 from lora_select.evaluation import criteria, gate
 from lora_select.evaluation.evaluate import EvaluationOptions
@@ -35,6 +36,7 @@ from lora_select.records import (
     Dataset,
     DatasetProfile,
     Evaluation,
+    Gate,
     MetricComparison,
     Promotion,
     Report,
@@ -112,6 +114,7 @@ def _promote(
     model_name: str,
     settings: PromotionConfig,
     run: str,
+    rows: Mapping[str, StageRef] | None = None,
 ) -> Promotion:
     measured, source = seed_noise(settings.seed_noise) if isinstance(settings.seed_noise, str) else (None, None)
     if measured and source:
@@ -126,6 +129,7 @@ def _promote(
         policy(settings, measured),
         rises(kept),
         base_was_best=looks is not None and looks.base_was_best,
+        leaks=leaks(context.load(rows["dataset"], Dataset), context.load(rows["gate"], Gate)) if rows else 0,
     )
     unmet = {
         f"{item.metric} {item.test} {item.rival or ''}".strip(): item.reason
@@ -160,6 +164,13 @@ def _signed(context: Context, folder: Path, signature_file: Path) -> None:
         signature_file = context.folder / signature.ADAPTER_SIGNATURE
         signature.sign(folder, signature_file, key)
     signature.require(folder, signature_file)
+
+
+def leaks(dataset: Dataset, found: Gate) -> int:
+    """Evaluation rows that the user named, are given away by the training rows and were left there. Our own split is no such promise."""
+    mended = {"fix"} if found.removed_file else set()
+    left = [item.count for item in found.findings if item.rule == "leak" and item.action not in mended]
+    return 0 if dataset.eval_source.startswith(OWN_SPLIT) else sum(left)
 
 
 def policy(settings: PromotionConfig, noise: SeedNoise | None) -> Policy:

@@ -42,6 +42,7 @@ def predicting(gain, error):
         ({"loss": LOWER}, {"champion": {"loss": HIGHER}}, KEPT, "It is WORSE than the champion (version 3) by 0.393"),
         ({"loss": LOWER}, {"champion": {"loss": LOWER}}, KEPT, "It is better than the champion (version 3) by 2.455"),
         ({"loss": LOWER}, {}, FORGOT, "On general reference text its loss RISES by 0.096 nats/token (+0.073 to +0.118)."),
+        ({"loss": LOWER, "exact_match": pair(0.0, 0.0, 0.0, 0.0, unit="of rows", better="higher", rows=32)}, {}, KEPT, "Exactly right answers stay at 0.0 % of 32 rows."),
         ({"loss": LOWER, "exact_match": MATCHED}, {}, KEPT, "Exactly right answers rise from 0.0 % to 34.4 % of 32 rows."),
     ],
 )  # fmt: skip

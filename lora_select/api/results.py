@@ -229,9 +229,7 @@ class Choice:
 
     def _served_as_it_is(self) -> tuple[str, ...]:
         """What engines would make of the trained folder, where it will not be in the form that all of them read alike."""
-        config = self.peft_config()
-        folder = serving.PeftFolder(Path(), config.to_dict() | {"peft_type": str(config.peft_type.value)}, {})
-        return serving.warnings(folder, self.decision.inputs.serve) if serving.departures(folder) else ()
+        return serving.warnings_before(self.peft_config().to_dict(), self.decision.inputs.serve)
 
     def notes(self, written: Sequence[Emitted], out: Path) -> tuple[str, ...]:
         """What a person should know of written files: other tokens, places on this machine, files of an earlier call."""

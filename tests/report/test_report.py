@@ -8,47 +8,18 @@ import re
 
 import mlflow_samples as samples
 import pytest
-from test_verdict import FORGOT, HIGHER, LOWER, MATCHED, TIE
+from report_samples import BASE, FORGOT, HIGHER, HOSTILE, LOWER, TIE, report_inputs
 
 from lora_select import records
 from lora_select.evaluation.wording import in_order
 from lora_select.report import plots
-from lora_select.report.report import ReportInputs, number, sentence, write_report
+from lora_select.report.report import number, sentence, write_report
 from lora_select.report.verdict import sentences
-
-BASE = records.BaseModel("some/model", "abc", "/nowhere", "f" * 64, "LlamaForCausalLM", 134_515_008, 30, 576, 49152, True, 8192)  # fmt: skip
-HOSTILE = '<script>alert(1)</script> & "quoted" {{ 7 * 7 }}'
 
 
 @pytest.fixture
 def inputs(tmp_path):
-    folder = tmp_path / "stages"
-    folder.mkdir()
-    rows = [{"row_id": str(n), "label_tokens": 10, "base_loss": 30.0 + n, "adapted_loss": 5.0 + n} for n in range(9)]
-    evaluation = dataclasses.replace(
-        samples.evaluation(folder),
-        metrics={"exact_match": MATCHED, "loss": LOWER},
-        against={"plain_lora": {"loss": TIE}},
-        forgetting=FORGOT,
-        samples=(records.Sample(HOSTILE, '{"a": 1}', HOSTILE, '{ "a":1 }'), records.Sample("q", "yes", "", "no")),
-        rows_file=samples.write(folder, "rows.json", json.dumps({"losses": rows, "answers": []})),
-    )
-    found = {
-        "dataset": samples.dataset(folder),
-        "profile": samples.profile(folder),
-        "spectra": samples.spectra(folder),
-        "decision": samples.decision(),
-        "plan": samples.plan(),
-        "adapter": samples.adapter(folder),
-        "proof": samples.proof(),
-        "evaluation": evaluation,
-        "promotion": samples.promotion(alias="champion"),
-    }
-    expected, took = (
-        records.Cost(when, 2e13, 0.5, 1, 0.5, records.Energy(kwh, source, "2 CPU threads of 8 W"), None, "EUR", ())
-        for when, kwh, source in (("planned", 0.02, "estimated"), ("measured", 0.031, "measured"))
-    )
-    return ReportInputs(BASE, found, dict.fromkeys(found, folder), "http://127.0.0.1:5000/#/runs/1", (expected, took))
+    return report_inputs(tmp_path / "stages")
 
 
 def test_the_page_says_what_the_training_was_expected_to_use_and_used(inputs, tmp_path):

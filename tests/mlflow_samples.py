@@ -153,9 +153,10 @@ def steps(path: Path, numbers: range, *, start: float = 2.5, timestamp_ms: int =
 
 
 def adapter(folder: Path, variant: str = "lora", r: int = 8, count: int = 60) -> records.Adapter:
+    header = json.dumps({"__metadata__": {"of": f"{variant} {r}"}})  # of a safetensors file without tensors
     files = (
         write(folder, "adapter/adapter_config.json", json.dumps({"peft_type": "LORA", "r": r, "variant": variant})),
-        write(folder, "adapter/adapter_model.safetensors", f"weights of {variant} {r}"),
+        write(folder, "adapter/adapter_model.safetensors", chr(len(header)) + 7 * "\0" + header),
     )
     metrics = folder / "metrics.jsonl"
     metrics.unlink(missing_ok=True)

@@ -1,13 +1,14 @@
 """Orders for tests of the emitted files: the tiny model, rows of every kind, an adapter by name."""
 
 import ast
+import dataclasses
 import json
 from pathlib import Path
 
 from training_jobs import MODULES, plan
 
 from lora_select import models
-from lora_select.data.intake import intake
+from lora_select.data.intake import intake, read_canonical
 from lora_select.recipes.recipe import Order
 from lora_select.recipes.rows import read
 from lora_select.records import AdapterSpec
@@ -70,6 +71,19 @@ def order(folder: Path, model: Path, name: str = "lora", *, rows: list[dict] | N
         "start": None,
     }
     return Order(**(values | changes))
+
+
+KEPT = 8
+
+
+def keeping(folder: Path, model: Path) -> Order:
+    """An order of a plan that keeps 8 rows, looks at them every 5 steps, and stops after 2 that were worse."""
+    plain = order(folder, model, rows=chats(60))
+    dataset = intake(source=str(folder / "rows.jsonl"), name="t", folder=folder, eval_fraction=0.2)
+    ids = [row_id for row_id, _ in read_canonical(folder / dataset.train_file.path)]
+    plan = dataclasses.replace(plain.plan, validation_rows=KEPT, validation_every=5, patience=2)
+    rows = read(dataset, folder, plain.base, frozenset(ids[::2][:KEPT]))
+    return dataclasses.replace(plain, plan=plan, rows=rows)
 
 
 def write_spectra(path: Path, model: Path) -> Path:

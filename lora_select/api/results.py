@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from lora_select import models, recipes, records
+from lora_select import models, recipes, records, serving
 from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.errors import InputError
 from lora_select.pipeline.history import read_run, replay
@@ -227,6 +227,10 @@ class Choice:
         """Whether the plan's speed was measured on this machine."""
         return any(reason.startswith("measured here") for reason in self.plan.reasons)
 
+    def _served_as_it_is(self) -> tuple[str, ...]:
+        """What engines would make of the trained folder, where it will not be in the form that all of them read alike."""
+        return serving.warnings_before(self.peft_config().to_dict(), self.decision.inputs.serve)
+
     def notes(self, written: Sequence[Emitted], out: Path) -> tuple[str, ...]:
         """What a person should know of written files: other tokens, places on this machine, files of an earlier call."""
         found = []
@@ -241,6 +245,7 @@ class Choice:
                 f"the files name the model by its place on this machine, {self.run.base.path}; change that line where you train"
             )
         names = [one.tool for one in written]
+        found += [f"the trained folder as it is: {line.rstrip('.')}" for line in self._served_as_it_is()]
         older = [name for name in recipes.TOOLS if name not in names and (out / name).is_dir()]
         if older:
             found.append(f"{', '.join(older)} in {out} are of an earlier call and may follow another decision")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from lora_select import serving
 from lora_select.evaluation import wording
 from lora_select.evidence import cost
 from lora_select.evidence.inputs import EvidenceInputs
@@ -117,6 +118,7 @@ def _table(before: str, pairs: Mapping[str, MetricComparison]) -> str:
 
 def _limits(inputs: EvidenceInputs) -> list[str]:
     limits = [*inputs.profile.warnings, *inputs.evaluation.notes]
+    limits += [f"Served as it is: {line}." for line in serving.warnings(serving.read_folder(inputs.adapter_folder))]
     if inputs.verdict is None:
         limits.append("No gate has judged this adapter.")
     elif inputs.verdict.answer != "promote":

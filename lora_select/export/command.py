@@ -26,7 +26,7 @@ ROUNDING = 2e-4
 """Of a logit in fp32: reductions in another order differ by some 1e-4."""
 EXACT_SHARE, TRUNCATED_SHARE = 1e-2, 10
 """Largest difference of a logit over what the adapter moves it by; of a truncation in units of its `max_error`."""
-FOLDED = frozenset({"use_rslora", "rank_pattern", "alpha_pattern", "lora_alpha"})
+FOLDED = frozenset({"use_rslora", "rank_pattern", "alpha_pattern", "lora_alpha", "target_modules"})
 """What is folded into the factors of a LoRA without a change of its rank."""
 UNREPEATABLE = ("pissa_niter", "corda", "loftq", "lora_ga")
 """Inits that PEFT does not make again as they were when it loads a folder: the trained function is not in the folder."""
@@ -216,11 +216,7 @@ def _convert(
     folder: PeftFolder, model: Any, base: Path, out: Path, source: str, rank: int | None, max_error: float
 ) -> Converted:
     """Plain LoRA keeps its rank; what is another function of its factors goes through its update's singular values."""
-    plain = (
-        folder.is_lora
-        and set(serving.departures(folder)) <= FOLDED
-        and not any("embedding" in name for name in folder.shapes)
-    )
+    plain = folder.is_lora and set(serving.departures(folder)) <= FOLDED
     if plain and rank in (None, max(folder.rank(layer) for layer in folder.layers())):
         return rewrite_lora(folder, model, out, source)
     pristine = models.load_model(str(base)) if folder.is_lora and folder.changes_base else None

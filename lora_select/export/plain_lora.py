@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from lora_select.errors import InputError
 from lora_select.export.updates import adapted_layers, low_rank, updates
 from lora_select.serving import vllm
-from lora_select.serving.folder import FACTOR, PREFIX, WEIGHTS, PeftFolder
+from lora_select.serving.folder import COPY, FACTOR, PREFIX, WEIGHTS, PeftFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,9 @@ def rewrite_lora(
     moved = False
     for name, tensor in sorted(load_file(folder.path / WEIGHTS).items()):
         match = FACTOR.fullmatch(name)
-        assert match is not None
+        if match is None:
+            assert COPY.fullmatch(name)
+            continue
         if not bool(tensor.isfinite().all()):
             raise InputError(
                 f"{folder.path / WEIGHTS}: {name} holds numbers that are not finite; train the adapter again"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_select.records import CandidateScore, Decision, LayerSpectra, Spectra
+from lora_select.records import CandidateScore, Decision, LayerSpectra, Spectra, Validation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,13 +21,20 @@ DPI = 150
 LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
-def training(metrics: Path, path: Path) -> Path:
-    """Loss (left) and learning rate (right) by optimizer step."""
+def training(metrics: Path, path: Path, validation: Validation | None = None) -> Path:
+    """Loss (left) and learning rate (right) by optimizer step; a ring marks the look at the kept rows that the adapter is of."""
     steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     figure, axes = _figure(WIDTH, 2.8)
     numbers = [step["step"] for step in steps]
     mark = "o" if len(steps) < 3 else None  # a line needs two points to be seen
     axes.plot(numbers, [step["loss"] for step in steps], color=BLUE, linewidth=1.6, marker=mark)
+    if validation is not None:
+        axes.plot(
+            validation.steps, validation.losses, "o-", color=ORANGE, markersize=4, label="rows kept from training"
+        )
+        chosen = validation.losses[validation.steps.index(validation.chosen_step)]
+        axes.plot(validation.chosen_step, chosen, "o", color=ORANGE, markersize=10, fillstyle="none")
+        axes.legend(frameon=False, loc="lower left")
     axes.set(xlabel="optimizer step", ylabel="training loss (nats/token)", ylim=(0, None))
     axes.yaxis.label.set_color(BLUE)
     _whole(axes.xaxis)

@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,11 +15,12 @@ from lora_select.evaluation.metrics import exact_match
 from lora_select.records import BaseModel, Cost, Evaluation, Report, file_ref, write_text
 from lora_select.records.digests import library_digest
 from lora_select.report import plots
-from lora_select.report.verdict import change, delta, interval, role, title, value, verdict
+from lora_select.report.verdict import change, delta, interval, role, sentences, title, value
 from lora_select.selection.prediction import outcome
 
 TEMPLATE = "report.html.j2"
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "mlflow")
+EMPTY_LINES, NEWLINE = re.compile(r"(?:[^\S\n]*\n){3,}"), "\n"
 ARMS = {"raw": "as trained", "scale": "scaled down", "filter": "filtered"}
 
 
@@ -49,6 +51,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         "interval": interval,
         "number": number,
         "sentence": sentence,
+        "shown": shown,
         "in_order": wording.in_order,
         "matches": exact_match,
         "title": title,
@@ -63,7 +66,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         arms=ARMS,
         outcome=outcome(decision, evaluation),
         metrics=wording.in_order(evaluation.metrics),
-        verdict=verdict(decision, evaluation, promotion),
+        verdict=sentences(decision, evaluation, promotion),
         role=role(promotion) if promotion else None,
         good=change(evaluation.metrics["loss"]) == "better",
         hits=_hits(evaluation),
@@ -105,6 +108,15 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+def shown(text: str) -> str:
+    r"""An answer with its empty lines counted where more than two follow each other; a model that writes nothing else fills no page.
+
+    >>> shown("yes" + 32 * "\n")
+    'yes (32 line breaks)'
+    """
+    return EMPTY_LINES.sub(lambda run: f" ({run[0].count(NEWLINE)} line breaks) ", text).strip(" ")
+
+
 def _figures(inputs: ReportInputs, folder: Path) -> dict[str, Path]:
     target = folder / "figures"
     target.mkdir(exist_ok=True)
@@ -112,7 +124,7 @@ def _figures(inputs: ReportInputs, folder: Path) -> dict[str, Path]:
     metrics = folders["adapter"] / found["adapter"].metrics_file.path
     rows = folders["evaluation"] / found["evaluation"].rows_file.path
     return {
-        "training": plots.training(metrics, target / "training.png"),
+        "training": plots.training(metrics, target / "training.png", found["adapter"].validation),
         "rows": plots.before_and_after(rows, target / "rows.png"),
         "candidates": plots.candidates(found["decision"], target / "candidates.png"),
         "signal_ranks": plots.signal_ranks(found["spectra"], target / "signal-ranks.png"),

@@ -9,7 +9,12 @@ from lora_select.selection.prediction import outcome
 
 
 def verdict(decision: Decision, evaluation: Evaluation, promotion: Promotion | None = None) -> str:
-    """The result in one paragraph, bad news in capitals.
+    """The result in one paragraph: its :func:`sentences`."""
+    return " ".join(sentences(decision, evaluation, promotion))
+
+
+def sentences(decision: Decision, evaluation: Evaluation, promotion: Promotion | None = None) -> tuple[str, ...]:
+    """The result, bad news in capitals; the first sentence is the answer.
 
     What the held-out loss did, how the adapter stands to each rival, exactly right answers, loss on other text where it changed, the
     role in the registry, and whether the prediction held. Each interval is of 95 %.
@@ -27,7 +32,7 @@ def verdict(decision: Decision, evaluation: Evaluation, promotion: Promotion | N
         said.append(role(promotion))
     if made := outcome(decision, evaluation):
         said.append(f"What was predicted: {made}.")
-    return " ".join(said)
+    return tuple(said)
 
 
 def effect(who: str, loss: MetricComparison) -> str:
@@ -59,6 +64,8 @@ def _standing(rival: str, loss: MetricComparison) -> str:
 
 
 def _matched(match: MetricComparison) -> str:
+    if match.difference == 0:
+        return f"Exactly right answers stay at {value(match.base, match.unit)} of {match.rows} rows."
     shares = f"{value(match.base, match.unit)} to {value(match.adapted, match.unit)} of {match.rows} rows"
     if not match.significant:
         return f"Exactly right answers: {shares}, which cannot be told from noise."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lora_select.serving import llamacpp, merged, mlx, ollama, sglang, vllm
 from lora_select.serving.engine import Engine, Form, ServedAdapter
@@ -27,7 +28,7 @@ __all__ = [
     "read_folder",
     "serve_command",
 ]
-__all__ += ["steps", "unmergeable", "unsupported", "unsupported_base", "warnings"]
+__all__ += ["steps", "unmergeable", "unsupported", "unsupported_base", "warnings", "warnings_before"]
 
 
 def unsupported(engine: str | None, adapter: ServedAdapter) -> tuple[str, ...]:
@@ -115,6 +116,19 @@ def warnings(folder: PeftFolder, engine: str | None = None) -> tuple[str, ...]:
         elif engine is None and not any(field in one.ignores | one.refuses for one in ENGINES.values()):
             found.append(f"{sentence}, and no engine was tried with it. {way}")
     return tuple(found)
+
+
+def warnings_before(config: Mapping[str, Any], engine: str | None = None) -> tuple[str, ...]:
+    """:func:`warnings` of the folder that will be trained, by its PEFT config; empty where it will be in the safe form.
+
+    Example:
+        >>> warnings_before({"peft_type": "LORA", "r": 16, "lora_alpha": 16, "target_modules": {"q_proj"}}, "mlx")
+        ()
+    """
+    folder = PeftFolder(
+        Path(), {**config, "peft_type": str(getattr(config["peft_type"], "value", config["peft_type"]))}, {}
+    )
+    return warnings(folder, engine) if departures(folder) else ()
 
 
 def unmergeable(adapter: ServedAdapter) -> tuple[str, ...]:

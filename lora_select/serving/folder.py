@@ -14,9 +14,11 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "kasa")
 """Inits of PEFT that change the base's weights when they are made, or that leave another start when PEFT loads the folder."""
 BESIDE = ("lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
-MERGED_ALONE = frozenset({"modules_to_save", "trainable_token_indices", "target_parameters"})
+MERGED_ALONE = frozenset({"modules_to_save", "trainable_token_indices", "target_parameters", "embedding"})
 """What no LoRA of linear layers holds: only the merged model has it."""
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
+COPY = re.compile(r".+\.base_layer\.weight")
+"""The base's own weight, which PEFT saves beside the factors of an embedding or an output head."""
 PREFIX = "base_model.model."
 """What PEFT puts before the base model's own names."""
 
@@ -62,6 +64,12 @@ class PeftFolder:
         alpha = float(_by_pattern(self.config.get("alpha_pattern"), layer, self.config["lora_alpha"]))
         r = self.rank(layer)
         return alpha / math.sqrt(r) if self.config.get("use_rslora") else alpha / r
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Names of the adapted embeddings in the base model."""
+        found = (re.fullmatch(r"(.+)\.lora_embedding_A", name) for name in self.shapes)
+        return tuple(sorted(match[1].removeprefix(PREFIX) for match in found if match))
 
     def layers(self) -> tuple[str, ...]:
         """Names of the adapted layers in the base model."""
@@ -117,6 +125,10 @@ def beside(folder: PeftFolder) -> tuple[str, ...]:
         found.append(
             "`trainable_token_indices`: rows of the embedding were trained, which no LoRA holds; use --to merged"
         )
+    if folder.embeddings:
+        found.append(
+            f"{', '.join(folder.embeddings)}: the embedding was adapted, which no LoRA of linear layers holds; use --to merged"
+        )
     return tuple(found)
 
 
@@ -160,6 +172,12 @@ def departures(folder: PeftFolder) -> dict[str, str]:
             f"alpha {alpha} is no whole number, and Ollama reads one",
         ),
     }
+    targets = config.get("target_modules")
+    stated["target_modules"] = (
+        isinstance(targets, str) and targets != "all-linear",
+        f"`target_modules` is the pattern {targets!r} and no list of names",
+    )
+    stated["embedding"] = (folder.embeddings, f"the embedding is adapted ({', '.join(folder.embeddings)})")
     for field in ("rank_pattern", "alpha_pattern"):
         stated[field] = (config.get(field), f"`{field}` gives layers a rank or alpha of their own")
     for field in BESIDE:
@@ -173,9 +191,11 @@ def _lora_faults(folder: PeftFolder) -> list[str]:
         match = FACTOR.fullmatch(name)
         if match:
             sides.setdefault(match["layer"].removeprefix(PREFIX), {})[match["side"]] = shape
-        elif not (
-            name.endswith("lora_magnitude_vector") or ".lora_magnitude_vector." in name
-        ) and not folder.config.get("modules_to_save"):
+        elif (
+            not COPY.fullmatch(name)
+            and not (name.endswith("lora_magnitude_vector") or ".lora_magnitude_vector." in name)
+            and not folder.config.get("modules_to_save")
+        ):
             found.append(f"{WEIGHTS} holds {name}, which is no factor of a LoRA")
     for layer, pair in sorted(sides.items()):
         r = folder.rank(layer)

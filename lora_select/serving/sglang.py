@@ -23,6 +23,6 @@ ENGINE = Engine(
     ignores=frozenset(
         {"use_rslora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save", "init_lora_weights"}
     ),
-    refuses=frozenset({"peft_type", "use_dora"}),
+    refuses=frozenset({"peft_type", "use_dora", "target_modules"}),
     checked="its own reader of adapter_config.json (0.5.23) takes the exported folder; never loaded on a GPU",
 )

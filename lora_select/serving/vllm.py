@@ -25,6 +25,8 @@ ENGINE = Engine(
     command,
     # 0.33.0 reads both patterns (`PEFTHelper.get_rank_and_scaling`); earlier versions dropped them in silence.
     ignores=frozenset({"rank_pattern", "alpha_pattern"}),
-    refuses=frozenset({"peft_type", "use_dora", "lora_bias", "bias", "modules_to_save", "init_lora_weights"}),
+    refuses=frozenset(
+        {"peft_type", "use_dora", "lora_bias", "bias", "modules_to_save", "init_lora_weights", "layer_replication"}
+    ),
     checked="its own reader of adapter_config.json (0.33.0) takes the exported folder and refuses the others; never loaded on a GPU",
 )

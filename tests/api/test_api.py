@@ -100,6 +100,18 @@ def test_an_initialisation_that_peft_lacks_is_applied_from_the_measurement(tiny_
     assert not layer.lora_B["default"].weight.any()
 
 
+def test_a_folder_that_engines_would_read_differently_is_told_before_it_is_trained(
+    tiny_model_folder, place, settings, choice
+):
+    def told(**more):
+        made = ls.recommend(str(tiny_model_folder), place / "rows.jsonl", **settings, **more)
+        return [note for note in made.notes((), place) if "the trained folder" in note]
+
+    assert not [note for note in choice.notes((), place) if "the trained folder" in note]
+    (rslora,) = told(variant="rslora")
+    assert "SGLang, llama.cpp, Ollama" in rslora
+
+
 def test_training_arguments_are_keywords_of_transformers(choice, tmp_path):
     from transformers import TrainingArguments
 

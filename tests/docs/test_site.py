@@ -56,12 +56,22 @@ def test_a_page_is_short_with_one_number_a_sentence_at_most(page):
     assert [one for one in sentences if len(re.findall(r"(?<![\w.`/=-])\d[\d.,]*(?![\w`])", one)) > 1] == []
 
 
-@pytest.mark.parametrize("page", [*WALKED, "../README.md"])
-def test_every_command_is_one_that_the_parser_takes(page):
+def shown(page: str) -> list[str]:
+    """Every line of a page's blocks that calls `lora-select`."""
     fenced = re.findall(r"^```\w*\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    lines = [line for block in fenced for line in block.splitlines() if line.startswith("lora-select ")]
-    assert lines
-    for line in lines:
+    return [line for block in fenced for line in block.splitlines() if line.startswith("lora-select ")]
+
+
+WITH_COMMANDS = [page for page in ("../README.md", *(page for page in navigation() if page != "log.md")) if shown(page)]
+
+
+def test_the_pages_that_are_walked_show_commands():
+    assert set(WALKED) < set(WITH_COMMANDS)
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_every_command_is_one_that_the_parser_takes(page):
+    for line in shown(page):
         parsed, rest = cli._parser().parse_known_args(shlex.split(line, comments=True)[1:])
         options.take(parsed, rest)
 

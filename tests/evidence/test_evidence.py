@@ -106,6 +106,15 @@ def test_a_dataset_can_write_no_markup_and_a_path_stays_at_home(inputs):
     assert yaml.safe_load(head.removeprefix("---\n"))["base_model"] == "model"
 
 
+def test_the_card_says_what_engines_make_of_a_folder_that_is_not_in_the_safe_form(inputs):
+    assert "Served as it is" not in card.model_card(inputs)
+    config = inputs.adapter_folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
+    (line,) = [line for line in card.model_card(inputs).splitlines() if "Served as it is" in line]
+    assert "SGLang" in line
+    assert "llama.cpp" in line
+
+
 def test_the_card_says_when_it_was_not_promoted(inputs):
     refused = judge(dataclasses.replace(inputs.evaluation, metrics={"loss": samples.pair(2.5, 2.9)}), None, Policy())
     assert "The gate did not promote it (refuse)" in card.model_card(dataclasses.replace(inputs, verdict=refused))

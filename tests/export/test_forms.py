@@ -61,6 +61,7 @@ def test_plain_lora_keeps_its_rank_exactly_whatever_its_directions_hold(tiny_mod
             ["rank_pattern", "alpha_pattern"],
         ),
         ("lora", {"layers_to_transform": [1]}, 4, []),
+        ("lora", {"target_modules": r".*\.[qv]_proj"}, 4, ["target_modules"]),
         ("pissa", {"init_lora_weights": "pissa"}, 8, ["pissa"]),
         ("olora", {"init_lora_weights": "olora"}, 8, ["olora"]),
         ("miss", {}, 4, ["MISS"]),
@@ -74,6 +75,17 @@ def test_every_folder_becomes_the_safe_form_with_its_function(tiny_model_folder,
     assert len(found) == len(warned)
     assert all(word in line for word, line in zip(warned, found, strict=True))
     torch.testing.assert_close(logits(served(tiny_model_folder, tmp_path / "out")), before, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings", "ignore:Setting `save_embedding_layers`")
+def test_the_weight_that_peft_saves_beside_an_adapted_head_is_left_out(tiny_model_folder, tmp_path):
+    folder, before = saved(tiny_model_folder, tmp_path / "peft", "lora", target_modules=["q_proj", "lm_head"])
+    assert any("base_layer" in name for name in serving.read_folder(folder).shapes)
+    made = converted(folder, tiny_model_folder, tmp_path / "out")
+    assert (made.rank, made.method) == (4, "exact")
+    assert not any("base_layer" in name for name in serving.read_folder(tmp_path / "out").shapes)
+    exported = models.with_adapter(models.load_model(str(tiny_model_folder)), tmp_path / "out")
+    torch.testing.assert_close(logits(exported), before, rtol=1e-3, atol=1e-3)
 
 
 def test_ollama_gets_a_gguf_and_a_modelfile_through_the_command(tiny_model_folder, tmp_path, capsys):

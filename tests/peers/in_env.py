@@ -19,10 +19,15 @@ def llamafactory():
     template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
     data = get_dataset(template, model_args, data_args, training, stage="sft", **module)
     found = {"r": tuning.lora_rank, "alpha": tuning.lora_alpha, "start": model_args.adapter_name_or_path}
-    found |= {"dora": tuning.use_dora, "ratio": tuning.loraplus_lr_ratio, "targets": sorted(tuning.lora_target)}
+    found |= {
+        "patience": tuning.early_stopping_steps,
+        "dora": tuning.use_dora,
+        "ratio": tuning.loraplus_lr_ratio,
+        "targets": sorted(tuning.lora_target),
+    }
     return (
         list(data["train_dataset"]),
-        list(data["eval_dataset"]["eval"]) if isinstance(data["eval_dataset"], dict) else list(data["eval_dataset"]),
+        list(*data["eval_dataset"].values() if isinstance(data["eval_dataset"], dict) else [data["eval_dataset"]]),
         found | trainer(training),
     )
 
@@ -35,7 +40,12 @@ def axolotl():
     cfg = load_cfg("train.yaml")
     data = load_datasets(cfg=cfg, cli_args=TrainerCliArgs())
     found = {"r": cfg.lora_r, "alpha": cfg.lora_alpha, "start": cfg.lora_model_dir, "dora": bool(cfg.peft_use_dora)}
-    found |= {"ratio": cfg.loraplus_lr_ratio, "targets": sorted(cfg.lora_target_modules)}
+    found |= {
+        "patience": cfg.early_stopping_patience,
+        "looks": looks(cfg),
+        "ratio": cfg.loraplus_lr_ratio,
+        "targets": sorted(cfg.lora_target_modules),
+    }
     found |= {"rate": cfg.learning_rate, "batch": cfg.micro_batch_size * cfg.gradient_accumulation_steps}
     found |= {
         "warmup": cfg.warmup_steps,
@@ -55,7 +65,11 @@ def ms_swift():
     train, held_out = job._prepare_dataset()
     args = job.args
     found = {"r": args.lora_rank, "alpha": args.lora_alpha, "start": args.adapters, "dora": args.use_dora}
-    found |= {"ratio": args.lorap_lr_ratio, "targets": sorted(args.target_modules)}
+    found |= {
+        "patience": args.training_args.early_stop_interval,
+        "ratio": args.lorap_lr_ratio,
+        "targets": sorted(args.target_modules),
+    }
     return list(train), list(held_out), found | trainer(args.training_args)
 
 
@@ -76,12 +90,18 @@ def trl():
 def trainer(args):
     """Of any `TrainingArguments`."""
     return {
+        "looks": looks(args),
         "rate": args.learning_rate,
         "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps,
         "warmup": args.warmup_steps,
         "decay": args.weight_decay,
         "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
     }
+
+
+def looks(args):
+    """Steps between looks and between checkpoints, and whether and by what the best one is taken up."""
+    return [args.eval_steps, args.save_steps, args.load_best_model_at_end, args.metric_for_best_model]
 
 
 def plain(rows):

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from recipe_samples import chats, order, unsloth_calls, write_spectra
+from recipe_samples import chats, keeping, order, unsloth_calls, write_spectra
 
 from lora_select import models
 from lora_select.data.intake import read_canonical
@@ -85,6 +85,18 @@ def test_the_tool_reads_the_chosen_numbers_and_sees_the_measured_tokens_and_labe
         measured = sorted(_measured(tmp_path / "rows" / f"{split}.parquet", tokenizer))
         got = sorted((row["input_ids"], _unshifted(row["labels"])) for row in seen[split])
         assert got == measured
+
+
+@pytest.mark.parametrize("tool", ["llamafactory", "axolotl", "ms-swift"])
+def test_the_tool_reads_when_to_look_at_kept_rows_and_when_to_stop_needs_peers(tiny_model_folder, tmp_path, tool):
+    python_of(tool)
+    told = keeping(tmp_path / "rows", tiny_model_folder)
+    emit(told, [tool], tmp_path / "none", tmp_path)
+    run(tool, [str(Path(__file__).with_name("in_env.py")), tool], tmp_path / tool)
+    seen = json.loads((tmp_path / tool / "seen.json").read_text())
+    assert seen["found"]["patience"] == 2
+    assert seen["found"]["looks"] == [5, 5, True, "eval_loss"]
+    assert len(seen["eval"]) == len(told.rows.validation)
 
 
 def _measured(file: Path, tokenizer) -> list[tuple[list[int], list[int]]]:

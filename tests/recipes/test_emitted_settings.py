@@ -9,33 +9,22 @@ import sys
 import pytest
 import yaml
 from moved_adapters import moved
-from recipe_samples import chats, order
+from recipe_samples import KEPT, keeping, order
 
 from lora_select import records
 from lora_select.config.sections import RetentionConfig
-from lora_select.data.intake import intake, read_canonical
 from lora_select.recipes import TOOLS, emit
 from lora_select.recipes.afterwards import settings_after
-from lora_select.recipes.rows import read
 from lora_select.records import Retention
 from lora_select.retention.settings import RetentionSettings
 
-KEPT = 8
 LOOKS = {"eval_steps": 5, "save_steps": 5, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
 
 
 @pytest.fixture
 def told(tiny_model_folder, tmp_path):
-    """An order of a plan that keeps 8 rows, looks at them every 5 steps, and stops after 2 that were worse."""
-    plain = order(tmp_path / "rows", tiny_model_folder, rows=chats(60))
-    dataset = intake(
-        source=str(tmp_path / "rows" / "rows.jsonl"), name="t", folder=tmp_path / "rows", eval_fraction=0.2
-    )
-    ids = [row_id for row_id, _ in read_canonical(tmp_path / "rows" / dataset.train_file.path)]
-    plan = dataclasses.replace(plain.plan, validation_rows=KEPT, validation_every=5, patience=2)
-    rows = read(dataset, tmp_path / "rows", plain.base, frozenset(ids[::2][:KEPT]))
     settings = RetentionSettings(judging_units=4, task_tokens=512, reference_tokens=640, tolerance="2%")
-    return dataclasses.replace(plain, plan=plan, rows=rows, retention=settings)
+    return dataclasses.replace(keeping(tmp_path / "rows", tiny_model_folder), retention=settings)
 
 
 def lines(file):

@@ -8,46 +8,18 @@ import re
 
 import mlflow_samples as samples
 import pytest
-from test_verdict import FORGOT, HIGHER, LOWER, MATCHED, TIE
+from report_samples import BASE, FORGOT, HIGHER, HOSTILE, LOWER, TIE, report_inputs
 
 from lora_select import records
 from lora_select.evaluation.wording import in_order
 from lora_select.report import plots
-from lora_select.report.report import ReportInputs, number, sentence, write_report
-
-BASE = records.BaseModel("some/model", "abc", "/nowhere", "f" * 64, "LlamaForCausalLM", 134_515_008, 30, 576, 49152, True, 8192)  # fmt: skip
-HOSTILE = '<script>alert(1)</script> & "quoted" {{ 7 * 7 }}'
+from lora_select.report.report import number, sentence, write_report
+from lora_select.report.verdict import sentences
 
 
 @pytest.fixture
 def inputs(tmp_path):
-    folder = tmp_path / "stages"
-    folder.mkdir()
-    rows = [{"row_id": str(n), "label_tokens": 10, "base_loss": 30.0 + n, "adapted_loss": 5.0 + n} for n in range(9)]
-    evaluation = dataclasses.replace(
-        samples.evaluation(folder),
-        metrics={"exact_match": MATCHED, "loss": LOWER},
-        against={"plain_lora": {"loss": TIE}},
-        forgetting=FORGOT,
-        samples=(records.Sample(HOSTILE, '{"a": 1}', HOSTILE, '{ "a":1 }'), records.Sample("q", "yes", "", "no")),
-        rows_file=samples.write(folder, "rows.json", json.dumps({"losses": rows, "answers": []})),
-    )
-    found = {
-        "dataset": samples.dataset(folder),
-        "profile": samples.profile(folder),
-        "spectra": samples.spectra(folder),
-        "decision": samples.decision(),
-        "plan": samples.plan(),
-        "adapter": samples.adapter(folder),
-        "proof": samples.proof(),
-        "evaluation": evaluation,
-        "promotion": samples.promotion(alias="champion"),
-    }
-    expected, took = (
-        records.Cost(when, 2e13, 0.5, 1, 0.5, records.Energy(kwh, source, "2 CPU threads of 8 W"), None, "EUR", ())
-        for when, kwh, source in (("planned", 0.02, "estimated"), ("measured", 0.031, "measured"))
-    )
-    return ReportInputs(BASE, found, dict.fromkeys(found, folder), "http://127.0.0.1:5000/#/runs/1", (expected, took))
+    return report_inputs(tmp_path / "stages")
 
 
 def test_the_page_says_what_the_training_was_expected_to_use_and_used(inputs, tmp_path):
@@ -132,6 +104,46 @@ def test_samples_say_which_answers_are_right(inputs, tmp_path):
     assert text.count("✓ exact") == 1
     assert "(nothing)" in text
     assert source.count('class="right"') == 1
+
+
+def test_an_answer_of_line_breaks_alone_fills_no_page(inputs, tmp_path):
+    sample = records.Sample("q", "yes", 96 * "\n", "yes\n\n \n\tno")
+    evaluation = dataclasses.replace(inputs.records["evaluation"], samples=(sample,))
+    source, text = page(changed(inputs, evaluation=evaluation), tmp_path)
+    assert "(96 line breaks)" in text
+    assert "yes (3 line breaks)" in text
+    assert "\n\n\n\n" not in source
+
+
+def test_the_first_box_is_one_sentence_and_the_role_and_no_sentence_is_lost(inputs, tmp_path):
+    source, text = page(inputs, tmp_path)
+    (box,) = re.findall(r'<p class="verdict">(.*?)</p>', source)
+    answer, role = re.fullmatch(r"(.*?)<small>(.*)</small>", html.unescape(box)).groups()
+    found = inputs.records
+    first, *others = sentences(found["decision"], found["evaluation"], found["promotion"])
+    assert (answer, role) == (first, "It is champion of tweets, version 1.")
+    assert all(text.count(other) == 1 for other in others[:-1])
+    assert text.index("held-out loss (nats/token)") < text.index(others[0])
+
+
+def test_scores_that_were_not_used_are_folded_away(inputs, tmp_path):
+    decision = inputs.records["decision"]
+    for abstained in (True, False):
+        told = changed(inputs, decision=dataclasses.replace(decision, abstained=abstained))
+        source, _ = page(told, tmp_path)
+        before, after = source.split('alt="Score of every candidate"')
+        assert (before.count("<details>") > before.count("</details>")) == abstained
+        assert "</details>" in after
+
+
+def test_the_looks_at_the_kept_rows_are_drawn_beside_the_training_loss(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps({"step": n, "loss": 2.0, "learning_rate": 1e-4}) + "\n" for n in range(1, 9)))
+    bare = plots.training(metrics, tmp_path / "bare.png").read_bytes()
+    looks = records.Validation(10, (0, 4, 8), (3.0, 1.0, 1.2), 0.1, 4, stopped_early=False)
+    drawn = plots.training(metrics, tmp_path / "looks.png", looks).read_bytes()
+    other = plots.training(metrics, tmp_path / "other.png", dataclasses.replace(looks, chosen_step=8)).read_bytes()
+    assert len({bare, drawn, other}) == 3
 
 
 def test_the_least_a_run_can_hold(inputs, tmp_path):

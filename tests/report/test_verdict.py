@@ -4,25 +4,13 @@ import dataclasses
 
 import mlflow_samples as samples
 import pytest
+from report_samples import FORGOT, HIGHER, KEPT, LOWER, MATCHED, TIE, pair
 
 from lora_select import records
 from lora_select.pipeline.summaries import summary
-from lora_select.records import MetricComparison
 from lora_select.report.answer import description, run_name
 from lora_select.report.verdict import change, delta, role, title, value, verdict
 from lora_select.selection.explanation import short
-
-
-def pair(base, adapted, low, high, *, unit="nats/token", better="lower", rows=86):
-    return MetricComparison(base, adapted, adapted - base, (low, high), rows, unit, better, low > 0 or high < 0)
-
-
-LOWER = pair(3.0071, 0.5522, -2.6483, -2.2855)
-TIE = pair(0.5611, 0.5522, -0.0301, 0.0122)
-HIGHER = pair(3.0071, 3.4001, 0.2002, 0.5877)
-FORGOT = pair(3.1131, 3.2092, 0.0735, 0.1180, rows=32)
-KEPT = pair(3.1131, 3.1135, -0.002, 0.003, rows=32)
-MATCHED = pair(0.0, 0.34375, 0.1875, 0.5, unit="of rows", better="higher", rows=32)
 
 
 def predicting(gain, error):
@@ -42,6 +30,7 @@ def predicting(gain, error):
         ({"loss": LOWER}, {"champion": {"loss": HIGHER}}, KEPT, "It is WORSE than the champion (version 3) by 0.393"),
         ({"loss": LOWER}, {"champion": {"loss": LOWER}}, KEPT, "It is better than the champion (version 3) by 2.455"),
         ({"loss": LOWER}, {}, FORGOT, "On general reference text its loss RISES by 0.096 nats/token (+0.073 to +0.118)."),
+        ({"loss": LOWER, "exact_match": pair(0.0, 0.0, 0.0, 0.0, unit="of rows", better="higher", rows=32)}, {}, KEPT, "Exactly right answers stay at 0.0 % of 32 rows."),
         ({"loss": LOWER, "exact_match": MATCHED}, {}, KEPT, "Exactly right answers rise from 0.0 % to 34.4 % of 32 rows."),
     ],
 )  # fmt: skip

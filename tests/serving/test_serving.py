@@ -94,6 +94,8 @@ def test_patterns_are_read_by_pefts_rule(tmp_path):
         ({"use_dora": True}, "use_dora", set(), {"vllm", "sglang", "llama.cpp", "ollama", "mlx"}),
         ({"init_lora_weights": "pissa"}, "init_lora_weights", {"sglang", "llama.cpp", "ollama"}, {"vllm"}),
         ({"lora_alpha": 7.5}, "lora_alpha", {"ollama"}, set()),
+        ({"target_modules": r".*\.q_proj"}, "target_modules", set(), {"sglang"}),
+        ({"layer_replication": [[0, 1]]}, "layer_replication", set(), {"vllm"}),
         ({"peft_type": "MISS"}, "peft_type", set(), {"vllm", "sglang", "llama.cpp", "ollama", "mlx"}),
     ],
 )
@@ -133,6 +135,42 @@ def test_what_was_trained_beside_the_adapter_is_named(tmp_path, config, named_in
     assert serving.faults(folder) == ()
     [found] = serving.beside(folder)
     assert named_in_it in found
+
+
+@pytest.mark.parametrize(
+    ("variant", "engine", "words"),
+    [
+        ("lora", None, []),
+        ("lora", "llama.cpp", []),
+        ("rslora", None, ["SGLang, llama.cpp, Ollama"]),
+        ("rslora", "vllm", []),
+        ("dora", "sglang", ["DoRA's magnitudes"]),
+        ("miss", None, ["it is MISS"]),
+        ("pissa", "vllm", ["its start (pissa)"]),
+    ],
+)
+def test_a_folder_that_is_not_trained_yet_is_judged_by_its_config(variant, engine, words):
+    import peft
+
+    made = named(variant, 8)
+    config = getattr(peft, made.peft_class)(**made.peft_arguments(), target_modules=["q_proj"]).to_dict()
+    if variant == "pissa":
+        config["init_lora_weights"] = "pissa"
+    found = serving.warnings_before(config, engine)
+    assert len(found) == len(words)
+    assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+def test_an_adapted_embedding_is_named_and_the_weight_that_peft_saves_beside_it_is_no_fault(tmp_path):
+    embedding = "base_model.model.model.embed_tokens"
+    tensors = {f"{embedding}.lora_embedding_A": torch.ones(4, 9), f"{embedding}.lora_embedding_B": torch.ones(6, 4)}
+    tensors[f"{embedding}.base_layer.weight"] = torch.ones(9, 6)
+    folder = write_folder(tmp_path / "a", config={"target_modules": ["q_proj", "embed_tokens"]}, tensors=tensors)
+    assert serving.faults(folder) == ()
+    [found] = serving.beside(folder)
+    assert "model.embed_tokens" in found
+    [line] = serving.warnings(folder)
+    assert "--to merged" in line
 
 
 def test_a_default_of_a_newer_peft_is_no_fault(tmp_path):

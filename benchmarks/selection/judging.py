@@ -116,6 +116,7 @@ def fit(settings: Sequence[Table]) -> Calibration:
         displacement=_digits(statistics.mean(moves)) if moves else 0.0,
         parameters=(min(sizes), max(sizes)) if sizes else (0, 0),
         displacements=(_digits(min(moves)), _digits(max(moves))) if moves else (0.0, 0.0),
+        rows=min(table.setting.rows for table in usable),
     )
 
 

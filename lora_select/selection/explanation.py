@@ -150,7 +150,7 @@ def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs:
         _about_variant(verdict, inputs),
         *_about_race(verdict),
         _about_learning_rate(verdict, inputs),
-        *_about_unshown(verdict, spectra, inputs),
+        *_about_unshown(verdict, profile, spectra, inputs),
         *_about_gain(verdict, profile),
         _about_rank(verdict.choice.candidate, profile, inputs),
         _about_signal(spectra),
@@ -237,11 +237,11 @@ def _about_learning_rate(verdict: Verdict, inputs: Constraints) -> str:
     )
 
 
-def _about_unshown(verdict: Verdict, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
+def _about_unshown(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
     """Where the learning rate is a prediction, and for what it was never shown."""
     if inputs.learning_rate is not None or verdict.raced:
         return ()
-    return never_shown(verdict.choice.candidate, spectra, inputs, shipped())
+    return never_shown(verdict.choice.candidate, profile, spectra, inputs, shipped())
 
 
 def _model(displacement: float, constants: Calibration) -> str:

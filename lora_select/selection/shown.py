@@ -1,6 +1,6 @@
-"""Where the learning rate was shown: a model or a plan unlike those that its constants come from is told so, in the decision itself."""
+"""Where the learning rate was shown: a model, rows or a plan unlike those that its constants come from are named in the decision itself."""
 
-from lora_select.records import Constraints, Spectra
+from lora_select.records import Constraints, DatasetProfile, Spectra
 from lora_select.selection.calibration import LONG_STEPS, Calibration
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.learning_rate import lora_displacement
@@ -11,37 +11,38 @@ UNSHOWN = "This learning rate was never shown on "
 """How the sentence begins."""
 
 
-def never_shown(candidate: Candidate, spectra: Spectra, inputs: Constraints, constants: Calibration) -> tuple[str, ...]:
-    """A sentence where the model is much larger or smaller, moves much farther or less far, or trains longer than what the constants saw.
+def never_shown(
+    candidate: Candidate, profile: DatasetProfile, spectra: Spectra, inputs: Constraints, constants: Calibration
+) -> tuple[str, ...]:
+    """One sentence that names what is unlike: a model's size, how far LoRA moves it, the planned steps, too few rows; none where nothing is.
 
     Args:
         candidate: the choice; LoRA's displacement on its layers counts.
-        spectra: for the model's parameters.
+        profile: for the training rows.
+        spectra: for the model's parameters; 0 says nothing.
         inputs: for the planned steps.
-        constants: with the ranges; a range of (0, 0) says nothing.
+        constants: with what was shown; 0 says nothing.
     """
-    moved = lora_displacement(candidate)
-    found = [
-        f"a model of {_count(spectra.model_parameters)} parameters (shown: {_count(constants.parameters[0])} to {_count(constants.parameters[1])})"
-        if _outside(spectra.model_parameters, constants.parameters)
-        else "",
-        f"a model that LoRA's step displaces by {moved:.2g} (shown: {constants.displacements[0]:.2g} to {constants.displacements[1]:.2g})"
-        if _outside(moved, constants.displacements)
-        else "",
-        f"{inputs.planned_steps} steps (shown: {constants.steps} to {LONG_STEPS:g})"
-        if _outside(inputs.planned_steps, (constants.steps, LONG_STEPS))
-        else "",
-    ]
-    parts = [part for part in found if part]
-    return (
-        (f"{UNSHOWN}{', nor on '.join(parts)}. A race (`selection.race_budget=3`) tries three of them here.",)
-        if parts
-        else ()
-    )
+    (small, large), (least, most) = constants.parameters, constants.displacements
+    moved, rows, steps = lora_displacement(candidate), profile.train.trained, inputs.planned_steps
+    found = []
+    if _outside(spectra.model_parameters, small, large):
+        found.append(
+            f"a model of {_count(spectra.model_parameters)} parameters (shown: {_count(small)} to {_count(large)})"
+        )
+    if _outside(moved, least, most):
+        found.append(f"a model that LoRA's step displaces by {moved:.2g} (shown: {least:.2g} to {most:.2g})")
+    if _outside(steps, constants.steps, LONG_STEPS):
+        found.append(f"{steps:,} steps (shown: {constants.steps} to {LONG_STEPS:g})")
+    if 0 < rows < constants.rows / APART:
+        found.append(f"as few as {rows} rows (shown: {constants.rows})")
+    if not found:
+        return ()
+    return (f"{UNSHOWN}{', nor on '.join(found)}. A race (`selection.race_budget=3`) tries three of them here.",)
 
 
-def _outside(value: float, shown: tuple[float, float]) -> bool:
-    return bool(value and shown[1]) and not shown[0] / APART <= value <= shown[1] * APART
+def _outside(value: float, low: float, high: float) -> bool:
+    return bool(value and high) and not low / APART <= value <= high * APART
 
 
 def _count(parameters: float) -> str:

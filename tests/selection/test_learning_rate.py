@@ -84,20 +84,31 @@ def test_short_runs_follow_the_displacement_of_the_model_and_long_ones_do_not():
 
 
 @pytest.mark.parametrize(
-    ("parameters", "moved", "steps", "told"),
+    ("parameters", "moved", "steps", "rows", "told"),
     [
-        (0, 1.0, 60, ()),
-        (350_000_000, 1.0, 60, ()),
-        (7_000_000_000, 1.0, 60, ("7 B", "135 M to 268 M")),
-        (0, 0.1, 60, ("displaces by 0.1",)),
-        (0, 1.0, 10_000, ("10000 steps",)),
-        (7_000_000_000, 1.0, 10_000, ("7 B", "10000 steps")),
+        (0, 1.0, 60, 100, ()),
+        (350_000_000, 1.0, 60, 100, ()),
+        (7_000_000_000, 1.0, 60, 100, ("7 B", "135 M to 268 M")),
+        (0, 0.1, 60, 100, ("displaces by 0.1",)),
+        (0, 1.0, 10_000, 100, ("10,000 steps",)),
+        (0, 1.0, 60, 48, ("48 rows",)),
+        (7_000_000_000, 1.0, 10_000, 100, ("7 B", "10,000 steps")),
     ],
-    ids=["no size known", "near the shown models", "a large model", "moves little", "a long run", "two of them"],
+    ids=[
+        "no size known",
+        "near the shown models",
+        "a large model",
+        "moves little",
+        "a long run",
+        "few rows",
+        "two of them",
+    ],
 )
-def test_the_answer_says_where_the_learning_rate_was_never_shown(parameters, moved, steps, told):
+def test_the_answer_says_where_the_learning_rate_was_never_shown(parameters, moved, steps, rows, told):
     spectra = dataclasses.replace(planted.spectra(displacements={"lora": moved}), model_parameters=parameters)
-    decision = select(planted.profile(), spectra, planted.inputs(planned_steps=steps))
+    profile = planted.profile()
+    profile = dataclasses.replace(profile, train=dataclasses.replace(profile.train, rows=rows))
+    decision = select(profile, spectra, planted.inputs(planned_steps=steps))
     lines = [line for line in answer(decision) if line.startswith(UNSHOWN)]
     assert len(lines) == bool(told)
     assert all(part in lines[0] for part in told)

@@ -76,13 +76,15 @@ def short(decision: Decision) -> str:
 
 
 def answer(decision: Decision) -> tuple[str, ...]:
-    """What to train, what must not be overlooked, why in one sentence, and what to expect of it where that was predicted."""
+    """What to train, what must not be overlooked, why in one sentence, what to expect, and for what the learning rate was never shown."""
     choice = decision.choice
     rank = f", r {choice.r}, alpha {choice.lora_alpha}" if choice.r else ""
     place = PLACES.get(choice.targets, choice.targets)
     head = f"{title(choice.variant)} on {place}{rank}, learning rate {choice.learning_rate:g}."
-    overlooked = (sentence for sentence in decision.reasons if sentence.startswith((EXPERTS, UNSHOWN)))
-    return (head, *overlooked, _why(decision), *_expected(decision))
+    experts, unshown = (
+        tuple(sentence for sentence in decision.reasons if sentence.startswith(begins)) for begins in (EXPERTS, UNSHOWN)
+    )
+    return (head, *experts, _why(decision), *_expected(decision), *unshown)
 
 
 def _why(decision: Decision) -> str:

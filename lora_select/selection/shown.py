@@ -48,7 +48,9 @@ def _outside(value: float, low: float, high: float) -> bool:
 def _count(parameters: float) -> str:
     """In millions or billions.
 
-    >>> _count(134_515_008), _count(7_241_732_096)
-    ('135 M', '7.2 B')
+    >>> _count(90_752), _count(134_515_008), _count(7_241_732_096)
+    ('90,752', '135 M', '7.2 B')
     """
+    if parameters < 1e6:
+        return f"{parameters:,.0f}"
     return f"{parameters / 1e9:.2g} B" if parameters >= 1e9 else f"{parameters / 1e6:.3g} M"

@@ -3,8 +3,9 @@
 PYTHONPATH=DATA python -m benchmarks.pass_cost               # SmolLM2 on the quickstart's task, then MiniLM
 PYTHONPATH=DATA python -m benchmarks.pass_cost minilm
 
-Some steps of the training are timed, and the pass as a default run plans it: both for 500 steps and for the quickstart's 30. A training's
-seconds are those of a step times its steps, so they are extrapolated. Reading rows and loading models are left out of both.
+Two steps of the training are timed, and a pass of four microbatches as a default run makes it: what streams, and what is done once a layer.
+The shares of two plans are computed from these: a training's seconds are those of a step times its steps, a longer pass streams more.
+Reading rows and loading models are left out of both.
 """
 
 import json
@@ -22,29 +23,29 @@ from benchmarks.selection.sweep.candidates import adapter, candidate
 from benchmarks.selection.sweep.subject import Subject, load
 from lora_select.config import AnalysisConfig, SelectionConfig
 from lora_select.data.labels.tokens import label_loss
-from lora_select.data.microbatches import draw
+from lora_select.data.microbatches import MINIMUM, draw
 from lora_select.pipeline.stages.prepare import microbatches
-from lora_select.records import LayerSpectra, Spectra, write_text
+from lora_select.records import Spectra, write_text
 from lora_select.spectral.measuring_pass import analyze
 from lora_select.training import trials
+from lora_select.training.worker.batches import trained_tokens
 from lora_select.variants import CATALOGUE
 
 FILE = Path(__file__).parent / "results" / "pass_cost.json"
-TASKS = {"smollm2-135m": "entities", "minilm": "news", "gemma3-270m": "formula"}
-ROWS, BATCH, MICRO, WARM, TIMED = 384, 16, 8, 1, 4
-PLANS = {"500 steps": 500, "the quickstart's 30 steps": 30}
-RATE = 1e-3
+TASKS = {"smollm2-135m": "entities", "minilm": "news"}
+ROWS, BATCH, WARM, TIMED, RATE = 192, 8, 1, 2, 1e-3
+PLANS = {"500 steps of 16 rows": (500, 16), "the quickstart's 30 steps of 16 rows": (30, 16)}
 
 
-def processor(began: float) -> float:
-    """Seconds of this process since."""
-    return round(time.process_time() - began, 2)
-
-
-def measured(subject: Subject, count: int, *, structure: bool, seed: int = 0) -> tuple[Spectra, dict[str, float]]:
-    """A pass of so many microbatches, and its processor seconds; of them `finish` is what is done once a layer, by the wall's share."""
+def passed(subject: Subject) -> tuple[Spectra, dict[str, float]]:
+    """A pass of four microbatches, its tokens, and processor seconds of its two parts."""
     size = AnalysisConfig().microbatch_size
-    batches = draw(subject.rows.train, microbatches=count, size=size, seed=seed, pad_id=subject.pad_id)
+    batches = draw(subject.rows.train, microbatches=MINIMUM, size=size, seed=0, pad_id=subject.pad_id)
+    ends: dict[bool, float] = {}
+
+    def report(done: int, _total: int, _message: str) -> None:
+        ends[done <= MINIMUM] = time.process_time()
+
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         made = analyze(
@@ -53,57 +54,58 @@ def measured(subject: Subject, count: int, *, structure: bool, seed: int = 0) ->
             loss_fn=label_loss,
             variants=CATALOGUE,
             sketch_size=AnalysisConfig().sketch_size,
-            structure=structure,
-            seed=seed,
+            structure=AnalysisConfig().structure,
+            seed=0,
             folder=Path(folder),
             dataset_digest="",
             model_digest="",
+            progress=report,
         )
-    seconds = processor(began)
-    finish = round(seconds * made.finish_seconds / made.seconds, 2)
-    return made, {"microbatches": made.microbatches, "tokens": made.tokens, "seconds": seconds, "finish": finish}
+    return made, {
+        "tokens": made.tokens,
+        "stream_seconds": round(ends[True] - began, 2),
+        "finish_seconds": round(ends[False] - ends[True], 2),
+    }
 
 
-def trained(subject: Subject, layers: tuple[LayerSpectra, ...]) -> dict[str, float]:
-    """Processor seconds of a step of plain LoRA r 16, and the tokens of a row."""
-    reference = candidate("lora", "all-linear", 16, layers)
+def trained(subject: Subject, spectra: Spectra) -> dict[str, float]:
+    """Tokens and processor seconds of the timed steps of plain LoRA r 16."""
+    reference = candidate("lora", "all-linear", 16, spectra.layers)
     assert reference is not None
-    spec, steps = adapter(reference, RATE), WARM + TIMED
-    plan = plans.alone(rate=RATE, seed=0, steps=steps, epochs=1, batch=BATCH, micro=MICRO, packing=subject.packing)
+    spec, steps, rows = adapter(reference, RATE), WARM + TIMED, subject.rows.train
+    plan = plans.alone(rate=RATE, seed=0, steps=steps, epochs=1, batch=BATCH, micro=BATCH, packing=subject.packing)
     ends: list[float] = []
     with trials.adapted(subject.model, spec, plan) as network:
-        trials.train(
-            network, spec, plan, subject.rows.train, subject.pad_id, lambda _: ends.append(time.process_time())
-        )
-    tokens = sum(len(row.input_ids) for row in subject.rows.train) / len(subject.rows.train)
-    return {"step_seconds": round((ends[-1] - ends[WARM - 1]) / TIMED, 3), "row_tokens": round(tokens, 1)}
+        trials.train(network, spec, plan, rows, subject.pad_id, lambda _: ends.append(time.process_time()))
+    tokens = trained_tokens(plan, rows, steps) - trained_tokens(plan, rows, WARM)
+    return {"tokens": tokens, "seconds": round(ends[-1] - ends[WARM - 1], 2)}
 
 
 def one(name: str) -> dict[str, Any]:
-    """A model: its step, its passes, and the share of each plan."""
+    """A model: its pass, its steps, and what each plan's pass is of its training."""
     subject = load(name, tasks.find(TASKS[name]), ROWS)
-    _, first = measured(subject, 4, structure=True)
-    spectra, second = measured(subject, 4, structure=False)
-    step = trained(subject, spectra.layers)
-    rate = step["step_seconds"] / (BATCH * step["row_tokens"])
+    spectra, measured = passed(subject)
+    steps = trained(subject, spectra)
+    row_tokens = sum(len(row.input_ids) for row in subject.rows.train) / ROWS
+    second = steps["seconds"] / steps["tokens"]
     found: dict[str, Any] = {
         "task": TASKS[name],
-        "batch": BATCH,
-        **step,
-        "with_structure": first,
-        "without": second,
-        "finish_in_trained_tokens": round(second["finish"] / rate),
-        "token_cost": round((second["seconds"] - second["finish"]) / second["tokens"] / rate, 2),
+        "row_tokens": round(row_tokens, 1),
+        "pass": measured,
+        "training": steps,
+        "finish_in_trained_tokens": round(measured["finish_seconds"] / second),
+        "token_cost": round(measured["stream_seconds"] / measured["tokens"] / second, 2),
         "plans": {},
     }
-    for words, steps in PLANS.items():
-        count = microbatches(AnalysisConfig(), SelectionConfig(), steps * BATCH, step["row_tokens"])
-        cost = second if count == second["microbatches"] else measured(subject, count, structure=False)[1]
-        share = cost["seconds"] / (steps * step["step_seconds"])
+    for words, (planned, batch) in PLANS.items():
+        count = microbatches(AnalysisConfig(), SelectionConfig(), planned * batch, row_tokens)
+        cost = measured["stream_seconds"] * count / MINIMUM + measured["finish_seconds"]
+        training = planned * batch * row_tokens * second
         found["plans"][words] = {
-            **cost,
-            "training_seconds": round(steps * step["step_seconds"]),
-            "share": round(share, 4),
+            "microbatches": count,
+            "pass_seconds": round(cost, 1),
+            "training_seconds": round(training, 1),
+            "share": round(cost / training, 4),
         }
     return found
 

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import plans
-from benchmarks.selection.encoder_rates import behind, vertex
-from benchmarks.selection.judging import seed_sd
+from benchmarks.selection.rates import NEAR, behind, near, vertex
 from benchmarks.selection.shipped import settings, shipped_rate
 from benchmarks.selection.sweep import tasks
 from benchmarks.selection.sweep.runner import MICRO_ROWS
@@ -38,7 +37,7 @@ from lora_select.training.worker.process import seed_micro_batch
 from lora_select.variants import named
 
 FILE = Path(__file__).parent / "results" / "directional.json"
-ROWS, FARTHEST, NEAR = 32, 10.0, 1.5
+ROWS, FARTHEST, FEWEST = 32, 10.0, 3
 
 
 def spec_of(subject: Subject, rate: float) -> AdapterSpec:
@@ -131,30 +130,32 @@ def measure(known: dict[str, Any], tables: Sequence[Table], most: int) -> None:
 
 def judge(found: Mapping[str, Mapping[str, float]], tables: Mapping[str, Table]) -> list[str]:
     """The rate = shipped x c x (best step / shipped)^b, c and b by least squares on the other tasks, beside the shipped one."""
-    lines, regrets = [], {"shipped": {}, "with the probe": {}}
-    near = dict.fromkeys(regrets, 0)
+    lines: list[str] = []
+    regrets: dict[str, dict[str, float]] = {"shipped": {}, "with the probe": {}}
+    hits = dict.fromkeys(regrets, 0)
     for name, one in found.items():
         table = tables[name]
         others = [other for other in found if tables[other].setting.task != table.setting.task]
+        if len(others) < FEWEST:
+            return ["too few settings"]
         x = [math.log(best_step(found[other]) / found[other]["rate"]) for other in others]
         y = [math.log(vertex(tables[other]).rate / found[other]["rate"]) for other in others]
-        if len(others) < 3:
-            return ["too few settings"]
         power, shift = statistics.linear_regression(x, y)
         probed = one["rate"] * math.exp(shift + power * math.log(best_step(one) / one["rate"]))
         for words, rate in (("shipped", one["rate"]), ("with the probe", float(f"{probed:.2g}"))):
-            near[words] += abs(math.log(rate / vertex(table).rate)) <= math.log(NEAR)
-            if seed_sd(table):
-                regrets[words][name] = behind(table, rate)
+            hits[words] += near(rate, table)
+            if (regret := behind(table, rate, own=True)) is not None:
+                regrets[words][name] = regret
         lines.append(
-            f"{name}: shipped {one['rate']:g}, best step {best_step(one):.2g}, probe says {probed:.2g} (power {power:.2f}), best {vertex(table).rate:.2g}"
+            f"{name}: shipped {one['rate']:g}, best step {best_step(one):.2g}, the probe says {probed:.2g} (power {power:.2f}), "
+            f"best {vertex(table).rate:.2g}"
         )
     for words, values in regrets.items():
         causal = [value for name, value in values.items() if tables[name].setting.model != ENCODER]
         told = f", language models {statistics.median(causal):.2f}" if causal else ""
         lines.append(
-            f"{words}: within {NEAR} of the best in {near[words]} of {len(found)}; regret in the median {statistics.median(values.values()):.2f}{told}, "
-            f"worst {max(values.values()):.2f} seed SDs"
+            f"{words}: within {NEAR} of the best in {hits[words]} of {len(found)}; behind LoRA's best by {statistics.median(values.values()):.2f} "
+            f"seed SDs in the median{told}, {max(values.values()):.2f} at most"
         )
     return lines
 

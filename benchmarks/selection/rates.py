@@ -1,6 +1,6 @@
-"""Constants for a kind of model that the shipped ones were not fitted on: MiniLM's learning rates, leave-one-task-out, read off the swept losses.
+"""How far learning rates are from the best, leave-one-task-out, read off the swept losses: the shipped ones, and other constants for MiniLM.
 
-python -m benchmarks.selection encoder       # writes results/encoder_rates.json; trains nothing
+python -m benchmarks.selection rates       # writes results/rates.json; trains nothing
 """
 
 import json
@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from benchmarks.selection.case import best_run
 from benchmarks.selection.costs import read_off
@@ -21,9 +21,11 @@ from benchmarks.selection.sweep.table import RESULTS, Run, Table
 from lora_select.records import write_text
 from lora_select.selection.calibration import reference_rate
 
-FILE = RESULTS / "encoder_rates.json"
+FILE = RESULTS / "rates.json"
 Rule = Callable[[Table, Sequence[Table], Sequence[Table]], float]
 """(setting, MiniLM's settings of other tasks, language models' settings of other tasks) -> learning rate."""
+NEAR = 1.5
+"""Factor within which a learning rate counts as near the best."""
 
 
 @final
@@ -88,44 +90,64 @@ RULES: dict[str, Rule] = {
 }
 
 
-def behind(table: Table, rate: float) -> float:
-    """Seed SDs above the best candidate on the odd rows: of the run where there is one, else read off the swept losses."""
-    run, sd = Run(REFERENCE, rate, 0), seed_sd(table)
-    assert sd is not None
+def behind(table: Table, rate: float, *, own: bool = False) -> float | None:
+    """Seed SDs above the best candidate on the odd rows, or above LoRA's own best learning rate; None below three seeds.
+
+    Of the run where there is one, else read off the swept losses.
+    """
+    run, sd, lora = Run(REFERENCE, rate, 0), seed_sd(table), best_run(table, REFERENCE)
+    if sd is None or lora is None:
+        return None
     loss = level(table, run) if run in table.outcomes else read_off(table, rate)[0]
-    return (loss - best_level(table)) / sd
+    return (loss - (level(table, lora) if own else best_level(table))) / sd
+
+
+def near(rate: float, table: Table) -> bool:
+    """Whether it is within a factor 1.5 of the best one."""
+    return abs(math.log(rate / vertex(table).rate)) <= math.log(NEAR)
+
+
+def entry(table: Table, rate: float) -> dict[str, Any]:
+    """A learning rate on a setting; the best default's lead where it is known."""
+    lowest = min(table.rates(REFERENCE))
+    defaults = [other for key, other in DEFAULTS.values() if key == REFERENCE and other >= lowest]
+    own = behind(table, rate)
+    ahead = [own - theirs for other in defaults if own is not None and (theirs := behind(table, other)) is not None]
+    return {
+        "rate": rate,
+        "best": float(f"{vertex(table).rate:.2g}"),
+        "near": near(rate, table),
+        "behind": _rounded(own),
+        "behind_lora": _rounded(behind(table, rate, own=True)),
+        "best_default_ahead": _rounded(max(ahead, default=None)),
+    }
 
 
 def keep() -> None:
-    """Write `encoder_rates.json` and print a line a rule: median, worst, and how far the best default is ahead anywhere."""
+    """Write `rates.json` and print a line a group: median, worst, how far the best default is ahead anywhere, and how many are near the best."""
     known = settings()
-    encoder = [table for table in known if table.setting.model == ENCODER]
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, rule in RULES.items():
-        found[name] = {}
-        for table in encoder:
-            own, causal = (
-                [t for t in known if _task(t) != _task(table) and kept(t)]
-                for kept in (lambda t: t.setting.model == ENCODER, shipped_with)
-            )
-            rate = float(f"{rule(table, own, causal):.2g}")
-            defaults = [
-                other for key, other in DEFAULTS.values() if key == REFERENCE and other >= min(table.rates(REFERENCE))
-            ]
-            ahead = [behind(table, rate) - behind(table, other) for other in defaults]
-            found[name][table.setting.name] = {
-                "rate": rate,
-                "best": float(f"{vertex(table).rate:.2g}"),
-                "behind": round(behind(table, rate), 2),
-                **({"best_default_ahead": round(max(ahead), 2)} if ahead else {}),
-            }
-        values = found[name].values()
-        print(
-            f"{name}: median {statistics.median(one['behind'] for one in values):.2f}, worst {max(one['behind'] for one in values):.1f}; "
-            f"a default ahead by {max(one.get('best_default_ahead', -math.inf) for one in values):.1f} at most; within 1.5 of the best rate in "
-            f"{sum(abs(math.log(one['rate'] / one['best'])) <= math.log(1.5) for one in values)} of {len(values)}"
-        )
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    groups: list[tuple[str, Rule, bool]] = [("language models, as shipped", shipped, False)]
+    groups += [(f"MiniLM, {name}", rule, True) for name, rule in RULES.items()]
+    for words, rule, encoder in groups:
+        found[words] = {}
+        for table in known:
+            if (table.setting.model == ENCODER) != encoder:
+                continue
+            others = [other for other in known if _task(other) != _task(table)]
+            own, causal = [t for t in others if t.setting.model == ENCODER], [t for t in others if shipped_with(t)]
+            found[words][table.setting.name] = entry(table, float(f"{rule(table, own, causal):.2g}"))
+        values = list(found[words].values())
+        told = [f"{sum(one['near'] for one in values)} of {len(values)} within {NEAR} of the best learning rate"]
+        for name in ("behind", "behind_lora", "best_default_ahead"):
+            some = [one[name] for one in values if one[name] is not None]
+            told.append(f"{name} {statistics.median(some):.2f}, at most {max(some):.2f}")
+        print(f"{words}: {'; '.join(told)}")
     write_text(FILE, json.dumps(found, indent=1) + "\n")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def _task(table: Table) -> str:

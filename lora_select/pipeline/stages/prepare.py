@@ -26,7 +26,7 @@ GATE = "gate.json"
 MOST = 32
 """Microbatches of a spectral pass that is read for more than LoRA's displacement."""
 FINISH_TOKENS = 2_000
-"""What the pass does once, weights' singular values and the like, costs about what so many trained tokens do (benchmarks/pass_cost.py)."""
+"""What the pass does once, weights' singular values and the like, costs about what so many trained tokens do (benchmarks/spectral/pass_cost.py)."""
 TOKEN_COST = 1.5
 """A token of the pass over one of the training: microbatches are short, and sketches are added."""
 ROW_OPTIONS = ("columns", "ignore_columns", "reasoning", "learn")

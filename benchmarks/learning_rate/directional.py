@@ -1,8 +1,8 @@
 """A directional probe at the end of warm-up: along the optimiser's own next step, how far would be best? Three forward passes; resumable.
 
-PYTHONPATH=DATA python -m benchmarks.directional                  # MiniLM's settings, then SmolLM2's and Gemma's, shortest rows first
-PYTHONPATH=DATA python -m benchmarks.directional --judge          # probes nothing
-PYTHONPATH=DATA python -m benchmarks.directional --most 4
+PYTHONPATH=DATA python -m benchmarks.learning_rate.directional                  # MiniLM's settings, then SmolLM2's and Gemma's, shortest rows first
+PYTHONPATH=DATA python -m benchmarks.learning_rate.directional --judge          # probes nothing
+PYTHONPATH=DATA python -m benchmarks.learning_rate.directional --most 4
 
 With d the step that the optimizer would take at the shipped learning rate h: g.d and d.Hd from the loss at the place, one step on and one
 step back, on 32 training rows. Their ratio times h is the learning rate at which this one step would take off most.
@@ -36,7 +36,7 @@ from lora_select.training.worker.loop import learning_rate
 from lora_select.training.worker.process import seed_micro_batch
 from lora_select.variants import named
 
-FILE = Path(__file__).parent / "results" / "directional.json"
+FILE = Path(__file__).parents[1] / "results" / "directional.json"
 ROWS, FARTHEST, FEWEST = 32, 10.0, 3
 
 

@@ -1,6 +1,6 @@
 """Whether structure scores name a planted update: teachers are MiniLM with an update of known kind on the six linear layers of its last block.
 
-PYTHONPATH=DATA python -m benchmarks.planted        # resumable; a kind that is there is not run again
+PYTHONPATH=DATA python -m benchmarks.spectral.planted        # resumable; a kind that is there is not run again
 
 The pass reads the divergence KL(teacher || base) on package descriptions. A kind is named by the score that exceeds the value of a gradient
 that does not know W by the largest factor, where that is above twice it beyond two standard errors; where none does, the update is plain.
@@ -27,7 +27,7 @@ from lora_select.spectral.measuring_pass import analyze
 from lora_select.spectral.structure import null_scores
 from lora_select.variants import CATALOGUE
 
-FILE = Path(__file__).parent / "results" / "planted.json"
+FILE = Path(__file__).parents[1] / "results" / "planted.json"
 TASK, ROWS, MICROBATCHES, SIZE = "section-latest", 256, 32, 4
 RANK, BLOCK, MOVES = 8, 32, 0.3
 """Of the planted updates: rank, columns of a rotated block, and rms(D x) / rms(W x) in every layer."""

@@ -1,6 +1,6 @@
 """Whether the shipped learning rate harms a classifier of 48 rows: MiniLM judged on rows that no earlier judge has seen; resumable.
 
-PYTHONPATH=DATA python -m benchmarks.few_rows            # trains what is missing, then judges
+PYTHONPATH=DATA python -m benchmarks.learning_rate.few_rows            # trains what is missing, then judges
 """
 
 import functools
@@ -22,7 +22,7 @@ from lora_select.spectral.linear_layers import linear_layers
 from lora_select.training import trials
 from lora_select.variants import named
 
-FILE = Path(__file__).parent / "results" / "few_rows.json"
+FILE = Path(__file__).parents[1] / "results" / "few_rows.json"
 SHIPPED = {"newsgroup": 8.3e-4, "news": 9.2e-4}
 """Of the setting with 48 rows, constants without its own task (`benchmarks.selection.shipped`)."""
 ROWS, STEPS, BATCH, OTHER, JUDGES = 48, 24, 8, 3e-4, 1024

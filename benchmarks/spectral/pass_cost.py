@@ -1,7 +1,7 @@
 """What the measuring pass costs beside the training that it decides on: processor seconds of both in one process, one thread; resumable.
 
-PYTHONPATH=DATA python -m benchmarks.pass_cost               # SmolLM2 on the quickstart's task, then MiniLM
-PYTHONPATH=DATA python -m benchmarks.pass_cost minilm
+PYTHONPATH=DATA python -m benchmarks.spectral.pass_cost               # SmolLM2 on the quickstart's task, then MiniLM
+PYTHONPATH=DATA python -m benchmarks.spectral.pass_cost minilm
 
 Two steps of the training are timed, and a pass of four microbatches as a default run makes it: what streams, and what is done once a layer.
 The shares of two plans are computed from these: a training's seconds are those of a step times its steps, a longer pass streams more.
@@ -31,7 +31,7 @@ from lora_select.training import trials
 from lora_select.training.worker.batches import trained_tokens
 from lora_select.variants import CATALOGUE
 
-FILE = Path(__file__).parent / "results" / "pass_cost.json"
+FILE = Path(__file__).parents[1] / "results" / "pass_cost.json"
 TASKS = {"smollm2-135m": "entities", "minilm": "news"}
 ROWS, BATCH, WARM, TIMED, RATE = 192, 8, 1, 2, 1e-3
 PLANS = {"500 steps of 16 rows": (500, 16), "the quickstart's 30 steps of 16 rows": (30, 16)}

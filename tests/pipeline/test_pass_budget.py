@@ -8,8 +8,8 @@ from lora_select.pipeline.stages.prepare import FINISH_TOKENS, MOST, TOKEN_COST,
 
 @pytest.mark.parametrize(
     ("planned_rows", "expected"),
-    [(480, 4), (800, 6), (2_400, 32), (16_000, 32)],
-    ids=["never below four", "what is left of 5 % after the fixed part", "never above 32", "nor for long ones"],
+    [(480, 4), (800, 6), (2_400, 26), (16_000, 32)],
+    ids=["never below four", "what is left of 5 % after the fixed part", "more for longer ones", "never above 32"],
 )
 def test_a_default_run_pays_for_its_pass_out_of_five_percent_of_its_training(planned_rows, expected):
     assert microbatches(AnalysisConfig(), SelectionConfig(), planned_rows, 100) == expected

@@ -25,10 +25,10 @@ GATE = "gate.json"
 """The gate's record, beside the rows that it looked at."""
 MOST = 32
 """Microbatches of a spectral pass that is read for more than LoRA's displacement."""
-FINISH_TOKENS = 2_000
-"""What the pass does once, weights' singular values and the like, costs about what so many trained tokens do (benchmarks/spectral/pass_cost.py)."""
-TOKEN_COST = 1.5
-"""A token of the pass over one of the training: microbatches are short, and sketches are added."""
+FINISH_TOKENS = 1_300
+"""What the pass does once a layer, weights' singular values and the like, costs as much as so many trained tokens (benchmarks/spectral/pass_cost.py)."""
+TOKEN_COST = 2.0
+"""A token of the pass over one of the training, measured there: its microbatches are short, and sketches are added."""
 ROW_OPTIONS = ("columns", "ignore_columns", "reasoning", "learn")
 """What the config's dataset section says of the rows themselves."""
 

@@ -33,6 +33,11 @@ class LowerLayers(nn.Module):
         super().__init__()
         self.lower, self.pad_id = [embeddings, *layers], pad_id  # a plain list: they are no part of what is adapted
 
+    @property
+    def word_embeddings(self) -> "LowerLayers":
+        """Where the spectral pass begins its graph."""
+        return self
+
     def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
         """Hidden states of shape (rows, places, d); what stands after a row's tokens is 0 and masked later."""
         rows = [self._row(ids) for ids in input_ids.tolist()]

@@ -55,6 +55,7 @@ def main() -> None:
     reaching.add_argument("--model", default=MODELS[0], choices=MODELS)
     reaching.add_argument("--work", type=Path, default=Path("runs/oracle"))
     commands.add_parser("own", help="whether constants moved by a history of runs pay, on the sweep's tables")
+    commands.add_parser("rates", help="how far the shipped learning rates are from the best, on the sweep's tables")
     shipped.add(commands)
     options = parser.parse_args()
     if options.command == "shipped":
@@ -63,6 +64,10 @@ def main() -> None:
         from benchmarks.selection import own
 
         own.keep()
+    elif options.command == "rates":
+        from benchmarks.selection import rates
+
+        rates.keep()
     elif options.command == "sweep":
         sweep(options)
     elif options.command == "reach":

@@ -12,7 +12,7 @@ from benchmarks.selection.case import Case, Choice, base_loss, best_run
 from benchmarks.selection.strategies import STRATEGIES
 from benchmarks.selection.sweep.candidates import NAMED, REFERENCE
 from benchmarks.selection.sweep.schedule import GRID, RUNG, best_rate
-from benchmarks.selection.sweep.subject import CAUSAL
+from benchmarks.selection.sweep.subject import CAUSAL, PARAMETERS
 from benchmarks.selection.sweep.table import RESULTS, STEPS, Run, Table
 from benchmarks.selection.sweep.tasks import CONTROLS
 from lora_select.selection import calibration
@@ -95,6 +95,7 @@ def fit(settings: Sequence[Table]) -> Calibration:
         math.log(_gentle(table, 1.0) / _gentle(table, RUNG)) for table in usable if table.rates(REFERENCE, share=RUNG)
     ]
     gains = [1 - loss(table, best_run(table, REFERENCE) or Run(REFERENCE, 0, 0)) / base_loss(table) for table in usable]
+    sizes = [PARAMETERS[table.setting.model] for table in usable if table.setting.model in PARAMETERS]
     spreads = [
         sd / loss(table, best_run(table, REFERENCE) or Run(REFERENCE, 0, 0))
         for table in usable
@@ -112,8 +113,15 @@ def fit(settings: Sequence[Table]) -> Calibration:
         rung_shift_log_sd=round(_sd(shifts), 3),
         displacement_power=_power(usable),
         seed_sd_share=round(statistics.median(spreads), 4) if spreads else 0.0,
-        displacement=float(f"{math.exp(statistics.mean(moves)):.3g}") if moves else 0.0,
+        displacement=_digits(statistics.mean(moves)) if moves else 0.0,
+        parameters=(min(sizes), max(sizes)) if sizes else (0, 0),
+        displacements=(_digits(min(moves)), _digits(max(moves))) if moves else (0.0, 0.0),
+        rows=min(table.setting.rows for table in usable),
     )
+
+
+def _digits(log: float) -> float:
+    return float(f"{math.exp(log):.3g}")
 
 
 def _power(settings: Sequence[Table]) -> float:

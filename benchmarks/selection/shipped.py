@@ -50,11 +50,11 @@ def shipped_rate(table: Table, known: Sequence[Table]) -> float:
     return reference_rate(table.setting.steps, fit(others), displacement(table))
 
 
-def defaults(table: Table) -> dict[str, Run]:
+def defaults(table: Table, seed: int = 0) -> dict[str, Run]:
     """The runs of other trainers' defaults on a setting, by name."""
-    found = {name: Run(key, rate, 0) for name, (key, rate) in DEFAULTS.items()}
+    found = {name: Run(key, rate, seed) for name, (key, rate) in DEFAULTS.items()}
     hidden = HIDDEN.get(table.setting.model)
-    return found | ({TINKER: Run(LORA_32, tinker_rate(hidden), 0)} if hidden else {})
+    return found | ({TINKER: Run(LORA_32, tinker_rate(hidden), seed)} if hidden else {})
 
 
 def settings() -> list[Table]:
@@ -63,11 +63,12 @@ def settings() -> list[Table]:
 
 
 def wanted(known: Sequence[Table], chosen: Sequence[Table], seeds: int, *, rivals: bool) -> Iterator[tuple[Table, Run]]:
-    """Missing runs, setting by setting: the shipped learning rate first, then the defaults, then more seeds of the shipped one."""
-    for table in chosen:
-        first, *later = (Run(REFERENCE, shipped_rate(table, known), seed) for seed in range(seeds))
-        theirs = defaults(table).values() if rivals else ()
-        yield from ((table, run) for run in (first, *theirs, *later) if run not in table.outcomes)
+    """Missing runs, seed by seed and setting by setting: the shipped learning rate first, then the defaults."""
+    for seed in range(seeds):
+        for table in chosen:
+            theirs = defaults(table, seed).values() if rivals else ()
+            runs = (Run(REFERENCE, shipped_rate(table, known), seed), *theirs)
+            yield from ((table, run) for run in runs if run not in table.outcomes)
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

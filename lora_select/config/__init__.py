@@ -68,6 +68,7 @@ RENAMED = {
     "quantized_base": "quantize",
     "batch": "batch_size",
     "budget": "race_budget",
+    "pass_budget": "analysis_budget",
     "race": "race_budget",
     "emit": "trainers",
     "tools": "trainers",

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
 from lora_select.address import default_uri, masked
 from lora_select.records import Constraints
@@ -122,14 +122,19 @@ class GateConfig(Section):
 class AnalysisConfig(Section):
     """The spectral pass: `microbatches` of `microbatch_size` rows, sketches of `sketch_size` columns.
 
-    `auto` reads at most `pass_budget` of the rows that the training reads, epochs counted, in 4 to 32 microbatches. It reads 32 where a
-    race, a claim or a named variant needs more than LoRA's displacement.
+    `auto` reads as many as `budget` pays for, a share of the planned training's compute, in 4 to 32 microbatches. It reads 32 where a race,
+    a claim or a named variant needs more than LoRA's displacement. `structure`: also the structure scores, which decide nothing.
     """
 
     microbatches: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
-    pass_budget: Annotated[float, BeforeValidator(share)] = Field(default=0.05, ge=0)
+    budget: Annotated[float, BeforeValidator(share)] = Field(
+        default=0.05,
+        ge=0,
+        validation_alias=AliasChoices("budget", "pass_budget"),  # its name in earlier runs
+    )
     microbatch_size: int = Field(default=2, ge=1)
     sketch_size: int = Field(default=32, ge=4)
+    structure: bool = False
     base_loss_rows: int = Field(default=64, ge=2)
 
 

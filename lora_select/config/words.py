@@ -33,7 +33,7 @@ class Setting:
         return ".".join(self.path)
 
 
-VAGUE = {"uri"}
+VAGUE = {"uri", "budget"}
 """Names of fields that say nothing without their section."""
 
 

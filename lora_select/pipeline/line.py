@@ -268,6 +268,7 @@ def _measured(run: Run, dataset: Outcome[Dataset], gate: Outcome[Gate], profile:
         microbatches=microbatches(run, profile.record),
         microbatch_size=run.config.analysis.microbatch_size,
         sketch_size=run.config.analysis.sketch_size,
+        structure=run.config.analysis.structure or prepare.reads_shares(run.config.selection),
     )
     return Measured(dataset, gate, profile, spectra)
 
@@ -290,7 +291,7 @@ def _chosen(run: Run, measured: Measured) -> Chosen:
 def microbatches(run: Run, profile: DatasetProfile) -> int:
     """How many microbatches the run's spectral pass reads."""
     rows = planned_steps(run, profile) * run.config.training.batch_size
-    return prepare.microbatches(run.config.analysis, run.config.selection, rows)
+    return prepare.microbatches(run.config.analysis, run.config.selection, rows, profile.train.length.mean)
 
 
 def planned_steps(run: Run, profile: DatasetProfile) -> int:

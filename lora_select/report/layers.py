@@ -19,6 +19,7 @@ def print_table(spectra: Spectra, measured: AdapterCosts | None = None) -> None:
     table.add_column("layer", no_wrap=True)
     quantised = {} if measured is None else measured.quantisation
     more = (f"{next(iter(quantised.values())).kind} error", "in 16") if quantised else ()
+    structured = any(layer.structure for layer in spectra.layers)
     for name in (
         "shape",
         "signal ± SE",
@@ -26,13 +27,14 @@ def print_table(spectra: Spectra, measured: AdapterCosts | None = None) -> None:
         "signal rank",
         "stable rank of W",
         "input var. in 8",
-        "|G| where |W|",
+        *(("|G| where |W|",) if structured else ()),
         *more,
     ):
         table.add_column(name, justify="right", no_wrap=True)
     label_tokens = spectra.label_tokens / spectra.microbatches
     for layer in sorted(spectra.layers, key=_place):
-        table.add_row(*_row(layer, label_tokens), *_quantised(layer, quantised))
+        score = (f"{layer.structure['hadamard']:.2f}" if layer.structure else "-",) if structured else ()
+        table.add_row(*_row(layer, label_tokens), *score, *_quantised(layer, quantised))
     console = Console(width=None if Console().is_terminal else 160, highlight=False)
     console.print(table)
     for line in [*summary(spectra), *([] if measured is None else adapter_costs.sentences(measured))]:
@@ -57,7 +59,6 @@ def _row(layer: LayerSpectra, label_tokens: float) -> Sequence[str]:
         f"{top}{layer.signal_rank}",
         f"{layer.weight_stable_rank:.1f}",
         f"{100 * min(1.0, explained):.0f} %",
-        f"{layer.structure['hadamard']:.2f}" if layer.structure else "-",
     )
 
 
@@ -79,7 +80,8 @@ def summary(spectra: Spectra) -> list[str]:
         "signal: squared norm of the mean gradient per label token; noise scale: label tokens in a batch at which noise equals signal",
         "signal rank: held-out singular values above zero at a false discovery rate of 1 %; ≥ where all that were measured are",
         "stable rank of W: ||W||_F^2 over its largest singular value squared; input var. in 8: share of the inputs' variance in 8 directions",
-        "|G| where |W|: 1 when the gradient does not know the weights' size",
     ]
+    if any(layer.structure for layer in spectra.layers):
+        lines.append("|G| where |W|: 1 when the gradient does not know the weights' size")
     lines += [f"not measured: {name}: {reason}" for name, reason in spectra.skipped_layers.items()]
     return [*lines, *spectra.notes]

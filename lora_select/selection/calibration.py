@@ -30,6 +30,8 @@ class Calibration:
     `displacement_power` is the power of the displacement ratio by which best rates of variants that move farther than LoRA fall
     below LoRA's; those of variants that move less far rise as the displacement says.
     `seed_sd_share` is the standard deviation between seeds over the loss. `settings` counts tasks x models x sizes.
+    `parameters` of the smallest and the largest model, `displacements`, the smallest and the largest, and the fewest `rows` say where the
+    learning rate was shown (0: not known).
     """
 
     source: str
@@ -44,6 +46,9 @@ class Calibration:
     displacement_power: float
     seed_sd_share: float
     displacement: float = 0.0
+    parameters: tuple[int, int] = (0, 0)
+    displacements: tuple[float, float] = (0.0, 0.0)
+    rows: int = 0
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from lora_select.selection.placement import target_parameters
 from lora_select.selection.prediction import PREDICTED_GAIN
 from lora_select.selection.race import Raced
 from lora_select.selection.scoring import Scored
+from lora_select.selection.shown import UNSHOWN, never_shown
 from lora_select.spectral.statistics import CLEAR
 from lora_select.variants import title
 
@@ -37,7 +38,7 @@ def brief(decision: Decision, place: str) -> str:
 
 def _deciding(decision: Decision) -> list[str]:
     """Reasons that bear on the choice, less what the answer has said already."""
-    said = [s for s in decision.reasons if s.startswith((EXPERTS, PREDICTED)) or s.endswith(RULED_OUT)]
+    said = [s for s in decision.reasons if s.startswith((EXPERTS, PREDICTED, UNSHOWN)) or s.endswith(RULED_OUT)]
     return [sentence for sentence in decision.reasons if sentence not in said and not _is_recorded(sentence)]
 
 
@@ -75,13 +76,15 @@ def short(decision: Decision) -> str:
 
 
 def answer(decision: Decision) -> tuple[str, ...]:
-    """What to train, what must not be overlooked, why in one sentence, and what to expect of it where that was predicted."""
+    """What to train, what must not be overlooked, why in one sentence, what to expect, and for what the learning rate was never shown."""
     choice = decision.choice
     rank = f", r {choice.r}, alpha {choice.lora_alpha}" if choice.r else ""
     place = PLACES.get(choice.targets, choice.targets)
     head = f"{title(choice.variant)} on {place}{rank}, learning rate {choice.learning_rate:g}."
-    experts = (sentence for sentence in decision.reasons if sentence.startswith(EXPERTS))
-    return (head, *experts, _why(decision), *_expected(decision))
+    experts, unshown = (
+        tuple(sentence for sentence in decision.reasons if sentence.startswith(begins)) for begins in (EXPERTS, UNSHOWN)
+    )
+    return (head, *experts, _why(decision), *_expected(decision), *unshown)
 
 
 def _why(decision: Decision) -> str:
@@ -149,6 +152,7 @@ def reasons(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs:
         _about_variant(verdict, inputs),
         *_about_race(verdict),
         _about_learning_rate(verdict, inputs),
+        *_about_unshown(verdict, profile, spectra, inputs),
         *_about_gain(verdict, profile),
         _about_rank(verdict.choice.candidate, profile, inputs),
         _about_signal(spectra),
@@ -233,6 +237,13 @@ def _about_learning_rate(verdict: Verdict, inputs: Constraints) -> str:
         f"{_power(displacement_ratio(candidate), constants)}. That is how far a step displaces a layer's outputs, next to LoRA's step "
         "at the same rank."
     )
+
+
+def _about_unshown(verdict: Verdict, profile: DatasetProfile, spectra: Spectra, inputs: Constraints) -> tuple[str, ...]:
+    """Where the learning rate is a prediction, and for what it was never shown."""
+    if inputs.learning_rate is not None or verdict.raced:
+        return ()
+    return never_shown(verdict.choice.candidate, profile, spectra, inputs, shipped())
 
 
 def _model(displacement: float, constants: Calibration) -> str:

@@ -27,7 +27,7 @@ given, with an error as wide as the range that any gradient could give."""
 @final
 @dataclass(frozen=True)
 class PassInfo:
-    """What holds for all layers: microbatches per fold, sketch sizes, the variants to measure, `scale`, inputs of the widest, and the seed.
+    """What holds for all layers: microbatches per fold, sketch sizes, variants to measure, `scale`, inputs of the widest, seed, structure or not.
 
     `scale` = K / label tokens turns gradients of the summed loss into microbatch gradients whose mean over the K
     microbatches is the gradient of the loss per label token.
@@ -39,6 +39,7 @@ class PassInfo:
     variants: tuple[MeasuredVariant, ...]
     widest: int
     seed: int
+    structure: bool = True
 
 
 def finish(name: str, layer: LayerSums, run: PassInfo) -> tuple[LayerSpectra, dict[str, Tensor]]:
@@ -56,10 +57,10 @@ def finish(name: str, layer: LayerSums, run: PassInfo) -> tuple[LayerSpectra, di
     parts = None
     if energy.value > CLEAR * energy.standard_error:
         apart = reconstructions(sketches, run.sizes.directions)
-        parts = project(layer, inner.value, systems, apart) | structure(weight, apart)
+        parts = project(layer, inner.value, systems, apart) | structure(weight, apart, scores=run.structure)
     views = None if parts is None else fold_views(static, parts, SUBSETS)
     shares, errors = _shares(static, views, run.variants)
-    scores, scores_se = _scores(views)
+    scores, scores_se = _scores(views if run.structure else None)
     record = LayerSpectra(
         name=name,
         kind=name.rpartition(".")[2],
@@ -138,7 +139,7 @@ def _shares(
 
 
 def _scores(views: Sequence[LayerStatistics] | None) -> tuple[dict[str, float], dict[str, float]]:
-    """Structure scores by field and size, and their errors; empty where the signal is not clear."""
+    """Structure scores by field and size, and their errors; empty where the signal is not clear or none are wanted."""
     if views is None:
         return {}, {}
     full, *left_out = views

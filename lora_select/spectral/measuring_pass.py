@@ -31,6 +31,7 @@ def analyze(
     folder: Path,
     dataset_digest: str,
     model_digest: str,
+    structure: bool = True,
     layers: "Mapping[str, nn.Module] | None" = None,
     group: Any = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -54,6 +55,7 @@ def analyze(
         folder: existing; gets `spectra.safetensors`.
         dataset_digest: recorded.
         model_digest: recorded.
+        structure: also the structure scores, and the tangent shares of variants that read them.
         layers: linear layers by name; all but the output layer by default.
         group: a process group of torch.distributed whose ranks share the microbatches; every rank gets the result.
         progress: called with (done, total, message).
@@ -83,7 +85,7 @@ def analyze(
     if not chosen:
         raise InputError(nothing_matched(model))
     refused = left_out(model, chosen)
-    settings = Settings(loss_fn, tuple(variants), Sizes(sketch_size), seed, group)
+    settings = Settings(loss_fn, tuple(variants), Sizes(sketch_size), seed, group, structure=structure)
     measured = stream(model, batches, {n: m for n, m in chosen.items() if n not in refused}, settings, progress)
     if layers is not None and measured.skipped:
         raise InputError("\n".join(f"layer {name}: {reason}" for name, reason in measured.skipped.items()))

@@ -31,7 +31,7 @@ MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 @final
 @dataclass(frozen=True)
 class Settings:
-    """How the pass measures: the loss, the variants to compute shares for, sketch sizes, and the seed of test matrices.
+    """How the pass measures: the loss, the variants to compute shares for, sketch sizes, seed of test matrices, whether structure is scored.
 
     With a `group` of torch.distributed each rank runs every world-size-th microbatch of the same list; all of them get the result.
     """
@@ -41,6 +41,7 @@ class Settings:
     sizes: Sizes
     seed: int
     group: Any = None
+    structure: bool = True
 
 
 @final
@@ -94,6 +95,7 @@ def stream(
         settings.variants,
         max(layer.in_features for layer in sums.values()),
         settings.seed,
+        settings.structure,
     )
     records, tensors = [], {}
     for index, (record, parts) in enumerate(_finished(sums, sorted(set(sums) - set(skipped)), run)):

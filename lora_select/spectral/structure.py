@@ -67,16 +67,18 @@ def reconstructions(sketches: FoldSketches, q: int) -> Reconstructions:
     return Reconstructions(bases, inverse @ sketches.z.mT)
 
 
-def structure(weight: Tensor, parts: Reconstructions) -> dict[Key, Pair]:
-    """Inner products of all scores of W (m, n) float32."""
+def structure(weight: Tensor, parts: Reconstructions, *, scores: bool) -> dict[Key, Pair]:
+    """Inner products of all scores of W (m, n) float32; of the row scalings alone, which DoRA's share reads, without `scores`."""
     whole, folds = parts.inner(), len(parts.bases)
     rows, columns = _norm(weight, 1), _norm(weight, 0)
-    seen_left = (parts.bases.mT.flatten(0, 1) @ weight).unflatten(0, (folds, -1))  # Q_f^T W, (F, q, n)
     seen_right = (parts.coefficients.flatten(0, 1) @ weight.T).unflatten(0, (folds, -1))  # C_f W^T, (F, q, m)
-    found: dict[Key, np.ndarray] = {
-        ("row_scale", 0): gram((seen_right.mT * parts.bases).sum(2) / rows),
-        ("column_scale", 0): gram((seen_left * parts.coefficients).sum(1) / columns),
-        **{("rotation", b): _rotation(weight, seen_left, parts.coefficients, b) for b in block_sizes(weight.shape[1])},
+    found: dict[Key, np.ndarray] = {("row_scale", 0): gram((seen_right.mT * parts.bases).sum(2) / rows)}
+    if not scores:
+        return {key: (part, whole) for key, part in found.items()}
+    seen_left = (parts.bases.mT.flatten(0, 1) @ weight).unflatten(0, (folds, -1))  # Q_f^T W, (F, q, n)
+    found[("column_scale", 0)] = gram((seen_left * parts.coefficients).sum(1) / columns)
+    found |= {
+        ("rotation", b): _rotation(weight, seen_left, parts.coefficients, b) for b in block_sizes(weight.shape[1])
     }
     found[("hadamard", 0)], sparse = _entrywise(weight, rows, parts)
     held_out = {("sparse", 0): sparse, ("kronecker", 0): _kronecker(parts)}

@@ -5,7 +5,10 @@ import pytest
 
 from lora_select.selection.calibration import reference_rate, shipped
 from lora_select.selection.candidates import enumerate_candidates
+from lora_select.selection.explanation import answer
 from lora_select.selection.learning_rate import displacement_ratio, learning_rate
+from lora_select.selection.rule import select
+from lora_select.selection.shown import UNSHOWN
 
 PROPORTIONAL = dataclasses.replace(shipped(), displacement_power=1.0)
 
@@ -78,3 +81,40 @@ def test_short_runs_follow_the_displacement_of_the_model_and_long_ones_do_not():
     assert learning_rate(moving, 24, constants) == 1e-3
     assert learning_rate(moving, 780, constants) == 3e-4
     assert reference_rate(24, constants, 1e6) == reference_rate(24, constants, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "moved", "steps", "rows", "told"),
+    [
+        (0, 1.0, 60, 100, ()),
+        (350_000_000, 1.0, 60, 100, ()),
+        (7_000_000_000, 1.0, 60, 100, ("7 B", "135 M to 268 M")),
+        (0, 0.1, 60, 100, ("displaces by 0.1",)),
+        (0, 1.0, 10_000, 100, ("10,000 steps",)),
+        (0, 1.0, 60, 48, ("48 rows",)),
+        (7_000_000_000, 1.0, 10_000, 100, ("7 B", "10,000 steps")),
+    ],
+    ids=[
+        "no size known",
+        "near the shown models",
+        "a large model",
+        "moves little",
+        "a long run",
+        "few rows",
+        "two of them",
+    ],
+)
+def test_the_answer_says_where_the_learning_rate_was_never_shown(parameters, moved, steps, rows, told):
+    spectra = dataclasses.replace(planted.spectra(displacements={"lora": moved}), model_parameters=parameters)
+    profile = planted.profile()
+    profile = dataclasses.replace(profile, train=dataclasses.replace(profile.train, rows=rows))
+    decision = select(profile, spectra, planted.inputs(planned_steps=steps))
+    lines = [line for line in answer(decision) if line.startswith(UNSHOWN)]
+    assert len(lines) == bool(told)
+    assert all(part in lines[0] for part in told)
+
+
+def test_a_named_learning_rate_is_no_prediction():
+    spectra = dataclasses.replace(planted.spectra(), model_parameters=7_000_000_000)
+    decision = select(planted.profile(), spectra, planted.inputs(learning_rate=1e-4))
+    assert not any(UNSHOWN in line for line in answer(decision))

@@ -37,6 +37,16 @@ def test_without_a_proven_claim_the_rule_abstains_to_all_linear_lora():
     assert (decision.rule, decision.rule_version) == (RULE, RULE_VERSION)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_smaller_pass_measures_worse_decides_nothing(seed):
+    """Only displacements are read where nothing races: signals, errors and shares may be anything."""
+    draw = random.Random(seed)
+    shares = {variant.name: draw.random() for variant in CANDIDATES}
+    noisy = planted.spectra(shares=shares, signal=draw.uniform(-1, 5), error=draw.random())
+    choice, other = decide(noisy).choice, decide(planted.spectra()).choice
+    assert choice == other
+
+
 def test_every_candidate_but_the_choice_says_why_not():
     decision = decide()
     assert len(decision.candidates) == len(CANDIDATES) * 2 * 3

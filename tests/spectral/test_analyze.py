@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_select.errors import InputError
 from lora_select.records import Spectra, from_json, to_json
+from lora_select.spectral import structure
 from lora_select.spectral.linear_layers import linear_layers
 from lora_select.spectral.measuring_pass import analyze
-from lora_select.variants import CATALOGUE
+from lora_select.variants import CATALOGUE, VARIANTS
 
 K = 8
 
@@ -100,6 +101,21 @@ def test_flipped_signs_leave_no_signal(model, tmp_path):
     assert sum(layer.signal_energy > 2 * layer.signal_energy_se for layer in plain.layers) >= 10
     assert all(layer.signal_energy < 2 * layer.signal_energy_se for layer in control.layers)
     assert sum(layer.signal_rank > 0 for layer in control.layers) <= 1
+
+
+def test_structure_scores_cost_nothing_where_none_are_wanted(model, tmp_path, monkeypatch):
+    """And what the rule reads is the same: shares of its nine variants, displacements of all."""
+    same = microbatches(1) * 8  # every microbatch repeats one text, so that there is signal
+    names = {variant.name for variant in VARIANTS} - {"oft", "hira"}  # theirs are of the scores
+    whole = run(model, tmp_path, batches=same)
+    monkeypatch.setattr(structure, "_rotation", None)  # a score that is computed would fail
+    plain = run(model, tmp_path, batches=same, structure=False)
+    assert any(layer.structure for layer in whole.layers)
+    for layer, other in zip(plain.layers, whole.layers, strict=True):
+        assert (layer.structure, layer.structure_se) == ({}, {})
+        assert layer.displacements == other.displacements
+        shares = [{k: v for k, v in one.tangent_shares.items() if k.split("@")[0] in names} for one in (layer, other)]
+        assert shares[0] == shares[1]
 
 
 def test_the_record_is_json_and_names_its_tensors(model, tmp_path):

@@ -18,6 +18,7 @@ from lora_select.records import BaseModel
 
 CAUSAL = ("smollm2-135m", "gemma3-270m")
 """A model that follows instructions, and one that was only pretrained; see `benchmarks/models.py` for the packages."""
+PARAMETERS = {"smollm2-135m": 134_515_008, "gemma3-270m": 268_098_176}
 ENCODER = "minilm"
 MODELS = (*CAUSAL, ENCODER)
 REFERENCE_TOKENS = 1024

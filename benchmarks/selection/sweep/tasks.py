@@ -231,8 +231,11 @@ def shuffled(task: Task) -> Task:
 CONTROLS = {task.name: task for task in map(shuffled, (TASKS["spelling"], TASKS["section"], TASKS["news"]))}
 
 
-LATER = {"section-later": dataclasses.replace(TASKS["section"], name="section-later")}
-"""The same task on Debian's package lists of 2026-11-29: other rows than the sweep had begun with, so a setting of its own."""
+LATER = {
+    name: dataclasses.replace(TASKS["section"], name=name)
+    for name in ("section-later", "section-latest")  # Debian's package lists of 2026-11-29, and of 2026-11-30
+}
+"""The same task on later package lists: other rows than the sweep had begun with, so settings of their own."""
 
 
 def find(name: str) -> Task:

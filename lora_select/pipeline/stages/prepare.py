@@ -25,6 +25,10 @@ GATE = "gate.json"
 """The gate's record, beside the rows that it looked at."""
 MOST = 32
 """Microbatches of a spectral pass that is read for more than LoRA's displacement."""
+FINISH_TOKENS = 1_300
+"""What the pass does once a layer, weights' singular values and the like, costs as much as so many trained tokens (benchmarks/spectral/pass_cost.py)."""
+TOKEN_COST = 2.0
+"""A token of the pass over one of the training, measured there: its microbatches are short, and sketches are added."""
 ROW_OPTIONS = ("columns", "ignore_columns", "reasoning", "learn")
 """What the config's dataset section says of the rows themselves."""
 
@@ -101,6 +105,7 @@ def _spectra(
     microbatches: int,
     microbatch_size: int,
     sketch_size: int,
+    structure: bool,
     seed: int,
     device: str,
 ) -> Spectra:
@@ -115,6 +120,7 @@ def _spectra(
         loss_fn=tokens.label_loss,
         variants=CATALOGUE,
         sketch_size=sketch_size,
+        structure=structure,
         seed=seed,
         folder=context.folder,
         dataset_digest=measured.dataset_digest,
@@ -150,19 +156,26 @@ def _costs(
     )
 
 
-def microbatches(analysis: AnalysisConfig, selection: SelectionConfig, planned_rows: int) -> int:
+def reads_shares(selection: SelectionConfig) -> bool:
+    """Whether a race, a claim or a named variant reads more of the pass than LoRA's displacement."""
+    return bool(selection.race_budget or any(selection.claims.values()) or selection.variant not in (None, LoRA.name))
+
+
+def microbatches(analysis: AnalysisConfig, selection: SelectionConfig, planned_rows: int, row_tokens: float) -> int:
     """How many microbatches the spectral pass reads.
 
     Args:
-        analysis: `microbatches` where it is a number; else `pass_budget` is a share of `planned_rows`.
-        selection: a race, a claim or a named variant reads more of the pass than LoRA's displacement, and gets `MOST`.
+        analysis: `microbatches` where it is a number; else `budget` is a share of the training's compute.
+        selection: what reads more of the pass than LoRA's displacement gets `MOST`.
         planned_rows: steps of the planned training times its effective batch size.
+        row_tokens: tokens of a row in the mean.
     """
     if analysis.microbatches != "auto":
         return analysis.microbatches
-    if selection.race_budget or any(selection.claims.values()) or selection.variant not in (None, LoRA.name):
+    if reads_shares(selection):
         return MOST
-    return min(MOST, max(MINIMUM, int(analysis.pass_budget * planned_rows / analysis.microbatch_size)))
+    tokens = analysis.budget * planned_rows * row_tokens - FINISH_TOKENS
+    return min(MOST, max(MINIMUM, int(tokens / (TOKEN_COST * analysis.microbatch_size * row_tokens))))
 
 
 def drawn(

@@ -223,11 +223,15 @@ def retention() -> records.Retention:
     )  # fmt: skip
 
 
+def references() -> records.ReferenceText:
+    return records.ReferenceText((records.ReferenceSource("prose", "prose", 4096, 8, "c" * 64, ()),), ("self",))
+
+
 def every_record(folder: Path) -> list:
     """One of each, files in `folder`."""
     return [
         dataset(folder), gate(), change(), profile(folder), spectra(folder), decision(), plan(), adapter(folder), proof(),
-        retention(), evaluation(folder), promotion(), report(folder),
+        references(), retention(), evaluation(folder), promotion(), report(folder),
     ]  # fmt: skip
 
 

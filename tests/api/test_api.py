@@ -101,6 +101,7 @@ def test_an_initialisation_that_peft_lacks_is_applied_from_the_measurement(tiny_
     assert not layer.lora_B["default"].weight.any()
 
 
+@pytest.mark.slow
 def test_a_folder_that_engines_would_read_differently_is_told_before_it_is_trained(
     tiny_model_folder, place, settings, choice
 ):

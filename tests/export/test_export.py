@@ -83,7 +83,7 @@ def test_a_bias_and_an_empty_adapter_are_refused(tiny_model_folder, tmp_path):
         write_lora(untrained, tmp_path, "x", rank=None, max_error=1e-2)
 
 
-@pytest.mark.parametrize("to", ["lora", "merged"])
+@pytest.mark.parametrize("to", ["lora", pytest.param("merged", marks=pytest.mark.slow)])
 def test_the_command_checks_in_a_new_process(tiny_model_folder, tmp_path, capsys, to):
     adapter(tiny_model_folder, "miss").save_pretrained(str(tmp_path / "adapter"))
     (tmp_path / "config.json").write_text('{"base_model": {"quantize": "nf4"}}')

@@ -186,7 +186,7 @@ def test_a_layer_that_gguf_cannot_hold_is_refused_before_the_model_is_loaded(tin
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("max_error", [1e-2, 0.9])
+@pytest.mark.parametrize("max_error", [1e-2, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_an_export_that_lost_an_adapter_of_small_effect_is_not_kept(
     tiny_model_folder, tmp_path, monkeypatch, max_error
 ):

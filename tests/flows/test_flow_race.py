@@ -12,6 +12,7 @@ pytestmark = pytest.mark.timeout(900)
 OVERRIDES = ("selection.learning_rate=null", "selection.race_budget=3", "training.batch_size=4")
 
 
+@pytest.mark.slow
 def test_a_race_decides_the_rate_and_every_probe_is_a_run_in_mlflow(place):  # noqa: F811
     folder, _environment = place
     rows = [{"prompt": f"say {n}", "completion": f"<b>{n}</b>"} for n in range(90)]

@@ -94,6 +94,7 @@ def test_the_filter_s_settings_are_the_run_s_and_off_is_off(told):
     assert settings_after(RetentionConfig(mode="off").model_dump(), told.plan, [], None) is None
 
 
+@pytest.mark.slow
 def test_retain_py_filters_an_adapter_with_the_emitted_rows_and_settings(told, tmp_path):
     """In a folder that was moved, by a process of its own."""
     emit(told, ["peft"], tmp_path / "none", tmp_path)

@@ -56,9 +56,9 @@ def trained(tmp_path_factory, tiny_model_folder):
     return folder
 
 
-def run(base, adapter, folder, others=None, **changes):
+def run(base, adapter, folder, others=None, task=rows, **changes):
     folder.mkdir(exist_ok=True)
-    split = TaskRows(rows(160), rows(16, seed=1), rows(16, seed=2))
+    split = TaskRows(task(160, seed=0), task(16, seed=1), task(16, seed=2))
     settings = dataclasses.replace(SETTINGS, **changes)
     return retain_adapter(
         models.resolve(str(base)), adapter, split, settings, folder, others=others, cache=folder / "cache"

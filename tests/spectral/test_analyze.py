@@ -206,6 +206,7 @@ print(spectra.tensors.sha256, hashlib.sha256(repr(spectra.layers).encode()).hexd
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_gives_the_same_bytes(model, tiny_model_folder, tmp_path):
     first = run(model, tmp_path)
     here = Path(__file__).parent

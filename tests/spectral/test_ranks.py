@@ -28,6 +28,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_one_rank_result(tiny_model_folder, tmp_path):
     from test_analyze import run, wide_llama
     from transformers import AutoModelForCausalLM

@@ -56,6 +56,7 @@ def test_something_else_on_the_port_is_told_apart():
         other.wait()
 
 
+@pytest.mark.slow
 def test_four_processes_may_start_at_once_on_a_database_that_does_not_exist(tmp_path):
     program = (
         "from lora_select.tracking.store import prepare\n"

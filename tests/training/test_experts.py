@@ -157,6 +157,7 @@ def test_stage_3_and_tools_that_were_not_tried_say_so(chosen):
         assert any("adapt_experts=false" in sentence for sentence in tool.cannot(choice, None))
 
 
+@pytest.mark.slow
 def test_experts_stored_the_other_way_round_have_the_count_that_peft_makes(rows, tmp_path_factory):
     """gpt-oss keeps (experts, in, out); its choice is a PEFT model that begins at the base's function."""
     folder = saved("GptOss", tmp_path_factory.mktemp("gpt-oss"))

@@ -33,6 +33,7 @@ def test_a_real_model_is_measured_and_its_packing_proven(alone):
     assert found.heaviest_tokens >= found.tokens / 3
 
 
+@pytest.mark.slow
 def test_at_zero_3_the_ranks_themselves_are_tried(told, alone, tmp_path):
     """Split weights, DeepSpeed, two ranks; the batches are those of the plan though the trial steps after each of them."""
     split = dataclasses.replace(told, plan=dataclasses.replace(told.plan, zero_stage=3))
@@ -43,6 +44,7 @@ def test_at_zero_3_the_ranks_themselves_are_tried(told, alone, tmp_path):
     assert 0.2 < found.peak_gib < 2
 
 
+@pytest.mark.slow
 def test_ranks_that_fail_leave_their_own_words(tiny_model_folder, tmp_path):
     told = job(tmp_path / "job", tiny_model_folder, count=9, total_steps=1, zero_stage=3, num_processes=1)
     found = measure.measure(dataclasses.replace(told, base_path=str(tmp_path / "away")), tmp_path / "measured")
@@ -59,6 +61,7 @@ def test_a_failed_attempt_is_a_sentence_and_the_base_is_held_as_told(tiny_model_
     assert "`base_model.quantize` 'fp4' is unknown" in found
 
 
+@pytest.mark.slow
 def test_the_peak_is_this_process_s_own_and_not_that_of_the_one_that_started_it():
     """The flow has held more than a rank by the time it starts one, and `ru_maxrss` is inherited."""
     child = "from lora_select.training.worker.loop import peak_memory_gib; print(peak_memory_gib('cpu'))"

@@ -88,6 +88,7 @@ def test_the_weight_that_peft_saves_beside_an_adapted_head_is_left_out(tiny_mode
     torch.testing.assert_close(logits(exported), before, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_ollama_gets_a_gguf_and_a_modelfile_through_the_command(tiny_model_folder, tmp_path, capsys):
     folder, _ = saved(tiny_model_folder, tmp_path / "peft", "rslora")
     with pytest.raises(InputError, match="leave --to out"):
@@ -186,7 +187,8 @@ def test_a_layer_that_gguf_cannot_hold_is_refused_before_the_model_is_loaded(tin
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("max_error", [1e-2, pytest.param(0.9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("max_error", [1e-2, 0.9])
 def test_an_export_that_lost_an_adapter_of_small_effect_is_not_kept(
     tiny_model_folder, tmp_path, monkeypatch, max_error
 ):

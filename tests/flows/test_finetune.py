@@ -156,6 +156,7 @@ def test_mlflow_shows_all_of_it(place, first):
     assert str(store.client.get_model_version_by_alias("tiny", "champion").version) == "1"
 
 
+@pytest.mark.slow
 def test_unchanged_second_run_reuses_every_stage(place, first):
     stamps = {path: path.stat().st_mtime_ns for path in (place[0] / "runs" / "stages").glob("*/*/record.json")}
     second = run(place)

@@ -53,6 +53,7 @@ def test_ranks_that_fail_leave_their_own_words(tiny_model_folder, tmp_path):
     assert "away" in found
 
 
+@pytest.mark.slow
 def test_a_failed_attempt_is_a_sentence_and_the_base_is_held_as_told(tiny_model_folder, tmp_path):
     told = job(tmp_path / "job", tiny_model_folder, count=9, total_steps=1)
     found = measure.measure(dataclasses.replace(told, quantized_base="fp4"), tmp_path / "measured")

@@ -69,7 +69,6 @@ def run(mixtral, rows):
     return ls.finetune(str(mixtral), rows, **told)
 
 
-@pytest.mark.slow
 def test_the_answer_the_plan_and_the_count_hold_them(chosen):
     choice = chosen.spec
     assert choice.peft_arguments["target_parameters"] == TENSORS

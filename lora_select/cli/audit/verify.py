@@ -39,7 +39,8 @@ def run(parsed: argparse.Namespace) -> int:
     if away:
         print(f"BAD  MLflow was not asked: {away} (--offline does without)")
     if found.faults or away:
-        print(f"run {found.run}: {len(found.faults)} faults in {found.files} files")
+        count = len(found.faults)
+        print(f"run {found.run}: {count} {'fault' if count == 1 else 'faults'} in {found.files} files")
         return 1
     print(f"run {found.run}: {found.files} files are what they were when the run made them")
     return 0

@@ -36,6 +36,11 @@ NAMED, NOTHING, OWN_SPLIT = "files that are named as held out", "nothing is held
 """What a dataset's `eval_source` says where none is named; behind `OWN_SPLIT` stands by what the rows were divided."""
 
 
+def own_split(dataset: Dataset) -> bool:
+    """Whether the evaluation rows were held out by us, and not named by the user."""
+    return dataset.eval_source.startswith(OWN_SPLIT)
+
+
 @dataclass(frozen=True)
 class _Read:
     """What was read of one source: its buckets are filled, its files stand in the ledger from `first` on."""

@@ -54,7 +54,7 @@ MARKS = r"<\|[^<>{}'\"|]+\|>|\[/?[A-Z_]+\]|<｜[^<>{}'\"]+｜>|<(?:start|end)_of
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_a_real_template_gives_the_cells_of_the_small_one(name, tmp_path):
+def test_a_real_template_gives_the_cells_of_the_small_one_needs_peers(name, tmp_path):
     folders = sorted(PEERS.glob("trl/lib/python3*/site-packages/trl/chat_templates"))
     if not folders:
         pytest.skip("trl is not installed: make peers (or name its environments' folder in LORA_SELECT_PEERS)")

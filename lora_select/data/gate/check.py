@@ -14,7 +14,7 @@ from lora_select.data.gate.checked_rows import Flag, GateRow, NothingToJudgeBy, 
 from lora_select.data.gate.drift import drift
 from lora_select.data.gate.leaks import benchmark_texts
 from lora_select.data.gate.rules import Context
-from lora_select.data.intake import NAMED, NOTHING, OWN_SPLIT, intake
+from lora_select.data.intake import NAMED, NOTHING, intake, own_split
 from lora_select.data.reading.sources import IN_MEMORY, Progress, Source
 from lora_select.data.store import identity
 from lora_select.data.store.canonical import Places, read_places
@@ -206,11 +206,6 @@ def drifted(made: Drift, action: str) -> list[Finding]:
         f"({made.low:.2f} to {made.high:.2f}; 0.5 if alike)"
     )
     return [Finding(rules.DRIFT, action, 1, 1, made.low, made.high, sentence, made.because, "")]
-
-
-def own_split(dataset: Dataset) -> bool:
-    """Whether the evaluation rows were held out by us, and not named by the user."""
-    return dataset.eval_source.startswith(OWN_SPLIT)
 
 
 def command(rule: str, dataset: Dataset, context: Context) -> str:

@@ -16,7 +16,7 @@ from lora_select.audit.alias.promotion import promote as promote_library
 from lora_select.audit.books import grounds
 from lora_select.audit.books.ledger import in_folder
 from lora_select.config import CostConfig, PromotionConfig
-from lora_select.data.intake import OWN_SPLIT
+from lora_select.data.intake import own_split
 from lora_select.data.labels.tokens import read_rows
 from lora_select.evaluation import criteria, gate
 from lora_select.evaluation.evaluate import EvaluationOptions
@@ -170,7 +170,7 @@ def leaks(dataset: Dataset, found: Gate) -> int:
     """Evaluation rows that the user named, are given away by the training rows and were left there. Our own split is no such promise."""
     mended = {"fix"} if found.removed_file else set()
     left = [item.count for item in found.findings if item.rule == "leak" and item.action not in mended]
-    return 0 if dataset.eval_source.startswith(OWN_SPLIT) else sum(left)
+    return 0 if own_split(dataset) else sum(left)
 
 
 def policy(settings: PromotionConfig, noise: SeedNoise | None) -> Policy:

@@ -227,11 +227,18 @@ def references() -> records.ReferenceText:
     return records.ReferenceText((records.ReferenceSource("prose", "prose", 4096, 8, "c" * 64, ()),), ("self",))
 
 
+def tasks() -> records.TasksOverTime:
+    first = records.TaskOverTime("tweets", "c" * 64, 64, (3.0, 1.0, 1.5), 2.0)
+    return records.TasksOverTime(
+        ("tweets", "notes"), (first, records.TaskOverTime("notes", "d" * 64, 64, (None, 2.5, 0.5), 0.5))
+    )
+
+
 def every_record(folder: Path) -> list:
     """One of each, files in `folder`."""
     return [
         dataset(folder), gate(), change(), profile(folder), spectra(folder), decision(), plan(), adapter(folder), proof(),
-        references(), retention(), evaluation(folder), promotion(), report(folder),
+        references(), retention(), tasks(), evaluation(folder), promotion(), report(folder),
     ]  # fmt: skip
 
 

@@ -99,6 +99,8 @@ def profile(
         eval_tokens_file=file_ref(folder / "eval_tokens.parquet", folder),
         unusable=unusable,
         notes=_notes(train.rows),
+        base_losses=tuple(total for total, _ in losses) if dtype == "float32" else (),
+        base_device=device,
     )
 
 

@@ -42,6 +42,7 @@ def evaluate(
     others: Mapping[str, Path],
     folder: Path,
     progress: Progress | None = None,
+    base_losses: Sequence[float] = (),
 ) -> Evaluation:
     """Measure the base model, the adapter and other adapters, and compare them row by row.
 
@@ -58,6 +59,7 @@ def evaluate(
         others: name -> PEFT folder of adapters to compare with, such as `plain_lora` and `champion`.
         folder: where results go.
         progress: called with (done, total, what).
+        base_losses: of the first rows, where the base was measured on them before; nats a row.
 
     Raises:
         InputError: fewer than two held-out rows, or a metric of the user's that fails.
@@ -79,7 +81,9 @@ def evaluate(
         return report
 
     for name, adapter_folder in folders.items():
-        measured[name] = measure(base, adapter_folder, material, options, folder / f"{name}.json", report_of(name))
+        known = base_losses if adapter_folder is None else ()
+        note = folder / f"{name}.json"
+        measured[name] = measure(base, adapter_folder, material, options, note, report_of(name), known)
     with merged(base, adapter, folder, arms) as whole:
         for name, kind in zip(arms, options.quantized, strict=True):
             held, note = replace(options, quantize=kind), folder / f"{name}.json"

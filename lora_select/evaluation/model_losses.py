@@ -30,11 +30,18 @@ class Measured:
 
 
 def measure(
-    base: BaseModel, adapter: Path | None, material: Material, options: EvaluationOptions, note: Path, report: Progress
+    base: BaseModel,
+    adapter: Path | None,
+    material: Material,
+    options: EvaluationOptions,
+    note: Path,
+    report: Progress,
+    known: Sequence[float] = (),
 ) -> Measured:
     """Measure the base model, or the adapter on a freshly loaded base; read `note` when the same was measured before.
 
     The base is loaded anew each time: a start that changes the base's weights (PiSSA) cannot leak into the next model.
+    `known` are the summed losses of the first rows, where they were measured before.
 
     Raises:
         RuntimeError: a loss is not finite.
@@ -45,9 +52,16 @@ def measure(
         return kept
     model = _load(base, adapter, options)
     total = len(material.rows) + len(material.reference) + len(material.questions)
-    losses = row_losses(
-        model, material.rows, material.pad_id, options.batch_size, options.device, lambda n: report(n, total, "loss")
+    rest = material.rows[len(known) :]
+    measured_now = row_losses(
+        model,
+        rest,
+        material.pad_id,
+        options.batch_size,
+        options.device,
+        lambda n: report(len(known) + n, total, "loss"),
     )
+    losses = [*known, *measured_now]
     done = len(losses)
     reference = row_losses(
         model,

@@ -17,7 +17,7 @@ from lora_select.errors import InputError, WorldError, require
 from lora_select.export.check_process import LOGITS, compare
 from lora_select.export.plain_lora import Converted, rewrite_lora, write_lora
 from lora_select.records import write_text
-from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
+from lora_select.records.retention import IN_BASE, KEPT_MOMENTS, TASKS_IN_BASE
 from lora_select.serving import ollama
 from lora_select.serving.folder import PeftFolder
 
@@ -26,6 +26,8 @@ ROUNDING = 2e-4
 """Of a logit in fp32: reductions in another order differ by some 1e-4."""
 EXACT_SHARE, TRUNCATED_SHARE = 1e-2, 10
 """Largest difference of a logit over what the adapter moves it by; of a truncation in units of its `max_error`."""
+TASKS = "tasks.json"
+"""Of a run's folder: every task's loss over time."""
 FOLDED = frozenset({"use_rslora", "rank_pattern", "alpha_pattern", "lora_alpha", "target_modules"})
 """What is folded into the factors of a LoRA without a change of its rank."""
 UNREPEATABLE = ("pissa_niter", "corda", "loftq", "lora_ga")
@@ -124,7 +126,8 @@ def _export(
         _write_probe(model, checked / LOGITS)
         if form == "merged":
             models.write_merged(model, str(path), out)
-            _carry_moments((run / KEPT_MOMENTS, path / IN_BASE), out / IN_BASE)
+            _carry((run / KEPT_MOMENTS, path / IN_BASE), out / IN_BASE)
+            _carry((run / TASKS, path / TASKS_IN_BASE), out / TASKS_IN_BASE)
             converted, words, exact = None, "the base with the adapter merged into it", True
         else:
             converted = _convert(folder, model, path, checked, source, rank, max_error)
@@ -258,11 +261,11 @@ def _write_probe(model: Any, file: Path) -> None:
     save_file({"ids": ids, "logits": logits.float().contiguous()}, file)
 
 
-def _carry_moments(sources: Sequence[Path], target: Path) -> None:
-    """What the merged model should not forget when it is trained again: the adapter's kept moments, which hold the base's, else the base's own."""
+def _carry(sources: Sequence[Path], target: Path) -> None:
+    """What of its tasks goes with a merged model into its next training: the run's own file, which holds the base's, else the base's."""
     for source in sources:
         if source.is_file():
-            target.parent.mkdir(parents=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             return
 

@@ -17,7 +17,7 @@ from lora_select.audit.alias.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.evidence.cost import Prices, words
 from lora_select.evidence.cost import planned as planned_cost
-from lora_select.pipeline import retaining, source_digests, workspace
+from lora_select.pipeline import retaining, sequence, source_digests, workspace
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
@@ -203,6 +203,7 @@ def finetune(run: Run) -> Finetuned:
         "adapter": adapter,
         "proof": proof,
         "retention": retention,
+        "tasks": sequence.over_time(run, measured.profile, adapter, served),
         "evaluation": evaluation,
         "promotion": promotion,
     }

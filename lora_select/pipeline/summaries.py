@@ -24,6 +24,7 @@ from lora_select.records import (
     Retention,
     SeedNoise,
     Spectra,
+    TasksOverTime,
     TrainingPlan,
     VersionChange,
 )
@@ -197,6 +198,16 @@ def _(record: EvidenceFiles) -> str:
 @summary.register
 def _(record: Report) -> str:
     return f"{record.file.path}, {record.file.size / 1e6:.1f} MB"
+
+
+@summary.register
+def _(record: TasksOverTime) -> str:
+    lines = []
+    for task in record.tasks:
+        seen = " -> ".join("not measured" if loss is None else f"{loss:.3f}" for loss in task.losses)
+        lost = "" if task.lost is None else f"; {task.lost:.0%} of its gain is lost"
+        lines.append(f"{task.name}: {seen} nats/token{lost}")
+    return "\n".join(lines)
 
 
 def _comparison(name: str, item: MetricComparison) -> str:

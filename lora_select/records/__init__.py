@@ -65,6 +65,8 @@ from lora_select.records.retention import (
     Retention,
     RetentionDecision,
     RetentionEvidence,
+    TaskOverTime,
+    TasksOverTime,
     Tolerance,
     UnitLosses,
 )
@@ -129,6 +131,8 @@ __all__ = [
     "Spectra",
     "SplitProfile",
     "StepMetrics",
+    "TaskOverTime",
+    "TasksOverTime",
     "Tolerance",
     "TrainingPlan",
     "UnitLosses",

@@ -155,3 +155,6 @@ class DatasetProfile:
     eval_tokens_file: FileRef
     unusable: tuple[RejectedRows, ...] = ()
     notes: tuple[str, ...] = ()
+    base_losses: tuple[float, ...] = ()
+    """Summed loss in nats of each of the `base_loss_rows` rows, in float32 on `base_device`: the evaluation does not measure them again."""
+    base_device: str = ""

@@ -12,6 +12,10 @@ IN_BASE = f"retention/{KEPT_MOMENTS}"
 """The same in a base model that such an adapter was merged into; in a folder of its own, because engines load every safetensors file of a model."""
 
 
+TASKS_IN_BASE = "retention/tasks.json"
+"""What was measured of the tasks that were merged into a base model, beside their moments."""
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """The largest rise of the task's loss: a share of it, or nats per token."""
@@ -109,6 +113,38 @@ class ReferenceText:
 
     sets: tuple[ReferenceSource, ...]
     later: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskOverTime:
+    """One task of a sequence: its loss in nats per label token on rows kept out of every training, before the first training and after each.
+
+    None where it was not measured: before its own training came, or where its rows were not there. `rows_sha256` names the file of these rows.
+    `as_trained` is the loss after the last training, before retention.
+    """
+
+    name: str
+    rows_sha256: str
+    rows: int
+    losses: tuple[float | None, ...]
+    as_trained: float | None
+
+    @property
+    def lost(self) -> float | None:
+        """Share of the gain of its own training that is lost after the last one; None where there was no gain, or no later training."""
+        own = next(index for index, loss in enumerate(self.losses) if loss is not None)
+        before, *after = self.losses[own:]
+        if before is None or len(after) < 2 or after[0] is None or after[-1] is None or before <= after[0]:
+            return None
+        return (after[-1] - after[0]) / (before - after[0])
+
+
+@dataclass(frozen=True)
+class TasksOverTime:
+    """Every task that a model was trained on, one after the other, each merged before the next: `trainings` in order, this run's last."""
+
+    trainings: tuple[str, ...]
+    tasks: tuple[TaskOverTime, ...]
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ LABELS = {
     "ReloadCheck": "proof",
     "ReferenceText": "references",
     "Retention": "retention",
+    "TasksOverTime": "tasks",
     "Evaluation": "evaluation",
     "SeedNoise": "seed-noise",
     "Promotion": "promotion",

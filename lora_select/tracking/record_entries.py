@@ -272,6 +272,12 @@ def _retention(record: records.Retention) -> Entries:
     )
 
 
+def _tasks(record: records.TasksOverTime) -> Entries:
+    metrics = {f"tasks/{task.name}/loss": task.losses[-1] for task in record.tasks}
+    metrics |= {f"tasks/{task.name}/lost": task.lost for task in record.tasks}
+    return Entries(metrics={names.key(name): value for name, value in metrics.items() if value is not None})
+
+
 def _evaluation(record: records.Evaluation) -> Entries:
     metrics: dict[str, float] = {}
     for metric, pair in {**record.metrics, "forgetting": record.forgetting}.items():
@@ -371,6 +377,7 @@ MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.Gate: _gate,
     records.VersionChange: _change,
     records.ReferenceText: _references,
+    records.TasksOverTime: _tasks,
     records.Retention: _retention,
     records.BaseModel: _base_model,
     records.DatasetProfile: _profile,

@@ -13,6 +13,7 @@ from lora_select.data.profile import profile
 from lora_select.evaluation import model_losses as module
 from lora_select.evaluation.evaluate import EvaluationOptions, evaluate
 from lora_select.evaluation.forgetting import CHUNK_TOKENS, reference_rows
+from lora_select.records import DatasetProfile, read, write
 
 TASK = """task: colours
 dataset_path: json
@@ -35,7 +36,7 @@ def material(tmp_path_factory, tiny_model_folder):
     dataset = intake(source=str(folder / "d.jsonl"), name="d", folder=folder, eval_fraction=0.4)
     base = models.resolve(str(tiny_model_folder), cache=folder / "cache")
     options = {"max_length": 200, "base_loss_rows": 2, "dtype": "float32", "device": "cpu", "folder": folder}
-    profile(dataset, folder, base, **options)
+    write(folder / "profile.json", profile(dataset, folder, base, **options))
     return base, folder
 
 
@@ -53,7 +54,7 @@ def adapter(tmp_path, base, *, strength):
     return tmp_path / f"adapter-{strength}"
 
 
-def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, **others):
+def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, base_losses=(), **others):
     base, data = material
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
@@ -68,7 +69,22 @@ def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, **others)
         others=others,
         folder=out,
         progress=progress,
+        base_losses=base_losses,
     )
+
+
+def test_what_the_profile_measured_of_the_base_is_not_measured_again(material, tmp_path):
+    folder = adapter(tmp_path, material[0], strength=0.1)
+    held = read(DatasetProfile, material[1] / "profile.json")
+    assert len(held.base_losses) == held.base_loss_rows == 2
+    whole = run(material, tmp_path, folder).metrics["loss"]
+    (tmp_path / "again").mkdir()
+    again = run(material, tmp_path / "again", folder, base_losses=held.base_losses).metrics["loss"]
+    assert (again.base, again.adapted) == (pytest.approx(whole.base, rel=1e-5), whole.adapted)
+    (tmp_path / "taken").mkdir()
+    raised = [loss + 1000 for loss in held.base_losses]
+    taken = run(material, tmp_path / "taken", folder, base_losses=raised).metrics["loss"]
+    assert (taken.base > whole.base + 1, taken.adapted) == (True, whole.adapted)
 
 
 def test_an_adapter_that_does_nothing_changes_nothing(material, tmp_path):

@@ -17,11 +17,12 @@ from lora_select.config import words
 from lora_select.data.labels.tokens import read_rows
 from lora_select.errors import InputError
 from lora_select.export.command import export
-from lora_select.pipeline import line
+from lora_select.pipeline import line, sequence
 from lora_select.pipeline.run import opened
 from lora_select.pipeline.stages import train
-from lora_select.records import Adapter, Dataset, ReferenceText, ReloadCheck, Retention
-from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
+from lora_select.pipeline.workspace import StageRef
+from lora_select.records import Adapter, Dataset, ReferenceText, ReloadCheck, Retention, TasksOverTime
+from lora_select.records.retention import IN_BASE, KEPT_MOMENTS, TASKS_IN_BASE
 from lora_select.retention import references
 from lora_select.retention.moments import InputSums, Moments, save
 from lora_select.training.planning.plan import replay_rows
@@ -96,6 +97,39 @@ def test_what_is_served_has_its_own_logits_and_its_own_proof(kept):
     assert verify(kept.folder).faults == ()
 
 
+def test_what_became_of_an_earlier_task_is_measured_on_the_rows_that_its_run_kept(kept, place, tiny_model_folder):
+    first = record(kept, "tasks", TasksOverTime)
+    (own,) = first.tasks
+    assert len(own.losses) == 2
+    assert own.losses[1] < own.losses[0]
+    assert own.lost is None
+    assert own.losses[1] == pytest.approx(kept.evaluation.metrics["loss"].adapted, rel=0.05)
+    merged = place / "as-merged"
+    shutil.copytree(tiny_model_folder, merged)
+    gone = dataclasses.replace(own, name="gone", rows_sha256="0" * 64, losses=(3.0, 1.0))
+    earlier = TasksOverTime(("rows",), (dataclasses.replace(own, losses=(own.losses[0] + 1, own.losses[0] - 1)), gone))
+    (merged / TASKS_IN_BASE).parent.mkdir()
+    records.write(merged / TASKS_IN_BASE, earlier)
+    with planned(place, tiny_model_folder, "retention.keep_moments=true") as (run, _):
+        stages = json.loads((kept.folder / "stages.json").read_text())
+        refs = {
+            name: StageRef(found["stage"], found["key"], found["record"])
+            for name, found in stages.items()
+            if name in ("profile", "adapter", "served")
+        }
+        base = dataclasses.replace(run.base, path=str(merged))
+        made = run.do(
+            sequence.tasks, "tasks-again", base=base, name="again", device="cpu", quantize=None, **refs
+        ).record
+    assert made.trainings == ("rows", "again")
+    known, unknown = made.tasks
+    assert known.losses == (own.losses[0] + 1, own.losses[0] - 1, pytest.approx(own.losses[1]))
+    assert known.lost == pytest.approx((own.losses[1] - own.losses[0] + 1) / 2)
+    assert known.as_trained != known.losses[-1]
+    assert unknown.losses == (3.0, 1.0, None)
+    assert unknown.lost is unknown.as_trained is None
+
+
 @pytest.mark.slow
 def test_a_run_on_the_merged_model_keeps_what_the_run_before_it_learnt(kept, finetuned, place, tiny_model_folder):
     first = record(kept, "retention", Retention)
@@ -103,7 +137,13 @@ def test_a_run_on_the_merged_model_keeps_what_the_run_before_it_learnt(kept, fin
     assert records.sha256_file(kept.folder / KEPT_MOMENTS) == first.moments_file.sha256
     export(kept.folder, "merged", place / "merged", rank=None, max_error=0.05, base=str(tiny_model_folder))
     assert records.sha256_file(place / "merged" / IN_BASE) == first.moments_file.sha256
-    again = record(finetuned("retention.keep_moments=true", model=place / "merged"), "retention", Retention)
+    second = finetuned("retention.keep_moments=true", model=place / "merged")
+    again = record(second, "retention", Retention)
+    held = [record(made, "tasks", TasksOverTime) for made in (kept, second)]
+    assert records.read(TasksOverTime, place / "merged" / TASKS_IN_BASE) == held[0]
+    assert held[1].tasks[0].losses[:2] == held[0].tasks[0].losses
+    assert "Tasks over time" in (second.folder / "report.html").read_text()
+    assert "Tasks over time" not in (kept.folder / "report.html").read_text()
     assert any("earlier tasks" in note for note in again.notes)
     assert not any("earlier tasks" in note for note in first.notes)
 

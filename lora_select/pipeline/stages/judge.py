@@ -62,22 +62,29 @@ def _evaluate(
     model_name: str | None,
 ) -> Evaluation:
     trained, rows = context.load(adapter, Adapter), context.load(dataset, Dataset)
-    tokens = context.load(profile, DatasetProfile).eval_tokens_file.path
+    profiled, asked = context.load(profile, DatasetProfile), EvaluationOptions(**options)
     others = {name: _adapter_folder(context, ref) for name, ref in rivals.items()}
     champion, champion_version = _champion(context, model_name, trained)
     made = evaluate_library(
         base,
         _adapter_folder(context, adapter),
-        eval_tokens=context.folder_of(profile) / tokens,
+        eval_tokens=context.folder_of(profile) / profiled.eval_tokens_file.path,
         eval_rows=context.folder_of(dataset) / rows.eval_file.path,
         adapter_digest=trained.digest,
         dataset_digest=rows.digest,
-        options=EvaluationOptions(**options),
+        options=asked,
         others=others | champion,
         folder=context.folder,
         progress=context.report,
+        base_losses=_base_losses(profiled, asked),
     )
     return dataclasses.replace(made, champion_version=champion_version)
+
+
+def _base_losses(profile: DatasetProfile, options: EvaluationOptions) -> tuple[float, ...]:
+    """What the profile measured of the base, where the evaluation would measure the same."""
+    same = options.quantize is None and (options.dtype, options.device) == ("float32", profile.base_device)
+    return profile.base_losses if same else ()
 
 
 def _adapter_folder(context: Context, ref: StageRef) -> Path:

@@ -144,7 +144,6 @@ class SelectionConfig(Section):
     `race_budget` is what probe trainings may cost before the decision, as a share of the training itself (0: none; 3: three as long
     as the training). They try plain LoRA at three rates; 6 pays for a rival of as many, 9 for two, 12 for three.
     `adapt_experts: false` leaves experts that a layer holds in one tensor as they are.
-    `prefer_retention` takes what forgets at most half as much of general text within one standard error of the race's best loss.
     """
 
     serve: Literal["vllm", "sglang", "llama.cpp", "ollama", "mlx", "merged"] | None = None
@@ -157,14 +156,17 @@ class SelectionConfig(Section):
     r: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
     race_budget: Annotated[float, BeforeValidator(share)] = Field(default=0.0, ge=0)
-    prefer_retention: bool = False
     claims: dict[str, bool] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _raced(self) -> "SelectionConfig":
-        if self.prefer_retention and not self.race_budget:
-            raise ValueError("`prefer_retention` compares the adapters of a race: give it a `race_budget`, such as 6")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_runs(cls, given: Any) -> Any:
+        """What the filter does better is no choice any more."""
+        if not isinstance(given, dict) or "prefer_retention" not in given:
+            return given
+        if given["prefer_retention"] is not False:
+            raise ValueError("`prefer_retention` is gone: `retention` keeps more, after the training; leave it out")
+        return {name: value for name, value in given.items() if name != "prefer_retention"}
 
 
 class TrainingConfig(Section):

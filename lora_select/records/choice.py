@@ -215,7 +215,7 @@ class Constraints:
     adapt_experts: bool = True
     """Whether expert weights in one tensor get an adapter too, where PEFT has one."""
     prefer_retention: bool = False
-    """Whether what forgets at most half as much is taken within one standard error of the best loss, and not within 1 % alone."""
+    """Of earlier runs, so that they can be replayed: what forgets at most half as much is taken within one standard error of the best loss too."""
 
 
 @dataclass(frozen=True)

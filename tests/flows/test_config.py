@@ -170,10 +170,11 @@ def test_a_path_with_yamls_characters_is_one_path(file):
     assert config.load(str(file), [f"dataset.source={json.dumps(path)}"]).dataset.source == path
 
 
-def test_retention_is_preferred_only_where_a_race_compares(file):
-    with pytest.raises(InputError, match="give it a `race_budget`"):
+def test_what_retention_does_better_is_no_choice_any_more(file):
+    with pytest.raises(InputError, match="`prefer_retention` is gone: `retention` keeps more"):
         config.load(str(file), ["selection.prefer_retention=true"])
-    assert config.load(str(file), ["selection.prefer_retention=true", "selection.race_budget=6"])
+    earlier = config.load(str(file), ["selection.prefer_retention=false"])
+    assert earlier.digested() == config.load(str(file)).digested()
 
 
 def test_as_many_epochs_as_wanted_need_rows_to_look_at(file):

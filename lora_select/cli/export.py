@@ -1,9 +1,15 @@
 """`lora-select export`: an adapter in the form that its engine takes."""
 
 import argparse
+import functools
+import sys
+import tempfile
 from pathlib import Path
 
+from lora_select.errors import InputError
 from lora_select.serving import ENGINES
+
+LEAST = "least"
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,7 +26,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--gguf", type=Path, help="the base as GGUF, for llama.cpp and Ollama: checked to be the same model"
     )
     export.add_argument("--out", required=True, help="a new folder")
-    export.add_argument("--rank", type=int, help="of the LoRA; by default its own, or the least within --max-error")
+    export.add_argument(
+        "--rank",
+        type=_rank,
+        help="of the LoRA; by default its own, or the least within --max-error; `least`: that keeps the task's loss within 1 %% on rows "
+        "kept from training",
+    )
     export.add_argument("--max-error", type=float, default=1e-2, help="largest ||dW - B A|| / ||dW|| (default 0.01)")
     export.add_argument("--base", help="the base model, when the adapter does not name it")
     export.set_defaults(run=_export)
@@ -30,7 +41,26 @@ def _export(parsed: argparse.Namespace) -> int:
     from lora_select.export.command import export
 
     run, out = Path(parsed.run_folder), Path(parsed.out)
-    asked = {"rank": parsed.rank, "max_error": parsed.max_error, "base": parsed.base, "serve": parsed.serve}
-    print(export(run, parsed.to, out, **asked, gguf=parsed.gguf))
+    asked = {"max_error": parsed.max_error, "base": parsed.base, "serve": parsed.serve, "gguf": parsed.gguf}
+    if parsed.rank != LEAST:
+        print(export(run, parsed.to, out, rank=parsed.rank, **asked))
+    else:
+        if parsed.to == "merged" or parsed.serve == "merged":
+            raise InputError(f"a merged model has no rank; leave --rank {LEAST} out")
+        from lora_select.pipeline.stages.narrow import narrow
+
+        with tempfile.TemporaryDirectory() as place:
+            progress = functools.partial(print, file=sys.stderr, flush=True)
+            print(narrow(run, Path(place) / "adapter", base=parsed.base, progress=progress))
+            print(export(Path(place) / "adapter", parsed.to, out, rank=None, **asked))
     print(f"written to {out}")
     return 0
+
+
+def _rank(text: str) -> int | str:
+    """A whole number above 0, or `least`."""
+    if text == LEAST:
+        return LEAST
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number above 0 nor `{LEAST}`")
+    return int(text)

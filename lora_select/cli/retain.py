@@ -133,6 +133,9 @@ def page(made: "Retention", out: Path, say: Callable[[str], None]) -> None:
     for one in made.references:
         name = f"{one.name}, {'other text' if one.gave else 'gave nothing'}"
         say(f"{name:<{width}}{one.base_loss:>10.4f}" + "".join(f"{one.rise[arm].difference:>+10.4f}" for arm in arms))
+        if one.exact:
+            shares = "".join(f"{one.exact[arm].adapted:>10.0%}" for arm in arms)
+            say(f"{'  its answers that are exact':<{width}}{next(iter(one.exact.values())).base:>10.0%}{shares}")
     say("")
     for note in made.notes:
         say(f"note       {note}")

@@ -26,8 +26,6 @@ MERGED = "merged_"
 """Begins the name of an arm: the base with the adapter merged into it, stored in fewer bits."""
 SAMPLES = 8
 LOSS_UNIT = "nats/token"
-SHORT_ANSWER = 64
-"""Characters: an expected answer of one line and at most so many has one right form; a longer one can be said in many ways."""
 
 
 def evaluate(
@@ -163,8 +161,7 @@ def _checkable(material: Material, answer_metrics: Sequence[AnswerMetric]) -> tu
     """Metrics with one right answer a row: exact match where every answer is JSON or one short line, and what says so itself."""
     expected = [question.expected for question in material.questions]
     as_json = all(metrics.as_json(text) is not None for text in expected)
-    short = all(len(text.strip()) <= SHORT_ANSWER and "\n" not in text.strip() for text in expected)
-    names = ["exact_match"] * (as_json or short) + ["valid_json"] * as_json
+    names = ["exact_match"] * metrics.has_one_form(expected) + ["valid_json"] * as_json
     return (*names, *(metric.name for metric in answer_metrics if metric.checkable))
 
 

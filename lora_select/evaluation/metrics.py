@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Progress = Callable[[int, int, str], None]
+SHORT_ANSWER = 64
+"""Characters: an expected answer of one line and at most so many has one right form."""
 
 
 def exact_match(expected: str, answer: str) -> bool:
@@ -31,6 +33,16 @@ def exact_match(expected: str, answer: str) -> bool:
     if wanted is not None and given is not None:
         return _same(wanted, given)
     return expected == answer
+
+
+def has_one_form(expected: Sequence[str]) -> bool:
+    r"""Whether every expected answer is JSON, or one short line: a longer one can be said in many ways.
+
+    >>> has_one_form(['{"a": 1}', "[]"]), has_one_form(["yes", "no"]), has_one_form(["first\nthen"])
+    (True, True, False)
+    """
+    as_objects = all(as_json(text) is not None for text in expected)
+    return as_objects or all(len(text.strip()) <= SHORT_ANSWER and "\n" not in text.strip() for text in expected)
 
 
 def as_json(text: str) -> Any:

@@ -90,6 +90,8 @@ class ReferenceJudgement:
     base_loss: float
     rise: Mapping[str, MetricComparison]
     kl: Mapping[str, float]
+    exact: Mapping[str, MetricComparison] = field(default_factory=dict)
+    """By arm, the share of generated answers that are exact, against the base's: of the user's own chats whose answers have one right form."""
 
 
 @dataclass(frozen=True)

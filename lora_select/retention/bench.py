@@ -71,6 +71,15 @@ class Bench:
             progress=lambda done, total: self.progress(done, total, f"{part}: {name}"),
         )  # fmt: skip
 
+    def exact(
+        self, arms: form_losses.Arms, rows: Sequence[TokenRow], tokenizer: Any, name: str
+    ) -> dict[str, tuple[float, ...]]:
+        """Whether answers of base and arms are exact, where rows of the set `name` can be checked."""
+        self.progress(0, 1, f"answers: {name}")
+        found = form_losses.exact(self.model, arms, rows, tokenizer)
+        self.forward["judge"] += len(found) * _tokens(rows[: form_losses.ASKED])
+        return found
+
     def search(
         self,
         pairs: Mapping[str, Pair],

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lora_select.data.labels.tokens import IGNORED, TokenRow, collate
+from lora_select.evaluation.metrics import exact_match, generate, has_one_form
 from lora_select.evaluation.model_losses import label_counts, row_losses
 from lora_select.records import finite
 from lora_select.retention.forms import Update, applied
 
 BATCH_ROWS = 4
 LOSS_BATCH = 16
+ASKED, SPARE = 16, 8
+"""Questions of a reference set that are answered, and tokens that an answer may be longer than the longest expected one."""
 Arms = Mapping[str, Mapping[str, Update]]
 
 
@@ -77,6 +80,35 @@ def judge(
         {name: tuple(values) for name, values in found.items()},
         {name: tuple(values) for name, values in kl.items()},
     )
+
+
+def exact(
+    model: Any, arms: Arms, rows: Sequence[TokenRow], tokenizer: Any, *, most: int = ASKED
+) -> dict[str, tuple[float, ...]]:
+    """Whether the greedy answer of `base` and of each arm is exact (1 or 0), on the first rows of a chat; empty where answers have no one right form.
+
+    A row asks where its labels are one piece: what stands before them is the prompt.
+    """
+    places = [(row, found) for row in rows if (found := _answer(row)) is not None][:most]
+    expected = [tokenizer.decode(list(row.input_ids[a:b]), skip_special_tokens=True) for row, (a, b) in places]
+    if len(places) < 2 or not has_one_form(expected):
+        return {}
+    prompts = [tokenizer.decode(list(row.input_ids[:a])) for row, (a, _) in places]
+    longest = max(b - a for _, (a, b) in places)
+    found = {}
+    for name, updates in {"base": {}, **arms}.items():
+        with applied(model, updates):
+            given = generate(model, tokenizer, prompts, max_new_tokens=longest + SPARE, batch_size=BATCH_ROWS)
+        found[name] = tuple(float(exact_match(text, answer)) for text, answer in zip(expected, given, strict=True))
+    return found
+
+
+def _answer(row: TokenRow) -> tuple[int, int] | None:
+    """Begin and end of the one piece of labels after a prompt; None where there are several, or no prompt."""
+    labels = [place for place, wanted in enumerate(row.label_mask) if wanted]
+    if not labels or labels[0] < 2 or labels[-1] - labels[0] + 1 != len(labels):
+        return None
+    return labels[0], labels[-1] + 1
 
 
 def _log_probabilities(model: Any, batch: Any, wanted: Any) -> Any:

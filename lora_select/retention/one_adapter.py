@@ -13,6 +13,7 @@ from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError, WorldError
 from lora_select.evaluation.evaluate import LOSS_UNIT, comparison
 from lora_select.evaluation.model_losses import label_counts
+from lora_select.evaluation.wording import SHARE_UNIT
 from lora_select.records import (
     BaseModel,
     FileRef,
@@ -31,7 +32,7 @@ from lora_select.retention.decide import FILTER, RAW, SCALE, decide
 from lora_select.retention.form_losses import Judged
 from lora_select.retention.forms import Form, Update
 from lora_select.retention.moments import Moments, load, save
-from lora_select.retention.references import ReferenceSet, Sizes, gather, refuse_leaks
+from lora_select.retention.references import USER, ReferenceSet, Sizes, gather, refuse_leaks
 from lora_select.retention.settings import JUDGING_ROWS, RetentionSettings, TaskRows
 from lora_select.training import reload_check
 from lora_select.training.job import REFERENCE_LOGITS
@@ -112,6 +113,7 @@ def retain_adapter(
     task = _task(bench, last, rows.evaluation[:JUDGING_ROWS], settings.seed)
     last |= _rivals(others or {}, model, fresh)
     judged = {one.name: bench.judge(last, one.judging, "judge", one.name, divergence=True) for one in sets}
+    answers = {one.name: bench.exact(last, one.judging, tokenizer, one.name) for one in sets if one.kind == USER}
     files = tuple(file_ref(file, folder) for file in sorted((folder / ADAPTER).iterdir()))
     return Retention(
         adapter_digest=sha256_file(adapter / forms.WEIGHTS),
@@ -122,7 +124,7 @@ def retain_adapter(
         evidence=evidence,
         decision=decision,
         task=task,
-        references=tuple(_judgement(one, judged[one.name], settings.seed) for one in sets),
+        references=tuple(_judgement(one, judged[one.name], answers.get(one.name, {}), settings.seed) for one in sets),
         layers=kept_of_layers(trained, kept, sums),
         left_alone=sums.unseen,
         form=form.kind,
@@ -234,7 +236,9 @@ def _compared(before: Sequence[float], after: Sequence[float], labels: Sequence[
     return comparison(before, after, labels, unit=LOSS_UNIT, better="lower", seed=seed)
 
 
-def _judgement(one: ReferenceSet, judged: Judged, seed: int) -> ReferenceJudgement:
+def _judgement(
+    one: ReferenceSet, judged: Judged, answers: Mapping[str, Sequence[float]], seed: int
+) -> ReferenceJudgement:
     rise = {arm: _compared(judged.base, values, judged.labels, seed) for arm, values in judged.arms.items()}
     tokens = sum(judged.labels)
     return ReferenceJudgement(
@@ -245,6 +249,11 @@ def _judgement(one: ReferenceSet, judged: Judged, seed: int) -> ReferenceJudgeme
         base_loss=sum(judged.base) / tokens,
         rise=rise,
         kl={arm: max(0.0, sum(values) / tokens) for arm, values in judged.kl.items()},
+        exact={
+            arm: comparison(answers["base"], values, None, unit=SHARE_UNIT, better="higher", seed=seed)
+            for arm, values in answers.items()
+            if arm != "base"
+        },
     )
 
 

@@ -25,7 +25,7 @@ from lora_select.errors import InputError
 from lora_select.evaluation.forgetting import CHARACTERS_PER_TOKEN, CHUNK_TOKENS
 from lora_select.records import BaseModel
 
-PROSE, CODE, SELF = "prose", "code", "self"
+PROSE, CODE, SELF, USER = "prose", "code", "self", "user"
 EMBEDDED = (PROSE, CODE, SELF)
 DECIDING = 8
 """Units of each giving set that the decision reads; they neither give moments nor judge."""
@@ -305,7 +305,7 @@ def _from_user(source: str, tokens: int, tokenizer: Any, units: int, seed: int) 
     said = [note for note in notes if note != "cut"] + (
         [f"{cut} rows are longer than {MOST_TOKENS} tokens and are cut"] if cut else []
     )
-    return ReferenceSet(source, "user", tuple(give), tuple(deciding), tuple(judging), tuple(said))  # pyright: ignore[reportArgumentType]
+    return ReferenceSet(source, USER, tuple(give), tuple(deciding), tuple(judging), tuple(said))  # pyright: ignore[reportArgumentType]
 
 
 def _row(row_id: str, row: Any, tokenizer: Any, notes: list[str]) -> TokenRow | None:

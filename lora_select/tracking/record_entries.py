@@ -259,6 +259,9 @@ def _references(record: records.ReferenceText) -> Entries:
 
 def _retention(record: records.Retention) -> Entries:
     rises = {f"retention/{one.name}/{arm}": one.rise[arm].difference for one in record.references for arm in one.rise}
+    rises |= {
+        f"retention/{one.name}/{arm}/exact": one.exact[arm].adapted for one in record.references for arm in one.exact
+    }
     task = {f"retention/task/{arm}": pair.difference for arm, pair in record.task.items()}
     return Entries(
         params={"retention": record.decision.choice},

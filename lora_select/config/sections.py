@@ -216,7 +216,8 @@ class EvaluationConfig(Section):
 
     `metrics` names more metrics of the answers: `name: module:function`, or a mapping with one of `function`, `regex`,
     `json: true`, `json_schema`, `rouge`, `chrf: true`. `tasks` are tasks of lm-eval whose YAML files are in `task_folder`, at most
-    `task_limit` documents each. `quantized` merges the adapter into the base and measures the sum in these forms too: what is left of the
+    `task_limit` documents each. `few_shot` holds the adapter against the untrained model with so many training rows in its prompt.
+    `quantized` merges the adapter into the base and measures the sum in these forms too: what is left of the
     gain where a merged model is served in fewer bits.
     """
 
@@ -225,6 +226,7 @@ class EvaluationConfig(Section):
     bootstrap_samples: int = Field(default=2000, ge=200)
     reference_tokens: int = Field(default=4096, ge=512)
     compare_plain_lora: bool = True
+    few_shot: int = Field(default=0, ge=0, le=64)
     quantized: tuple[Literal["nf4", "int8"], ...] = ()
     metrics: dict[str, Any] = Field(default_factory=dict)
     tasks: tuple[str, ...] = ()

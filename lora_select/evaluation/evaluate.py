@@ -12,7 +12,7 @@ from typing import Any
 from lora_select import models
 from lora_select.evaluation import metrics, user_metrics, wording
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap
-from lora_select.evaluation.material import EvaluationOptions, Material, gather
+from lora_select.evaluation.material import FEW_SHOT, EvaluationOptions, Material, few_shot, gather
 from lora_select.evaluation.model_losses import Measured, Progress, label_counts, measure
 from lora_select.evaluation.power import paired_error
 from lora_select.evaluation.user_metrics import AnswerMetric
@@ -41,6 +41,7 @@ def evaluate(
     folder: Path,
     progress: Progress | None = None,
     base_losses: Sequence[float] = (),
+    train_rows: Path | None = None,
 ) -> Evaluation:
     """Measure the base model, the adapter and other adapters, and compare them row by row.
 
@@ -58,6 +59,7 @@ def evaluate(
         folder: where results go.
         progress: called with (done, total, what).
         base_losses: of the first rows, where the base was measured on them before; nats a row.
+        train_rows: canonical rows of the training split, for `options.few_shot`.
 
     Raises:
         InputError: fewer than two held-out rows, or a metric of the user's that fails.
@@ -68,7 +70,7 @@ def evaluate(
     material = gather(tokenizer, eval_tokens, eval_rows, options, longest=base.max_position_embeddings)
     folders: dict[str, Path | None] = {"base": None, "adapted": adapter, **others}
     arms = [f"{MERGED}{kind}" for kind in options.quantized]
-    names = [*folders, *arms]
+    names = [*folders, *arms, *([FEW_SHOT] if options.few_shot else [])]
     measured = {}
 
     def report_of(name: str) -> Progress:
@@ -86,20 +88,30 @@ def evaluate(
         for name, kind in zip(arms, options.quantized, strict=True):
             held, note = replace(options, quantize=kind), folder / f"{name}.json"
             measured[name] = measure(whole, None, material, held, note, report_of(name))
+    shown, told = None, ()
+    if options.few_shot and train_rows is not None:
+        longest = base.max_position_embeddings
+        shown, words = few_shot(material, tokenizer, eval_rows, train_rows, options, longest=longest)
+        told = (words,)
+    if shown is not None:
+        plain = replace(options, tasks=(), reference_tokens=0)
+        measured[FEW_SHOT] = measure(base, None, shown, plain, folder / f"{FEW_SHOT}.json", report_of(FEW_SHOT))
     write_text(folder / "rows.json", _table(material, measured))
     compared = {
         name: _compare(measured[name], measured["adapted"], material, options, answer_metrics)
         for name in ("base", *others, *arms)
     }
+    alone = replace(measured["adapted"], tasks={})
     return Evaluation(
         adapter_digest=adapter_digest,
         dataset_digest=dataset_digest,
         metrics=compared["base"],
-        against={name: compared[name] for name in (*others, *arms)},
+        against={name: compared[name] for name in (*others, *arms)}
+        | ({FEW_SHOT: _compare(measured[FEW_SHOT], alone, material, options, answer_metrics)} if shown else {}),
         forgetting=_forgetting(measured["base"], measured["adapted"], material, options),
         samples=_samples(material, measured),
         rows_file=file_ref(folder / "rows.json", folder),
-        notes=(*_notes(material, measured, options), *_left(measured, arms)),
+        notes=(*_notes(material, measured, options), *_left(measured, arms), *told),
         checkable=_checkable(material, answer_metrics) if len(material.questions) >= 2 else (),
     )
 

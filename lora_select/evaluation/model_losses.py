@@ -89,7 +89,11 @@ def _key(base: BaseModel, adapter: Path | None, material: Material, options: Eva
     prompts = [question.prompt for question in material.questions]
     files = [sha256_file(file) for file in sorted(Path(options.task_folder).glob("*"))] if options.tasks else []
     kept = {"base": base.digest, "adapter": weights, "rows": rows, "prompts": prompts, "tasks": files}
-    asked = {name: value for name, value in asdict(options).items() if name not in ("metrics", "tasks", "quantized")}
+    asked = {
+        name: value
+        for name, value in asdict(options).items()
+        if name not in ("metrics", "tasks", "quantized", "few_shot")
+    }
     return key_of({**asked, **kept, "names": list(options.tasks)})
 
 

@@ -7,7 +7,11 @@ from lora_select.records import MetricComparison
 SHARE_UNIT = "of rows"
 """The unit of a metric that is a share, from 0 to 1."""
 METRICS = {"loss": "held-out loss", "exact_match": "exact match", "valid_json": "share of answers that are JSON"}
-RIVALS = {"plain_lora": "plain LoRA", "champion": "the champion"}
+RIVALS = {
+    "plain_lora": "plain LoRA",
+    "champion": "the champion",
+    "few_shot": "the untrained model with examples in its prompt",
+}
 
 
 def metric(name: str) -> str:

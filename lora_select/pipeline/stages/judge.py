@@ -77,6 +77,7 @@ def _evaluate(
         folder=context.folder,
         progress=context.report,
         base_losses=_base_losses(profiled, asked),
+        train_rows=context.folder_of(dataset) / rows.train_file.path,
     )
     return dataclasses.replace(made, champion_version=champion_version)
 

@@ -59,9 +59,11 @@ class Case:
 
 def cases() -> tuple[Case, ...]:
     """Short ones first."""
-    every = [Case(task, batch, seen // batch) for seen in SEEN for task in TASKS for batch in BATCHES]
+    every = [Case(task, batch, SEEN[0] // batch) for task in TASKS for batch in BATCHES]
     every += [Case(task, 8, RANK_STEPS, r, alpha) for task in TASKS for r in RANKS for alpha in (2 * r, r)]
-    every += [Case(task, 8, steps) for steps in STEPS for task in TASKS]
+    every += [Case(task, 8, steps) for steps in STEPS[:2] for task in TASKS]
+    every += [Case(task, batch, SEEN[1] // batch) for task in TASKS for batch in BATCHES]
+    every += [Case(task, 8, steps) for steps in STEPS[2:] for task in TASKS]
     return tuple(dict.fromkeys(every))
 
 

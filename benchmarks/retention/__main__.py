@@ -9,17 +9,20 @@ import time
 from pathlib import Path
 
 from benchmarks.retention.settings import RIVALS, SETTINGS, load
-from benchmarks.retention.study import RESULTS, Study
+from benchmarks.retention.study import ARMS, RESULTS, Study
 from benchmarks.retention.train import train
 
-PASSES = (("base", "raw", "scale", "filter-mixture"), ("filter-documentation",), ("filter-self",))
+REFERENCES = ("filter-1-row", "filter-8-rows", "filter-512-rows", "filter-prior")
+"""How much reference text, and an isotropic prior on it."""
+PASSES = (("base", "raw", "scale", "filter-mixture"), ("filter-documentation",), ("filter-self",), REFERENCES)
 """The first pass over all settings comes before the second."""
 RIVALS_ARMS = ("base", "raw")
-"""Rivals are judged as they were trained; after replay the filter is tried too."""
+"""Rivals are judged as they were trained; after replay or a penalty the filter is tried too."""
 
 
 def _arms_of(rival: str) -> tuple[str, ...]:
-    return (*RIVALS_ARMS, "scale", "filter-mixture") if SETTINGS[rival].replay else RIVALS_ARMS
+    setting = SETTINGS[rival]
+    return (*RIVALS_ARMS, "scale", "filter-mixture") if setting.replay or setting.penalty else RIVALS_ARMS
 
 
 def main() -> None:
@@ -32,6 +35,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="nothing new is begun after this long")
     parser.add_argument("--passes", type=int, default=len(PASSES), help="only the first so many passes")
     parser.add_argument(
+        "--arms", nargs="*", choices=ARMS, help="these arms of the settings named, in place of the passes"
+    )
+    parser.add_argument(
         "--frontiers", nargs="*", default=[], help="settings whose arms are also measured at fixed strengths"
     )
     options = parser.parse_args()
@@ -40,7 +46,7 @@ def main() -> None:
     def late() -> bool:
         return time.monotonic() > end
 
-    for arms in PASSES[: options.passes]:
+    for arms in (options.arms,) if options.arms else PASSES[: options.passes]:
         for name in options.settings:
             file = RESULTS / f"{name}.json"
             known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from benchmarks.retention.kinds import KINDS
-from benchmarks.retention.settings import RIVALS
+from benchmarks.retention.settings import RIVALS, SETTINGS
 from benchmarks.retention.study import ARMS, RESULTS
 from lora_select.records import PathPoint
 from lora_select.retention.path import LEAST, chosen, paired
@@ -18,6 +18,7 @@ from lora_select.retention.path import LEAST, chosen, paired
 ENOUGH = 0.02
 """Nats a token that the raw adapter must have cost: below there is nothing to keep, and no ratio."""
 VERDICT = {True: "holds", False: "**fails**", None: "not measured"}
+TIMES = "-three-times"
 FILTERS = tuple(arm for arm in ARMS if arm != "scale")
 
 
@@ -111,7 +112,7 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
             r
             for case in ours
             for kind in KINDS
-            if (kind in ARMS[arm]) is gave and (r := case.ratio(arm, kind)) is not None
+            if (kind in ARMS[arm].sources) is gave and (r := case.ratio(arm, kind)) is not None
         ]
         for gave in (True, False)
     )
@@ -134,7 +135,7 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
 def _against_rivals(ours: Sequence[Case], every: Sequence[Case], arm: str) -> list[Criterion]:
     """The mean of five kinds beside that of the same task trained otherwise, where both were measured."""
     made = []
-    for kind in ("replay", "few-replay", "kl", "half"):
+    for kind in ("replay", "few-replay", "kl", "half", "penalty", "strong-penalty"):
         pairs = [(a, b) for a in ours for b in every if b.name == f"{a.name}-{kind}"]
         values = [(a.general(arm), b.general("raw")) for a, b in pairs]
         listed = ", ".join(f"{a.name} {x:+.3f} / {y:+.3f}" for (a, _), (x, y) in zip(pairs, values, strict=True))
@@ -202,7 +203,7 @@ def main() -> None:
     every = cases(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
     for case in every:
         print(*_lines(case), sep="\n")
-    print("", *summary(every), sep="\n")
+    print("", *summary(every), "", *after_the_filter(every), sep="\n")
     for arm in FILTERS:
         if not any(case.has(arm) for case in every):
             continue
@@ -227,6 +228,33 @@ def summary(every: Sequence[Case]) -> Iterator[str]:
         strength = arms[arm]["strength"] if case.served(arm) == arm else None
         told += f" {rise:+.3f} ± {error:.3f} | {case.general('raw'):+.3f} | {scaled} | {case.general(arm):+.3f} |"
         yield f"{told} {arms[arm]['kappa']:.0f} | {'none' if strength is None else f'{strength:.2g}'} |"
+
+
+def after_the_filter(every: Sequence[Case]) -> Iterator[str]:
+    """What the filter adds to the regret of plain LoRA at the predicted learning rate, in seed SDs of the oracle's setting, and what it leaves of the harm."""
+    from benchmarks.selection.judging import seed_sd
+    from benchmarks.selection.sweep.table import tables
+
+    known = {(table.setting.model, table.setting.task, table.setting.rows): table for table in tables()}
+    added, before, after = [], [], []
+    for case in every:
+        setting = SETTINGS.get(case.name)
+        plain = setting is not None and (setting.variant, setting.targets) == ("lora", "all-linear")
+        if setting is None or not plain or case.name in RIVALS or case.name.endswith(TIMES) or not case.has(FILTERS[0]):
+            continue
+        table = known.get((setting.model, setting.task, setting.rows))
+        sd = seed_sd(table) if table is not None else None
+        if sd is None:
+            continue
+        added.append(case.rise(FILTERS[0], "task")[0] / sd)
+        before.append(case.general("raw"))
+        after.append(case.general(FILTERS[0]))
+        yield f"{case.name}: {added[-1]:+.2f} seed SDs, five kinds {before[-1]:+.3f} -> {after[-1]:+.3f}"
+    if added:
+        yield (
+            f"{len(added)} adapters: regret {statistics.median(added):+.2f} seed SDs in the median, {max(added):+.2f} at most; "
+            f"five kinds {statistics.median(before):+.3f} -> {statistics.median(after):+.3f}"
+        )
 
 
 def _lines(case: Case) -> Iterator[str]:

@@ -48,6 +48,8 @@ class Setting:
     """Pieces of reference text (documentation, news, chat) among the training rows."""
     kl: float = 0.0
     """Weight of the mean KL(base || adapted) on two pieces of reference text a step."""
+    penalty: float = 0.0
+    """Weight of the mean over layers of tr(D Zr D^T) / tr(W Zr W^T), Zr of reference text that gives."""
 
 
 SETTINGS = {
@@ -82,12 +84,16 @@ SETTINGS = {
         Setting("spelling-gemma-three-times", "spelling", 2e-3, model="gemma3-270m"),
         Setting("section-eva", "section-later", 2e-3, variant="eva"),
         Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16, evaluation=40),
+        Setting("spelling-penalty", "spelling", 2e-3, penalty=3.0),
+        Setting("spelling-strong-penalty", "spelling", 2e-3, penalty=30.0),
+        Setting("section-penalty", "section-later", 2e-3, penalty=3.0),
+        Setting("section-strong-penalty", "section-later", 2e-3, penalty=30.0),
         Setting("section-pissa", "section-later", 1e-3, variant="pissa"),
         Setting("section-oft", "section-later", 1e-3, variant="oft", r=0),
     )
 }
 """In the order in which they are run."""
-_OTHERWISE = re.compile(r"-(few-replay|replay|kl|half)$")
+_OTHERWISE = re.compile(r"-(few-replay|replay|kl|half|strong-penalty|penalty)$")
 RIVALS = {name: _OTHERWISE.sub("", name) for name in SETTINGS if _OTHERWISE.search(name)}
 """The setting that each is a rival of: its learning rate, replay or penalty is the only difference."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

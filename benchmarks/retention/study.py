@@ -9,6 +9,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, final
@@ -31,14 +32,30 @@ from lora_select.spectral.linear_layers import linear_layers
 RESULTS = Path(__file__).parent / "results"
 OTHER = RESULTS / "other"
 """What is no setting of its own: sequences, prediction."""
-GIVE, SELF_ROWS, TASK_TOKENS, REFERENCE_TOKENS = 90, 72, 7600, 8192
-ARMS: Mapping[str, tuple[str, ...]] = {
-    "filter-mixture": ("documentation", "news", "chat"),
-    "scale": (),
-    "filter-documentation": ("documentation",),
-    "filter-self": ("self",),
+GIVE, SELF_ROWS, TASK_TOKENS, REFERENCE_TOKENS = 180, 72, 7600, 8192
+
+
+@final
+@dataclass(frozen=True)
+class Arm:
+    """What gives the reference's second moments, how many tokens of it, and a prior c I on it as a share of its mean diagonal."""
+
+    sources: tuple[str, ...] = ()
+    tokens: int = REFERENCE_TOKENS
+    prior: float = 0.0
+
+
+MIXTURE = ("documentation", "news", "chat")
+ARMS: Mapping[str, Arm] = {
+    "filter-mixture": Arm(MIXTURE),
+    "scale": Arm(),
+    "filter-documentation": Arm(("documentation",)),
+    "filter-self": Arm(("self",)),
+    "filter-1-row": Arm(("documentation",), tokens=96),
+    "filter-8-rows": Arm(MIXTURE, tokens=8 * 96),
+    "filter-512-rows": Arm(MIXTURE, tokens=512 * 96),
+    "filter-prior": Arm(MIXTURE, prior=0.1),
 }
-"""What gave the reference's second moments."""
 QUESTIONS = 24
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 
@@ -104,21 +121,21 @@ class Study:
         write_text(file, json.dumps(known))
         return self._summed({name: known[digest(rows)] for name, rows in judging.items()})
 
-    def _arm(self, arm: str, sources: Sequence[str]) -> dict[str, Any]:
+    def _arm(self, arm: str, given: Arm) -> dict[str, Any]:
         began = time.process_time()
         if "selection" not in self.held:
             self.held["selection"] = form_losses.losses(
                 self.model, self.form.updates, self.subject.selection, self.pad_id
             )
         start = path.Losses(tuple(self.held["selection"]), label_counts(self.subject.selection))
-        pairs, layers, kappa, costs = self._pairs(sources)
+        pairs, layers, kappa, costs = self._pairs(given)
         shortened = path.shortened([PathPoint(**point) for point in self.held["arms"].get("scale", {}).get("path", ())])
         made: dict[str, Any] = {"kappa": kappa, "moments_processor_seconds": costs}
-        if sources:
+        if given.sources:
             made["shortened"] = shortened
 
         def at(strength: float) -> Mapping[str, Update]:
-            if not sources:
+            if not given.sources:
                 return scaled(self.form.updates, strength)
             return filter_updates(scaled(self.form.updates, shortened), pairs, layers, strength)
 
@@ -140,7 +157,7 @@ class Study:
             made |= self._written(at(best.strength))
             if arm == "filter-mixture":
                 self._answers(arm, at(best.strength))
-        print(f"{self.setting.name} {sources}: {made['strength']}, {time.process_time() - began:.0f} s", flush=True)
+        print(f"{self.setting.name} {arm}: {made['strength']}, {time.process_time() - began:.0f} s", flush=True)
         return made
 
     def _written(self, updates: Mapping[str, Update]) -> dict[str, Any]:
@@ -192,10 +209,8 @@ class Study:
         means = {name: round(path.Losses(tuple(losses[name]), labels[name]).mean, 5) for name in losses}
         return {"means": means, "losses": losses}
 
-    def _pairs(
-        self, sources: Sequence[str]
-    ) -> tuple[dict[str, Pair], dict[str, list[str]], float | None, dict[str, float]]:
-        if not sources:
+    def _pairs(self, arm: Arm) -> tuple[dict[str, Pair], dict[str, list[str]], float | None, dict[str, float]]:
+        if not arm.sources:
             return {}, {}, None, {}
         costs: dict[str, float] = {}
         modules = linear_layers(self.model)
@@ -212,10 +227,15 @@ class Study:
             return made
 
         task = sums("task", until(self.subject.train, TASK_TOKENS))
-        each = REFERENCE_TOKENS // len(sources)
-        given = [sums(name, until(self._giving(name), each)) for name in sources]
+        each = arm.tokens // len(arm.sources)
+        given = [sums(name, until(self._giving(name), each)) for name in arm.sources]
         began = time.process_time()
-        pairs, _, _ = filtering.pairs(task, given)
+        pairs, _, left = filtering.pairs(task, given, prior=arm.prior)
+        if left:
+            print(
+                f"{len(left)} of {len(pairs) + len(left)} inputs are left alone: {next(iter(left.values()))}",
+                flush=True,
+            )
         layers: dict[str, list[str]] = {}
         for name, owner in task.owner.items():
             if name in self.form.updates and owner in pairs:

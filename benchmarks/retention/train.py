@@ -58,6 +58,8 @@ def train(setting: Setting, subject: Subject, folder: Path) -> None:
         pad_id = models.pad_id(subject.tokenizer)
         if setting.kl:
             losses = _with_divergence(network, plan, subject.train, reference(subject, KL_PIECES), pad_id, setting.kl)
+        elif setting.penalty:
+            losses = _with_penalty(network, spec, plan, subject, pad_id, setting.penalty)
         else:
             rows = [*subject.train, *reference(subject, setting.replay)]
             losses = trials.train(network, spec, plan, rows, pad_id)
@@ -130,6 +132,50 @@ def _with_divergence(
             before, _ = logits(kept)
         after, _ = logits(kept)
         (task + weight * (before.exp() * (before - after)).sum(-1).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(trained, plan.max_grad_norm)
+        made.step()
+        made.zero_grad()
+        losses.append(float(task.detach()))
+    return losses
+
+
+def _with_penalty(
+    network: Any, spec: AdapterSpec, plan: TrainingPlan, subject: Subject, pad_id: int, weight: float
+) -> list[float]:
+    """AdamW on the task's loss and `weight` times the mean over layers of tr(D Zr D^T) / tr(W Zr W^T); Zr of the pieces that KL would see."""
+    import torch
+
+    from lora_select.data.labels.tokens import collate
+    from lora_select.retention import moments
+    from lora_select.spectral.linear_layers import linear_layers
+    from lora_select.training.worker import batches, optimizer
+    from lora_select.training.worker.loop import learning_rate
+
+    base = models.load_model(subject.source.path)
+    given = moments.stream(base, linear_layers(base), reference(subject, KL_PIECES), pad_id)
+    seen = {name: given.of(name).products.float() / given.of(name).tokens for name in given.owner}
+    layers = [
+        (
+            network.get_submodule(f"base_model.model.{name}"),
+            seen[name],
+            float(((w.weight @ seen[name]) * w.weight).sum()),
+        )
+        for name, w in linear_layers(base).items()
+    ]
+    del base, given
+    made = optimizer.make_optimizer(network, spec, plan)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    losses: list[float] = []
+    for step in range(plan.total_steps):
+        numbers = batches.rows_of_step(len(subject.train), plan.epochs, plan.effective_batch_size, plan.seed, step)
+        optimizer.set_rate(made, learning_rate(plan, step))
+        batch = collate([subject.train[number] for number in numbers], pad_id)
+        task = network(**batch, use_cache=False).loss
+        parts = []
+        for module, zr, whole in layers:
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            parts.append(module.scaling["default"] ** 2 * ((a @ zr @ a.T) * (b.T @ b)).sum() / whole)
+        (task + weight * torch.stack(parts).mean()).backward()
         torch.nn.utils.clip_grad_norm_(trained, plan.max_grad_norm)
         made.step()
         made.zero_grad()

@@ -84,14 +84,15 @@ def place_of(rate: float) -> int:
 
 
 def train(case: Case, rate: float, seed: int) -> list[float]:
-    """Losses of the held-out rows after a training."""
+    """Mean loss of the even and of the odd held-out rows after a training: the first choose, the second judge."""
     known = loaded(case.task)
     planned, spec = _planned(case, rate, seed), known.spec(rate, case.r, case.alpha)
     with trials.adapted(known.model, spec, planned) as network:
         made = trials.train(network, spec, planned, known.train, known.pad_id)
         if len(made) < planned.total_steps:
-            return [math.inf] * len(known.held_out)
-        return [round(loss, 4) for loss in row_losses(network.eval(), known.held_out, known.pad_id, 16, "cpu")]
+            return [math.inf, math.inf]
+        losses = row_losses(network.eval(), known.held_out, known.pad_id, 16, "cpu")
+    return [round(statistics.fmean(losses[start::2]), 5) for start in (0, 1)]
 
 
 def _planned(case: Case, rate: float, seed: int) -> TrainingPlan:
@@ -117,11 +118,6 @@ def _scale(known: Subject, model: Any) -> float:
     return round(spread / max(signal, error), 1)
 
 
-def losses_of(found: Mapping[str, Sequence[float]], key: str, start: int) -> float:
-    """Mean loss of every second row from `start`: 0 chooses, 1 judges."""
-    return statistics.fmean(found[key][start::2])
-
-
 def search(case: Case, runs: dict[str, list[float]], keep: Any) -> None:
     """Every run of a case that is missing."""
     begun = place_of(reference_rate(case.steps, shipped(), loaded(case.task).moves))
@@ -131,7 +127,7 @@ def search(case: Case, runs: dict[str, list[float]], keep: Any) -> None:
             if (name := key(case, rate_at(place), 0)) not in runs:
                 runs[name] = train(case, rate_at(place), 0)
                 keep()
-        best = min(places, key=lambda place: losses_of(runs, key(case, rate_at(place), 0), 0))
+        best = min(places, key=lambda place: runs[key(case, rate_at(place), 0)][0])
         missing = {best - 1, best + 1} - places
         missing = {place for place in missing if LOWEST <= place <= HIGHEST}
         if not missing:
@@ -171,7 +167,7 @@ def best_of(case: Case, runs: Mapping[str, Sequence[float]]) -> Best | None:
     places = [place for place in range(LOWEST, HIGHEST + 1) if key(case, rate_at(place), 0) in runs]
     if not places:
         return None
-    chose = {place: losses_of(runs, key(case, rate_at(place), 0), 0) for place in places}
+    chose = {place: runs[key(case, rate_at(place), 0)][0] for place in places}
     best = min(places, key=lambda place: chose[place])
     names = [key(case, rate_at(best), seed) for seed in seeds(case)]
     if not {best - 1, best + 1} <= set(places) or not all(name in runs for name in names):
@@ -180,7 +176,7 @@ def best_of(case: Case, runs: Mapping[str, Sequence[float]]) -> Best | None:
     bend = below + above - 2 * here
     shift = (below - above) / (2 * bend) if math.isfinite(bend) and bend > 0 else 0.0
     rate = rate_at(best) * FACTOR ** min(max(shift, -0.5), 0.5)
-    return Best(rate, tuple(losses_of(runs, name, 1) for name in names))
+    return Best(rate, tuple(runs[name][1] for name in names))
 
 
 def powers(found: Mapping[Case, Best]) -> dict[str, dict[str, float]]:

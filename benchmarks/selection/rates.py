@@ -37,14 +37,14 @@ class Fitted:
     epochs: float
 
 
-def vertex(table: Table) -> Fitted:
-    """Of LoRA r 16, losses of the even rows, which judge nothing."""
-    best = best_run(table, REFERENCE)
+def vertex(table: Table, candidate: str = REFERENCE) -> Fitted:
+    """Of LoRA r 16, or of another candidate with a bracketed best rate; losses of the even rows, which judge nothing."""
+    best = best_run(table, candidate)
     assert best is not None
     place = GRID.index(best.rate)
     near = [GRID[p] for p in (place - 1, place, place + 1) if 0 <= p < len(GRID)]
     x = [math.log(rate) for rate in near]
-    y = [sum(table.outcomes[Run(REFERENCE, rate, 0)].held_out[::2]) for rate in near]
+    y = [sum(table.outcomes[Run(candidate, rate, 0)].held_out[::2]) for rate in near]
     setting = table.setting
     epochs = setting.steps * setting.batch / setting.rows
     if len(near) < 3 or not all(map(math.isfinite, y)):
@@ -123,10 +123,22 @@ def entry(table: Table, rate: float) -> dict[str, Any]:
     }
 
 
+def ranks() -> dict[str, dict[str, float]]:
+    """With alpha = 2 r: the best learning rate of LoRA at r 4, 8, 64 over that at r 16, in every setting that was swept at another rank."""
+    found: dict[str, dict[str, float]] = {}
+    for table in settings():
+        keys = {str(r): f"lora-all-linear-r{r}" for r in (4, 8, 64)}
+        there = {r: key for r, key in keys.items() if best_run(table, key) is not None}
+        if there:
+            home = vertex(table).rate
+            found[table.setting.name] = {r: _rounded(vertex(table, key).rate / home) or 0.0 for r, key in there.items()}
+    return found
+
+
 def keep() -> None:
     """Write `rates.json` and print a line a group: median, worst, how far the best default is ahead anywhere, and how many are near the best."""
     known = settings()
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     groups: list[tuple[str, Rule, bool]] = [("language models, as shipped", shipped, False)]
     groups += [(f"MiniLM, {name}", rule, True) for name, rule in RULES.items()]
     for words, rule, encoder in groups:
@@ -143,6 +155,9 @@ def keep() -> None:
             some = [one[name] for one in values if one[name] is not None]
             told.append(f"{name} {statistics.median(some):.2f}, at most {max(some):.2f}")
         print(f"{words}: {'; '.join(told)}")
+    found["best rate over that of r 16, alpha = 2 r"] = ranks()
+    for name, one in ranks().items():
+        print(f"{name}: best rate over that of r 16: {', '.join(f'r {r}: {times:.2f}' for r, times in one.items())}")
     write_text(FILE, json.dumps(found, indent=1) + "\n")
 
 

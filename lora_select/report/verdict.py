@@ -16,8 +16,8 @@ def verdict(decision: Decision, evaluation: Evaluation, promotion: Promotion | N
 def sentences(decision: Decision, evaluation: Evaluation, promotion: Promotion | None = None) -> tuple[str, ...]:
     """The result, bad news in capitals; the first sentence is the answer.
 
-    What the held-out loss did, how the adapter stands to each rival, exactly right answers, loss on other text where it changed, the
-    role in the registry, and whether the prediction held. Each interval is of 95 %.
+    What the held-out loss did, how the adapter stands to each rival, exactly right answers, loss on other text where it changed, what is
+    left in fewer bits, the role in the registry, and whether the prediction held. Each interval is of 95 %.
     """
     version = evaluation.champion_version
     said = [effect(short(decision), evaluation.metrics["loss"])]
@@ -28,6 +28,11 @@ def sentences(decision: Decision, evaluation: Evaluation, promotion: Promotion |
         said.append(_matched(match))
     if evaluation.forgetting.significant:
         said.append(_forgot(evaluation.forgetting))
+    said += [
+        f"Merged into the base and stored as {one.form}, {wording.left(one)} of the gain in loss is left."
+        for one in evaluation.stored
+        if one.left is not None
+    ]
     if promotion is not None:
         said.append(role(promotion))
     if made := outcome(decision, evaluation):

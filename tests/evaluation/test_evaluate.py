@@ -324,13 +324,14 @@ def by_hand(path, form):
     return model
 
 
-def test_base_and_merged_model_in_fewer_bits_are_arms_of_their_own(material, tmp_path):
+def test_base_and_merged_model_in_fewer_bits_are_arms_of_their_own(material, tmp_path, caplog):
     """Each holds the loss of the model as the form stores it, on the same rows; nothing else of the evaluation changes."""
     base, _ = material
     folder = adapter(tmp_path, base, strength=0.3)
     plain = run(material, tmp_path, folder)
     made = run(material, tmp_path, folder, options=dataclasses.replace(OPTIONS, quantized=tuple(FORMS)))
     assert (made.metrics, made.against, plain.stored) == (plain.metrics, plain.against, ())
+    assert "MatMul8bitLt" not in caplog.text  # else a line for each layer of each batch
     models.write_merged(models.with_adapter(models.load_model(base.path), folder), base.path, tmp_path / "merged")
     rows = read_rows(material[1] / "eval_tokens.parquet")
     labels, exact = sum(module.label_counts(rows)), made.metrics["loss"]

@@ -125,10 +125,11 @@ def _export(
         checked = out if form in ("lora", "merged") else Path(temporary)
         _write_probe(model, checked / LOGITS)
         if form == "merged":
-            models.write_merged(model, str(path), out)
+            own_head = models.write_merged(model, str(path), out)
             _carry((run / KEPT_MOMENTS, path / IN_BASE), out / IN_BASE)
             _carry((run / TASKS, path / TASKS_IN_BASE), out / TASKS_IN_BASE)
-            converted, words, exact = None, "the base with the adapter merged into it", True
+            more = ", and with an output head of its own, where the base's is its embedding" if own_head else ""
+            converted, words, exact = None, f"the base with the adapter merged into it{more}", True
         else:
             converted = _convert(folder, model, path, checked, source, rank, max_error)
             _refuse_rank(serve, converted.rank)

@@ -14,6 +14,7 @@ from typing import Any, final
 from lora_select import models, serving
 from lora_select.audit.run_entries import adapter_folder
 from lora_select.errors import InputError, WorldError, require
+from lora_select.export import mlx_format
 from lora_select.export.check_process import LOGITS, compare
 from lora_select.export.plain_lora import Converted, rewrite_lora, write_lora
 from lora_select.records import write_text
@@ -152,7 +153,7 @@ def _export(
     held = _quantised(run)
     notes = [f"trained on a {held} base, checked here on the base as published"] if held else []
     rank_written = converted.rank if converted else None
-    notes += serving.warnings(folder)
+    notes += [*(mlx_format.rope_unread(path) if form == "mlx" else ()), *serving.warnings(folder)]
     return Exported(out, form, words, difference, change, rank_written, command, tuple(notes))
 
 

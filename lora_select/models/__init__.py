@@ -165,6 +165,7 @@ def write_merged(model: Any, base: str, out: Path) -> bool:
     except (NotImplementedError, ValueError, RuntimeError) as error:
         raise InputError(f"PEFT cannot merge this adapter: {' '.join(str(error).split())[:160]}") from error
     merged.save_pretrained(str(out))
+    merging.spell_rope(out)
     load_tokenizer(base).save_pretrained(str(out))
     return own_head
 

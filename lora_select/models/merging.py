@@ -1,6 +1,10 @@
-"""Merging an adapter into its base where the output head is the embedding: each keeps what was added to it alone."""
+"""Merging an adapter into its base: the output head where it is the embedding, and a config that older readers understand too."""
 
+import json
+from pathlib import Path
 from typing import Any
+
+from lora_select.records import write_text
 
 
 def merge(model: Any) -> tuple[Any, bool]:
@@ -30,3 +34,18 @@ def merge(model: Any) -> tuple[Any, bool]:
         head.weight = embedding.weight
     merged.config.tie_word_embeddings = merged.config.get_text_config().tie_word_embeddings = not own_head
     return merged, own_head
+
+
+def spell_rope(folder: Path) -> None:
+    """Name the rotary embedding's base at the top of `config.json` too, where versions of transformers before 5 had it.
+
+    MLX-LM 0.32.2 takes 10,000 for a Llama whose config names it under `rope_parameters` alone, without a word. transformers reads both.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" not in rope or "rope_theta" in config:
+        return
+    config["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")

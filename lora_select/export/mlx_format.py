@@ -55,7 +55,7 @@ def rope_unread(base: Path) -> tuple[str, ...]:
     look there, and they come out as another function without a word.
     """
     config = text_config(base)
-    theta, kind = (config.get("rope_parameters") or {}).get("rope_theta"), config.get("model_type")
+    theta, kind = (config.get("rope_parameters") or {}).get("rope_theta"), config.get("model_type", "")
     if theta is None or "rope_theta" in config or theta == ROPE_THETA.get(kind, theta):
         return ()
     return (

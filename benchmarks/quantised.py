@@ -2,8 +2,8 @@
 
     python -m benchmarks.quantised --adapter FOLDER --tokens eval_tokens.parquet [--base MODEL] [--rows 24] [--peers .peers] [--out FILE]
 
-Arms: the base and the merged model, each in float32, nf4, int8 (bitsandbytes), GGUF Q8_0 and Q4_K_M (llama.cpp, where its environment of
-`make engines` is); and the adapter beside its base. Each arm's losses are written at once, so that a killed run goes on where it was.
+Arms: the base and the merged model, each in float32, nf4, int8 (bitsandbytes), q8_0 and q4_0 (rounded as `evaluation.quantized` does),
+GGUF Q8_0 and Q4_K_M (llama.cpp, where its environment of `make engines` is); and the adapter beside its base. Each arm's losses are written at once, so that a killed run goes on where it was.
 """
 
 import argparse
@@ -20,8 +20,9 @@ from benchmarks.peers.base_gguf import write_base_gguf
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.evaluation.model_losses import label_counts, row_losses
+from lora_select.models import rounding
 
-FORMS = ("float32", "nf4", "int8", "Q8_0", "Q4_K_M")
+FORMS = ("float32", "nf4", "int8", "q8_0", "q4_0", "Q8_0", "Q4_K_M")
 GGUF = ("Q8_0", "Q4_K_M")
 
 
@@ -83,7 +84,9 @@ def losses(
     who, form = name.split()
     if form in GGUF:
         return by_llamacpp(folders[who], form, told.peers, rows, work)
-    model = models.load_model(str(folders[who]), quantize=None if form == "float32" else form)
+    model = models.load_model(str(folders[who]), quantize=form if form in models.QUANTIZATIONS else None)
+    if form in rounding.GGUF_FORMS:
+        rounding.round_weights(model, form)
     return row_losses(model, rows, 0, 4, "cpu")
 
 

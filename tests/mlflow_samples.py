@@ -186,6 +186,15 @@ def evaluation(folder: Path, loss: float = 0.9, *, rival_loss: float | None = No
     return records.Evaluation(SHA, SHA, metrics, against, pair(3.0, 3.02), samples, rows, ("80 rows",))
 
 
+def stored() -> tuple[records.StoredGain, ...]:
+    """Two forms of fewer bits: one of which a share is told, one of which none is."""
+    metrics = {"loss": pair(0.9, 0.94), "exact_match": pair(0.62, 0.6, better="higher")}
+    return (
+        records.StoredGain("nf4", 2.75, metrics, 0.962, (0.94, 0.98)),
+        records.StoredGain("q8_0", 2.51, metrics | {"loss": pair(0.9, 0.901)}, None, None),
+    )
+
+
 def promotion(version: str = "1", alias: str = "challenger") -> records.Promotion:
     return records.Promotion("tweets", version, alias, None, ("the interval excludes zero",))
 

@@ -1,4 +1,4 @@
-"""Run by llama.cpp's own environment: `python llamacpp_losses.py BASE.gguf ROWS.json OUT.json [Q8_0|Q4_K_M]`.
+"""Run by llama.cpp's own environment: `python llamacpp_losses.py BASE.gguf ROWS.json OUT.json [Q8_0|Q4_K_M|...]`.
 
 Summed loss in nats of each row's label tokens, of the file as it is or quantised by llama.cpp first. `ROWS.json`: `[[ids, mask], ...]`.
 """
@@ -10,14 +10,17 @@ import sys
 import llama_cpp  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-KINDS = {"Q8_0": 7, "Q4_K_M": 15}
+KINDS = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K_M": 15}
 """`llama_ftype`."""
+GGML_TYPE_Q8_0 = 8
 
 
 def quantised(base: str, kind: str) -> str:
     """The quantised file, beside the first."""
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype, settings.nthread = KINDS[kind], 1
+    if "_K" not in kind:
+        settings.output_tensor_type = GGML_TYPE_Q8_0
     out = base.replace(".gguf", f"-{kind}.gguf")
     assert llama_cpp.llama_model_quantize(base.encode(), out.encode(), ctypes.byref(settings)) == 0
     return out

@@ -32,6 +32,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _explain(parsed: argparse.Namespace) -> int:
     from lora_select.pipeline.history import read_run
+    from lora_select.report.verdict import in_fewer_bits
     from lora_select.selection.explanation import answer, explain
     from lora_select.selection.prediction import outcome
 
@@ -44,6 +45,8 @@ def _explain(parsed: argparse.Namespace) -> int:
     print(explain(run.decision))
     if made:
         print(f"\nWhat came out: {made}.")
+    if kept := in_fewer_bits(run.evaluation) if run.evaluation else "":
+        print(kept)
     return 0
 
 

@@ -6,55 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
 from lora_select.address import default_uri, masked
+from lora_select.config.spellings import gib, share, simple_form, switched
 from lora_select.records import Constraints
-
-UNITS = {"GiB": 1.0, "MiB": 1 / 1024, "GB": 1e9 / 2**30, "MB": 1e6 / 2**30}
-
-
-def gib(value: Any) -> Any:
-    """Memory with a unit, in GiB; None stays None.
-
-    Raises:
-        ValueError: no number above 0, or no unit.
-
-    Example:
-        >>> gib("24GiB"), gib("512 MiB"), gib(None)
-        (24.0, 0.5, None)
-    """
-    if value is None or isinstance(value, float):  # a float is what an earlier reading of the same config gave
-        return value
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-    unit = next((unit for unit in UNITS if found and unit.lower() == found[2].lower()), None)
-    if found is None or unit is None or float(found[1]) <= 0:
-        raise ValueError(f"must be a number above 0 with a unit ({', '.join(UNITS)}), such as 24GiB")
-    return float(found[1]) * UNITS[unit]
-
-
-def switched(value: Any) -> Any:
-    """`off`, which YAML reads as false, is the word again.
-
-    >>> switched(False), switched("auto")
-    ('off', 'auto')
-    """
-    return "off" if value is False else value
-
-
-def share(value: Any) -> Any:
-    """A share, of the cost of a training: `300%` or `3`.
-
-    Raises:
-        ValueError: neither.
-
-    Example:
-        >>> share("5%"), share("0.05"), share(3)
-        (0.05, 0.05, 3)
-    """
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", value)
-    if found is None:
-        raise ValueError("must be a share, at least 0%, such as 300% or 3")
-    return float(found[1]) / (100 if found[2] else 1)
 
 
 class Section(BaseModel):
@@ -217,8 +170,8 @@ class EvaluationConfig(Section):
     `metrics` names more metrics of the answers: `name: module:function`, or a mapping with one of `function`, `regex`,
     `json: true`, `json_schema`, `rouge`, `chrf: true`. `tasks` are tasks of lm-eval whose YAML files are in `task_folder`, at most
     `task_limit` documents each. `few_shot` holds the adapter against the untrained model with so many training rows in its prompt.
-    `quantized` merges the adapter into the base and measures the sum in these forms too: what is left of the
-    gain where a merged model is served in fewer bits.
+    `quantized` merges the adapter into the base and measures base and sum in these forms too: what is left of
+    the gain where a merged model is served in fewer bits. `nf4` and `int8` are bitsandbytes', the others GGUF's.
     """
 
     exact_match_rows: int = Field(default=48, ge=0)
@@ -227,7 +180,9 @@ class EvaluationConfig(Section):
     reference_tokens: int = Field(default=4096, ge=512)
     compare_plain_lora: bool = True
     few_shot: int = Field(default=0, ge=0, le=64)
-    quantized: tuple[Literal["nf4", "int8"], ...] = ()
+    quantized: tuple[
+        Annotated[Literal["nf4", "int8", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"], BeforeValidator(simple_form)], ...
+    ] = ()
     metrics: dict[str, Any] = Field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     task_folder: str = "."

@@ -1,29 +1,23 @@
 """Base against adapted on the same held-out rows, one model in memory at a time."""
 
 import json
-import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lora_select import models
-from lora_select.evaluation import metrics, user_metrics, wording
+from lora_select.evaluation import metrics, stored, user_metrics
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap
 from lora_select.evaluation.material import FEW_SHOT, EvaluationOptions, Material, few_shot, gather
 from lora_select.evaluation.model_losses import Measured, Progress, label_counts, measure
 from lora_select.evaluation.power import paired_error
 from lora_select.evaluation.user_metrics import AnswerMetric
 from lora_select.evaluation.wording import SHARE_UNIT
-from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, file_ref, sha256_file, write_text
-from lora_select.records.digests import key_of
+from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, file_ref, write_text
 
 __all__ = ["EvaluationOptions", "evaluate"]
 
-MERGED = "merged_"
-"""Begins the name of an arm: the base with the adapter merged into it, stored in fewer bits."""
 SAMPLES = 8
 LOSS_UNIT = "nats/token"
 
@@ -69,8 +63,7 @@ def evaluate(
     tokenizer = models.load_tokenizer(base.path)
     material = gather(tokenizer, eval_tokens, eval_rows, options, longest=base.max_position_embeddings)
     folders: dict[str, Path | None] = {"base": None, "adapted": adapter, **others}
-    arms = [f"{MERGED}{kind}" for kind in options.quantized]
-    names = [*folders, *arms, *([FEW_SHOT] if options.few_shot else [])]
+    names = [*folders, *stored.arms(options.quantized), *([FEW_SHOT] if options.few_shot else [])]
     measured = {}
 
     def report_of(name: str) -> Progress:
@@ -84,10 +77,7 @@ def evaluate(
         known = base_losses if adapter_folder is None else ()
         note = folder / f"{name}.json"
         measured[name] = measure(base, adapter_folder, material, options, note, report_of(name), known)
-    with merged(base, adapter, folder, arms) as whole:
-        for name, kind in zip(arms, options.quantized, strict=True):
-            held, note = replace(options, quantize=kind), folder / f"{name}.json"
-            measured[name] = measure(whole, None, material, held, note, report_of(name))
+    measured |= stored.measure_arms(base, adapter, material, options, folder, report_of)
     shown, told = None, ()
     if options.few_shot and train_rows is not None:
         longest = base.max_position_embeddings
@@ -99,48 +89,25 @@ def evaluate(
     write_text(folder / "rows.json", _table(material, measured))
     compared = {
         name: _compare(measured[name], measured["adapted"], material, options, answer_metrics)
-        for name in ("base", *others, *arms)
+        for name in ("base", *others)
+    }
+    in_fewer_bits = {
+        form: _compare(measured["adapted"], measured[f"{stored.MERGED}{form}"], material, options, answer_metrics)
+        for form in options.quantized
     }
     alone = replace(measured["adapted"], tasks={})
     return Evaluation(
         adapter_digest=adapter_digest,
         dataset_digest=dataset_digest,
         metrics=compared["base"],
-        against={name: compared[name] for name in (*others, *arms)}
+        against={name: compared[name] for name in others}
         | ({FEW_SHOT: _compare(measured[FEW_SHOT], alone, material, options, answer_metrics)} if shown else {}),
         forgetting=_forgetting(measured["base"], measured["adapted"], material, options),
         samples=_samples(material, measured),
         rows_file=file_ref(folder / "rows.json", folder),
-        notes=(*_notes(material, measured, options), *_left(measured, arms), *told),
+        notes=(*_notes(material, measured, options), *told),
         checkable=_checkable(material, answer_metrics) if len(material.questions) >= 2 else (),
-    )
-
-
-@contextmanager
-def merged(base: BaseModel, adapter: Path, folder: Path, wanted: Sequence[str]) -> Iterator[BaseModel]:
-    """The base with the adapter merged into it in float32, as a model of its own while it is needed; the base itself where nothing is wanted.
-
-    Raises:
-        InputError: PEFT cannot merge it.
-    """
-    if not wanted:
-        yield base
-        return
-    digests = [sha256_file(file) for file in sorted(adapter.glob("adapter_*"))]
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".merged-") as place:
-        models.write_merged(models.with_adapter(models.load_model(base.path), adapter), base.path, Path(place))
-        yield replace(base, path=place, digest=key_of({"base": base.digest, "merged": digests}))
-
-
-def _left(measured: Mapping[str, Measured], arms: Sequence[str]) -> tuple[str, ...]:
-    """What is left of the gain in loss, in sentences."""
-    before, after = (math.fsum(measured[name].losses) for name in ("base", "adapted"))
-    if before <= after:
-        return ()
-    shares = {name: (before - math.fsum(measured[name].losses)) / (before - after) for name in arms}
-    return tuple(
-        f"{wording.rival(name, None)}: {share:.0%} of the adapter's gain in loss is left"
-        for name, share in shares.items()
+        stored=stored.gains(measured, in_fewer_bits, label_counts(material.rows), **_drawn(options)),
     )
 
 
@@ -253,7 +220,7 @@ def _table(material: Material, measured: Mapping[str, Measured]) -> str:
     answers = []
     for index, question in enumerate(material.questions):
         values = {"row_id": question.row_id, "prompt": question.prompt, "expected": question.expected}
-        answers.append(values | {name: one.answers[index] for name, one in measured.items()})
+        answers.append(values | {name: one.answers[index] for name, one in measured.items() if one.answers})
     return json.dumps({"losses": rows, "answers": answers}, ensure_ascii=False, indent=1) + "\n"
 
 

@@ -23,7 +23,7 @@ FEW_SHOT = "few_shot"
 class EvaluationOptions:
     """What is measured: rows to generate for, resamples, tokens of reference text; and how.
 
-    `quantize` is how the base is held; `quantized` names ways in which the base with the adapter merged into it is measured too.
+    `quantize` is how the base is held; `quantized` names forms in which base and merged model are measured too.
     `few_shot` training rows stand in the prompt of the untrained model for one more comparison. `tasks` are of lm-eval, defined in `task_folder`; `metrics` are the user's own, of the answers (see `answers.parse`).
     """
 

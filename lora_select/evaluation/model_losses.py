@@ -12,6 +12,7 @@ from lora_select.data.labels.tokens import TokenRow, collate, label_loss
 from lora_select.evaluation import harness, metrics
 from lora_select.evaluation.harness import TaskScores
 from lora_select.evaluation.material import EvaluationOptions, Material
+from lora_select.models import rounding
 from lora_select.records import BaseModel, finite, sha256_file, write_text
 from lora_select.records.digests import key_of
 
@@ -122,7 +123,11 @@ def _tasks(model: Any, base: BaseModel, options: EvaluationOptions) -> Mapping[s
 
 
 def _load(base: BaseModel, adapter: Path | None, options: EvaluationOptions) -> Any:
-    model = models.load_model(base.path, dtype=options.dtype, device=options.device, quantize=options.quantize)
+    rounded = options.quantize in rounding.GGUF_FORMS
+    held = None if rounded else options.quantize
+    model = models.load_model(base.path, dtype=options.dtype, device=options.device, quantize=held)
+    if rounded:
+        rounding.round_weights(model, str(options.quantize))
     return model if adapter is None else models.with_adapter(model, adapter)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lora_select.records import MetricComparison
+from lora_select.records import MetricComparison, StoredGain
 
 SHARE_UNIT = "of rows"
 """The unit of a metric that is a share, from 0 to 1."""
@@ -31,6 +31,18 @@ def rival(name: str, version: str | None = None) -> str:
     """
     known = RIVALS.get(name, name.replace("_", " "))
     return f"{known} (version {version})" if name == "champion" and version else known
+
+
+def left(one: StoredGain) -> str:
+    """What is left of the gain in a form, with its 95 % interval; `not told` where the gain itself cannot be told from noise.
+
+    >>> left(StoredGain("nf4", 3.4, {}, 0.962, (0.94, 0.98)))
+    '96.2 % (94.0 to 98.0)'
+    """
+    if one.left is None or one.interval is None:
+        return "not told"
+    low, high = one.interval
+    return f"{100 * one.left:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def in_order(metrics: Mapping[str, MetricComparison]) -> dict[str, MetricComparison]:

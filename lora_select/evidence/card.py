@@ -6,7 +6,7 @@ from lora_select import serving
 from lora_select.evaluation import wording
 from lora_select.evidence import cost
 from lora_select.evidence.inputs import EvidenceInputs
-from lora_select.records import MetricComparison
+from lora_select.records import Evaluation, MetricComparison
 from lora_select.report.verdict import changed, effect, interval, title, value
 from lora_select.variants import title as variant_title
 
@@ -59,6 +59,7 @@ def _body(inputs: EvidenceInputs) -> str:
             f"Against {wording.rival(name, inputs.evaluation.champion_version)}:\n\n{_table(wording.rival(name), pairs)}"
             for name, pairs in sorted(inputs.evaluation.against.items())
         ),
+        *_stored(inputs.evaluation),
         f"Loss on text that has nothing to do with the task changed by {changed(inputs.evaluation.forgetting)} "
         f"{inputs.evaluation.forgetting.unit}.",
         "Every interval is a paired bootstrap over the same rows, at 95 %.",
@@ -114,6 +115,16 @@ def _table(before: str, pairs: Mapping[str, MetricComparison]) -> str:
         base, adapted = value(pair.base, pair.unit), value(pair.adapted, pair.unit)
         lines.append(f"| {title(name, pair)} | {base} | {adapted} | {changed(pair)} | {pair.rows} |")
     return "\n".join(lines)
+
+
+def _stored(evaluation: Evaluation) -> list[str]:
+    """The merged model in fewer bits, where it was measured."""
+    if not evaluation.stored:
+        return []
+    lines = ["| stored as | base | merged | of the gain left, 95 % interval |", "|---|---|---|---|"]
+    for one in evaluation.stored:
+        lines.append(f"| {one.form} | {one.base_loss:.3f} | {one.metrics['loss'].adapted:.3f} | {wording.left(one)} |")
+    return ["Merged into the base and stored in fewer bits, held-out loss in nats/token:\n\n" + "\n".join(lines)]
 
 
 def _limits(inputs: EvidenceInputs) -> list[str]:

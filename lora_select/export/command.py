@@ -14,6 +14,7 @@ from typing import Any, final
 from lora_select import models, serving
 from lora_select.audit.run_entries import adapter_folder
 from lora_select.errors import InputError, WorldError, require
+from lora_select.export import mlx_format
 from lora_select.export.check_process import LOGITS, compare
 from lora_select.export.plain_lora import Converted, rewrite_lora, write_lora
 from lora_select.records import write_text
@@ -125,10 +126,11 @@ def _export(
         checked = out if form in ("lora", "merged") else Path(temporary)
         _write_probe(model, checked / LOGITS)
         if form == "merged":
-            models.write_merged(model, str(path), out)
+            own_head = models.write_merged(model, str(path), out)
             _carry((run / KEPT_MOMENTS, path / IN_BASE), out / IN_BASE)
             _carry((run / TASKS, path / TASKS_IN_BASE), out / TASKS_IN_BASE)
-            converted, words, exact = None, "the base with the adapter merged into it", True
+            more = ", and with an output head of its own, where the base's is its embedding" if own_head else ""
+            converted, words, exact = None, f"the base with the adapter merged into it{more}", True
         else:
             converted = _convert(folder, model, path, checked, source, rank, max_error)
             _refuse_rank(serve, converted.rank)
@@ -151,7 +153,7 @@ def _export(
     held = _quantised(run)
     notes = [f"trained on a {held} base, checked here on the base as published"] if held else []
     rank_written = converted.rank if converted else None
-    notes += serving.warnings(folder)
+    notes += [*(mlx_format.rope_unread(path) if form == "mlx" else ()), *serving.warnings(folder)]
     return Exported(out, form, words, difference, change, rank_written, command, tuple(notes))
 
 

@@ -10,6 +10,8 @@ from lora_select.serving.folder import CONFIG, FACTOR, PREFIX, WEIGHTS
 
 IN_BLOCK = re.compile(r"(?:.+\.)?layers\.\d+\.(?P<name>.+)")
 FILE = "adapters.safetensors"
+ROPE_THETA = {"llama": 1e4, "mistral": 1e4, "smollm3": 1e4, "qwen2": 1e6, "gemma": 1e4}
+"""Model types of which MLX-LM 0.32.2 reads `rope_theta` at the config's top alone, and what it takes where nothing stands there."""
 
 
 def write_mlx(lora: Path, base: Path, out: Path) -> Path:
@@ -44,3 +46,19 @@ def write_mlx(lora: Path, base: Path, out: Path) -> Path:
     }
     write_text(out / CONFIG, json.dumps(told, indent=2, sort_keys=True) + "\n")
     return out / FILE
+
+
+def rope_unread(base: Path) -> tuple[str, ...]:
+    """What MLX-LM would not read of the base's config, in a sentence; empty where it reads all.
+
+    transformers 5 writes the rotary embedding's base under `rope_parameters`. MLX-LM takes its own default for models of which it does not
+    look there, and they come out as another function without a word.
+    """
+    config = text_config(base)
+    theta, kind = (config.get("rope_parameters") or {}).get("rope_theta"), config.get("model_type", "")
+    if theta is None or "rope_theta" in config or theta == ROPE_THETA.get(kind, theta):
+        return ()
+    return (
+        f"the base's config.json names rope_theta {theta:g} under `rope_parameters` alone, which MLX-LM 0.32.2 does not read; write "
+        f'"rope_theta": {theta:g} at its top too, or serve the base as it was published',
+    )

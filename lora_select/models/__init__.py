@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_select.environment import unwritable
 from lora_select.errors import InputError, WorldError, require
-from lora_select.models import gguf, model_folder
+from lora_select.models import gguf, merging, model_folder
 from lora_select.records import BaseModel
 
 if TYPE_CHECKING:
@@ -149,25 +150,32 @@ def with_adapter(model: Any, folder: Path) -> Any:
         return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def write_merged(model: Any, base: str, out: Path) -> None:
+def write_merged(model: Any, base: str, out: Path) -> bool:
     """The base with the adapter added to its weights, as a model folder with its tokenizer; `model` is used up.
+
+    Returns:
+        Whether it has an output head of its own, where the base's is its embedding (:func:`merging.merge`).
 
     Raises:
         InputError: PEFT cannot merge an adapter of this kind.
     """
     try:
-        merged = model.merge_and_unload()
+        with quiet_peft():
+            merged, own_head = merging.merge(model)
     except (NotImplementedError, ValueError, RuntimeError) as error:
         raise InputError(f"PEFT cannot merge this adapter: {' '.join(str(error).split())[:160]}") from error
     merged.save_pretrained(str(out))
+    merging.spell_rope(out)
     load_tokenizer(base).save_pretrained(str(out))
+    return own_head
 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT's use of a name that transformers gave up is not shown."""
+    """PEFT's use of a name that transformers gave up is not shown, nor its advice on tied embeddings, which :mod:`merging` follows."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
         yield
 
 
@@ -187,6 +195,7 @@ def quantization(kind: str, dtype: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line each layer and batch
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)

@@ -17,6 +17,7 @@ from lora_select.audit.registrations import admit, inside
 from lora_select.config import RunConfig
 from lora_select.data.intake import check_source
 from lora_select.errors import InputError, WorldError, require
+from lora_select.models.rounding import GGUF_FORMS
 from lora_select.pipeline import source_digests, workspace
 from lora_select.pipeline.history import seed_noise
 from lora_select.pipeline.observers import Tracking
@@ -133,6 +134,9 @@ def check(config: RunConfig) -> None:
         _check_tracking(config.tracking.uri)
     if config.base_model.quantize:
         require("bitsandbytes", "quant", "`base_model.quantize`")
+    for form in config.evaluation.quantized:
+        of = "gguf" if form in GGUF_FORMS else "bitsandbytes"
+        require(of, "quant", f"`evaluation.quantized` {form}", "leave it out")
     _check_disk(Path(config.runs_dir))
     check_variant(config)
 
@@ -144,9 +148,34 @@ def check_variant(config: RunConfig, architecture: str | None = None) -> None:
         InputError: says what was measured.
     """
     constraints = config.constraints
+    if config.evaluation.quantized:
+        constraints = replace(constraints, must_merge=True)
     seen = support.faults(constraints.variant or "", constraints, architecture=architecture)
     if seen:
         raise InputError(f"`selection.variant` {constraints.variant} does not work in this setting: {seen[0]}")
+
+
+def _check_base(config: RunConfig, base: BaseModel) -> None:
+    """Refuse what this base model cannot do.
+
+    Raises:
+        InputError: the named variant, the engine, a form of weights or a measurement of seeds is not for it.
+    """
+    check_variant(config, base.architecture)
+    if refused := serving.unsupported_base(config.selection.serve, base.architecture):
+        raise InputError(f"`selection.serve` {config.selection.serve}: {refused[0]}")
+    in_gguf = [form for form in config.evaluation.quantized if form in GGUF_FORMS]
+    if in_gguf and base.architecture not in serving.llamacpp.ARCHITECTURES:
+        known = ", ".join(serving.llamacpp.ARCHITECTURES)
+        raise InputError(
+            f"`evaluation.quantized` {in_gguf[0]}: which weights of {base.architecture} a GGUF file stores in fewer bits is not known here "
+            f"(known: {known}); take nf4 or int8"
+        )
+    noise = config.promotion.seed_noise
+    if isinstance(noise, str) and seed_noise(noise)[0].base_digest != base.digest:
+        raise InputError(
+            f"`promotion.seed_noise` {noise} was measured on another base model; measure it on {base.source}"
+        )
 
 
 @contextmanager
@@ -174,14 +203,7 @@ def opened(
     if config.dataset.registered:
         admit(root, config.dataset.source, config.dataset.registered, found["train"], config.dataset.allowed_folders)
     base = models.resolve(config.base_model.source, config.base_model.revision)
-    check_variant(config, base.architecture)
-    if refused := serving.unsupported_base(config.selection.serve, base.architecture):
-        raise InputError(f"`selection.serve` {config.selection.serve}: {refused[0]}")
-    noise = config.promotion.seed_noise
-    if isinstance(noise, str) and seed_noise(noise)[0].base_digest != base.digest:
-        raise InputError(
-            f"`promotion.seed_noise` {noise} was measured on another base model; measure it on {base.source}"
-        )
+    _check_base(config, base)
     key = run_key(config, base, found)
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,10 @@ def _(record: Evaluation) -> str:
     for rival, metrics in record.against.items():
         loss = metrics["loss"]
         lines.append(f"against {wording.rival(rival, record.champion_version)}: {change(loss)}, {_changed(loss)}")
+    lines += [
+        f"merged and stored as {one.form}: loss {one.metrics['loss'].adapted:.3f}, of the gain left {wording.left(one)}"
+        for one in record.stored
+    ]
     lines.append(f"forgetting: {_changed(record.forgetting)} on reference text")
     return "\n".join(lines)
 

@@ -53,6 +53,7 @@ from lora_select.records.judgement import (
     Report,
     Sample,
     SeedNoise,
+    StoredGain,
     Verdict,
 )
 from lora_select.records.racing import Race, Trial
@@ -131,6 +132,7 @@ __all__ = [
     "Spectra",
     "SplitProfile",
     "StepMetrics",
+    "StoredGain",
     "TaskOverTime",
     "TasksOverTime",
     "Tolerance",

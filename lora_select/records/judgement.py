@@ -36,11 +36,28 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class StoredGain:
+    """The adapter merged into its base, the sum stored in fewer bits (`form`), on the same held-out rows.
+
+    `base_loss` is the base's loss when it is stored so, nats per label token. In `metrics`, `base` is the adapter beside its base and
+    `adapted` the merged model stored so. `left` is the share of the adapter's gain in loss over the base as it was measured; `interval` its
+    95 % paired bootstrap. Both are None where the gain itself cannot be told from noise.
+    """
+
+    form: str
+    base_loss: float
+    metrics: Mapping[str, MetricComparison]
+    left: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Base against adapted on held-out rows; `against` holds the same comparison to other adapters (`plain_lora`, `champion`).
 
     In `against[x]`, `base` is x and `adapted` the new adapter. `champion_version` is the version that `champion` was.
     `checkable` names the metrics that have one right answer a row, so that 0 of them right means that nothing was learnt.
+    `stored` holds the merged model in the forms that `evaluation.quantized` names.
     """
 
     adapter_digest: str
@@ -53,6 +70,7 @@ class Evaluation:
     notes: tuple[str, ...]
     champion_version: str | None = None
     checkable: tuple[str, ...] = ()
+    stored: tuple[StoredGain, ...] = ()
 
 
 @dataclass(frozen=True)

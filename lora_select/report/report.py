@@ -49,6 +49,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         "change": change,
         "delta": delta,
         "interval": interval,
+        "left": wording.left,
         "number": number,
         "sentence": sentence,
         "shown": shown,

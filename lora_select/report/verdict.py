@@ -16,8 +16,8 @@ def verdict(decision: Decision, evaluation: Evaluation, promotion: Promotion | N
 def sentences(decision: Decision, evaluation: Evaluation, promotion: Promotion | None = None) -> tuple[str, ...]:
     """The result, bad news in capitals; the first sentence is the answer.
 
-    What the held-out loss did, how the adapter stands to each rival, exactly right answers, loss on other text where it changed, the
-    role in the registry, and whether the prediction held. Each interval is of 95 %.
+    What the held-out loss did, how the adapter stands to each rival, exactly right answers, loss on other text where it changed, what is
+    left in fewer bits, the role in the registry, and whether the prediction held. Each interval is of 95 %.
     """
     version = evaluation.champion_version
     said = [effect(short(decision), evaluation.metrics["loss"])]
@@ -28,6 +28,7 @@ def sentences(decision: Decision, evaluation: Evaluation, promotion: Promotion |
         said.append(_matched(match))
     if evaluation.forgetting.significant:
         said.append(_forgot(evaluation.forgetting))
+    said += filter(None, [in_fewer_bits(evaluation)])
     if promotion is not None:
         said.append(role(promotion))
     if made := outcome(decision, evaluation):
@@ -43,6 +44,12 @@ def effect(who: str, loss: MetricComparison) -> str:
         f"{start} {loss.base:.3f} to {loss.adapted:.3f} {loss.unit} (95 % interval of the change {interval(loss)}, "
         f"{loss.rows} rows)."
     )
+
+
+def in_fewer_bits(evaluation: Evaluation) -> str:
+    """What the merged model keeps of the gain in each form, in one sentence; empty where none was measured or the gain itself is noise."""
+    left = [f"{wording.left(one)} as {one.form}" for one in evaluation.stored if one.left is not None]
+    return f"Merged and stored in fewer bits, it keeps of its gain in loss: {', '.join(left)}." if left else ""
 
 
 def role(promotion: Promotion) -> str:

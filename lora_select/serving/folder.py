@@ -17,6 +17,8 @@ BESIDE = ("lora_bias", "modules_to_save", "trainable_token_indices", "layer_repl
 MERGED_ALONE = frozenset({"modules_to_save", "trainable_token_indices", "target_parameters", "embedding"})
 """What no LoRA of linear layers holds: only the merged model has it."""
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
+ROWS = "token_adapter.trainable_tokens_delta"
+"""Ends the name of what `trainable_token_indices` adds to rows of the embedding."""
 COPY = re.compile(r".+\.base_layer\.weight")
 """The base's own weight, which PEFT saves beside the factors of an embedding or an output head."""
 PREFIX = "base_model.model."
@@ -194,6 +196,7 @@ def _lora_faults(folder: PeftFolder) -> list[str]:
         elif (
             not COPY.fullmatch(name)
             and not (name.endswith("lora_magnitude_vector") or ".lora_magnitude_vector." in name)
+            and not (name.endswith(ROWS) and folder.config.get("trainable_token_indices"))
             and not folder.config.get("modules_to_save")
         ):
             found.append(f"{WEIGHTS} holds {name}, which is no factor of a LoRA")
@@ -203,7 +206,7 @@ def _lora_faults(folder: PeftFolder) -> list[str]:
             found.append(f"{layer} has factor {''.join(pair)} alone")
         elif (pair["A"][0] != r or pair["B"][1] != r) and not folder.of_experts(layer):
             found.append(f"{layer} has factors of rank {pair['A'][0]} and {pair['B'][1]}, and {CONFIG} says r {r}")
-        if not _is_target(folder.config, layer):
+        if not _is_target(folder.config, layer) and not folder.config.get("ensure_weight_tying"):
             found.append(f"{layer} has factors, and `target_modules` does not name it, so PEFT leaves them out")
     if not sides:
         found.append(f"{WEIGHTS} holds no factors")

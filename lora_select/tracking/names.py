@@ -122,6 +122,15 @@ def against(other: str, metric: str, field: str) -> str:
     return key(f"eval/{metric}/vs_{other}/{field}")
 
 
+def stored(form: str, metric: str, field: str) -> str:
+    """The key of one number of the merged model in a form of fewer bits.
+
+    >>> stored("nf4", "loss", "adapted")
+    'eval/loss/merged_nf4/adapted'
+    """
+    return key(f"eval/{metric}/merged_{form}/{field}")
+
+
 def key(text: str) -> str:
     """`text` as MLflow accepts it in a key: other characters become `_`, at most 250 are kept.
 

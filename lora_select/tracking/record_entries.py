@@ -288,6 +288,12 @@ def _evaluation(record: records.Evaluation) -> Entries:
     for other, pairs in record.against.items():
         for metric, pair in pairs.items():
             metrics.update({names.against(other, metric, part): value for part, value in comparison(pair).items()})
+    for one in record.stored:
+        told = {"base_loss": one.base_loss} | ({} if one.left is None else {"left": one.left})
+        metrics.update({names.stored(one.form, "loss", part): value for part, value in told.items()})
+        metrics.update(
+            {names.stored(one.form, metric, "adapted"): pair.adapted for metric, pair in one.metrics.items()}
+        )
     columns = ["prompt", "expected", "base", "adapted"]
     rows = [[getattr(sample, column) for column in columns] for sample in record.samples]
     return Entries(

@@ -1,8 +1,11 @@
 """The command line: every command's answer and exit code, on records of a real decision."""
 
+import dataclasses
 import json
 import re
+import shutil
 
+import mlflow_samples
 import pytest
 
 from lora_select import records
@@ -47,6 +50,14 @@ def test_explain_says_what_and_why(run_folder, capsys):
     said = capsys.readouterr().out
     assert "lora-all-linear-r16" in said
     assert "abstain" in said
+
+
+def test_explain_ends_with_what_fewer_bits_keep(run_folder, tmp_path, capsys):
+    shutil.copytree(run_folder, tmp_path / "run")
+    made = dataclasses.replace(mlflow_samples.evaluation(tmp_path / "run"), stored=mlflow_samples.stored())
+    records.write(tmp_path / "run" / "evaluation.json", made)
+    assert cli.main(["explain", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.endswith("keeps of its gain in loss: 96.2 % (94.0 to 98.0) as nf4.\n")
 
 
 def test_explain_in_json_gives_the_sentences_that_the_text_begins_with(run_folder, capsys):

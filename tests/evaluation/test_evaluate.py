@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from lora_select.data.intake import intake, read_canonical
 from lora_select.data.labels.tokens import collate, label_loss, read_rows, write_rows
 from lora_select.data.profile import profile
 from lora_select.evaluation import model_losses as module
+from lora_select.evaluation import stored
 from lora_select.evaluation.evaluate import EvaluationOptions, evaluate
 from lora_select.evaluation.forgetting import CHUNK_TOKENS, reference_rows
 from lora_select.evaluation.material import few_shot, gather
+from lora_select.models import rounding
 from lora_select.records import DatasetProfile, read, write
 
 TASK = """task: colours
@@ -301,22 +304,67 @@ def test_tasks_of_the_harness_are_measured_once_for_each_model(material, tmp_pat
     assert run(material, tmp_path, zero, options=options) == made
 
 
-def test_a_merged_model_in_fewer_bits_is_an_arm_of_its_own(material, tmp_path):
-    """What is left of the gain is told from the same rows; the arm is the merged model as bitsandbytes holds it."""
+FORMS = {"int8": 0.02, "nf4": 0.2, "q8_0": 0.02, "q4_0": 0.2}
+"""Form -> how far it may move a loss of the tiny model, nats a token."""
+
+
+def by_hand(path, form):
+    """The model with every matrix as the form holds it."""
+    if form in models.QUANTIZATIONS:
+        return models.load_model(path, quantize=form)
+    model = models.load_model(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                head = name in (
+                    "lm_head.weight",
+                    "model.embed_tokens.weight" if model.config.tie_word_embeddings else "",
+                )
+                parameter.copy_(rounding.rounded(parameter, "q8_0" if head else form))
+    return model
+
+
+def test_base_and_merged_model_in_fewer_bits_are_arms_of_their_own(material, tmp_path, caplog):
+    """Each holds the loss of the model as the form stores it, on the same rows; nothing else of the evaluation changes."""
     base, _ = material
     folder = adapter(tmp_path, base, strength=0.3)
     plain = run(material, tmp_path, folder)
-    made = run(material, tmp_path, folder, options=dataclasses.replace(OPTIONS, quantized=("int8", "nf4")))
-    assert made.metrics == plain.metrics
+    made = run(material, tmp_path, folder, options=dataclasses.replace(OPTIONS, quantized=tuple(FORMS)))
+    assert (made.metrics, made.against, plain.stored) == (plain.metrics, plain.against, ())
+    assert "MatMul8bitLt" not in caplog.text  # else a line for each layer of each batch
     models.write_merged(models.with_adapter(models.load_model(base.path), folder), base.path, tmp_path / "merged")
     rows = read_rows(material[1] / "eval_tokens.parquet")
-    exact = made.metrics["loss"].adapted
-    for kind, most in (("int8", 0.02), ("nf4", 0.2)):
-        held = models.load_model(str(tmp_path / "merged"), quantize=kind)
-        losses = module.row_losses(held, rows, 3, 8, "cpu")
-        found = made.against[f"merged_{kind}"]["loss"]
-        assert found.base == pytest.approx(sum(losses) / sum(module.label_counts(rows)), rel=1e-5)
-        assert 0 < abs(found.base - exact) < most
+    labels, exact = sum(module.label_counts(rows)), made.metrics["loss"]
+    assert [one.form for one in made.stored] == list(FORMS)
+    for one in made.stored:
+        loss = one.metrics["loss"]
+        for path, found, unstored in (
+            (base.path, one.base_loss, exact.base),
+            (str(tmp_path / "merged"), loss.adapted, exact.adapted),
+        ):
+            expected = math.fsum(module.row_losses(by_hand(path, one.form), rows, 3, 8, "cpu")) / labels
+            assert found == pytest.approx(expected, rel=1e-5)
+            assert 0 < abs(found - unstored) < FORMS[one.form]
+        assert (loss.base, one.metrics["exact_match"].rows) == (exact.adapted, 3)
     assert not list((tmp_path / "out").glob(".merged-*"))
-    gain = made.metrics["loss"].adapted < made.metrics["loss"].base
-    assert sum("of the adapter's gain in loss is left" in note for note in made.notes) == 2 * gain
+    table = json.loads((tmp_path / "out" / "rows.json").read_text())
+    assert sum(row["merged_q4_0_loss"] for row in table["losses"]) / labels == pytest.approx(loss.adapted)
+    assert "merged_q4_0" in table["answers"][0]
+    assert "base_q4_0" not in table["answers"][0]
+
+
+def test_what_is_left_of_the_gain_is_a_share_with_its_interval():
+    """Nine tenths of every row's gain are left: the interval is that point. Of no gain no share is told."""
+    before = [20.0, 30.0, 25.0, 40.0, 22.0, 31.0]
+    after = [5.0, 8.0, 9.0, 10.0, 4.0, 7.0]
+    kept = [first - 0.9 * (first - second) for first, second in zip(before, after, strict=True)]
+    measured = {
+        name: module.Measured(tuple(losses), (), ())
+        for name, losses in {"base": before, "adapted": after, "base_nf4": before, "merged_nf4": kept}.items()
+    }
+    (one,) = stored.gains(measured, {"nf4": {}}, [10] * 6, seed=0, samples=200)
+    assert (one.form, one.left, one.interval) == ("nf4", pytest.approx(0.9), pytest.approx((0.9, 0.9)))
+    assert one.base_loss == pytest.approx(sum(before) / 60)
+    noise = measured | {"adapted": module.Measured((21.0, 29.0, 26.0, 39.0, 23.0, 30.5), (), ())}
+    (one,) = stored.gains(noise, {"nf4": {}}, [10] * 6, seed=0, samples=200)
+    assert (one.left, one.interval) == (None, None)

@@ -115,6 +115,12 @@ def test_the_card_says_what_engines_make_of_a_folder_that_is_not_in_the_safe_for
     assert "llama.cpp" in line
 
 
+def test_the_card_says_what_fewer_bits_leave(inputs):
+    assert "fewer bits" not in card.model_card(inputs)
+    made = dataclasses.replace(inputs, evaluation=dataclasses.replace(inputs.evaluation, stored=samples.stored()))
+    assert "| nf4 | 2.750 | 0.940 | 96.2 % (94.0 to 98.0) |" in card.model_card(made)
+
+
 def test_the_card_says_when_it_was_not_promoted(inputs):
     refused = judge(dataclasses.replace(inputs.evaluation, metrics={"loss": samples.pair(2.5, 2.9)}), None, Policy())
     assert "The gate did not promote it (refuse)" in card.model_card(dataclasses.replace(inputs, verdict=refused))

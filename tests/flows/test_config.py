@@ -193,6 +193,12 @@ def test_a_quantised_base_reaches_selection_and_training(file):
     assert Run(loaded, None, {}, "key", None).training["quantize"] == "nf4"
     with pytest.raises(InputError, match=r"`base_model.quantize`: .*'nf4' or 'int8'.*got 'fp4'"):
         config.load(str(file), ["base_model.quantize=fp4"])
+    assert config.load(str(file), ["evaluation.quantized=[Q4_0, nf4]"]).evaluation.quantized == ("q4_0", "nf4")
+    with pytest.raises(InputError, match=r"`evaluation.quantized.0`: .*'q4_1' or 'q4_0', got 'q3'"):
+        config.load(str(file), ["evaluation.quantized=[q3]"])
+    for name in ("Q4_K_M", "iq4_xs", "q6_k", "IQ2_XXS"):
+        with pytest.raises(InputError, match=r"`evaluation.quantized.0`: only llama.cpp makes K-quants"):
+            config.load(str(file), [f"evaluation.quantized=[{name}]"])
 
 
 def test_a_flow_whose_stages_are_all_finished_imports_no_torch(tiny_model_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Run by MLX-LM's own environment: `python in_mlx.py MODEL IDS.json OUT.npy NEW_TOKENS [ADAPTER]`; prints as in_llamacpp does."""
+"""Run by MLX-LM's own environment: `python in_mlx.py MODEL IDS.json OUT.npy NEW_TOKENS [ADAPTER]`; prompts of one length, all in one batch."""
 
 import json
 import sys
@@ -17,17 +17,16 @@ def main(base, ids, out, new, adapter=None):
         load_adapters(model, adapter)
     model.eval()
     with open(ids) as stream:
-        prompts = json.load(stream)
-    logits, texts = [], []
-    for prompt in prompts:
-        logits.append(np.array(model(mx.array([prompt])).astype(mx.float32))[0])
-        text = [int(logits[-1][-1].argmax())]
-        while len(text) < int(new):
-            text.append(int(np.array(model(mx.array([prompt + text])).astype(mx.float32))[0, -1].argmax()))
-        texts.append(text)
-    np.save(out, np.array(logits, dtype=np.float32))
+        prompts = np.array(json.load(stream))
+    logits = np.array(model(mx.array(prompts)).astype(mx.float32))
+    said, last = prompts, logits
+    for n in range(int(new)):
+        said = np.concatenate([said, last[:, -1].argmax(-1)[:, None]], axis=1)
+        if n + 1 < int(new):
+            last = np.array(model(mx.array(said)).astype(mx.float32))
+    np.save(out, logits)
     with open(out.replace(".npy", ".json"), "w") as stream:
-        json.dump(texts, stream)
+        json.dump(said[:, -int(new) :].tolist(), stream)
 
 
 if __name__ == "__main__":

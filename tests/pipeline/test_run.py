@@ -1,8 +1,10 @@
 """What is refused when a run is opened, what names it, and which machine it means."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -120,6 +122,33 @@ def test_no_tracking_leaves_no_trace(made, tmp_path, monkeypatch):
 )
 def test_what_cannot_work_is_refused_before_the_model_is_looked_at(made, changes, words):
     with pytest.raises(InputError, match=words), run.opened(made(**changes)):
+        pytest.fail("the run was opened")
+
+
+@pytest.mark.parametrize(("form", "module"), [("nf4", "bitsandbytes"), ("q4_0", "gguf")])
+def test_a_form_of_fewer_bits_needs_its_library_before_the_model_is_looked_at(made, monkeypatch, form, module):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == module else found(name, *more))
+    monkeypatch.setattr(run.models, "resolve", lambda *_: pytest.fail("the model was looked at"))
+    with (
+        pytest.raises(InputError, match=rf"{form} needs {module}: pip install 'lora-select\[quant\]'"),
+        run.opened(made(quantized=[form])),
+    ):
+        pytest.fail("the run was opened")
+
+
+def test_what_no_gguf_is_known_to_store_or_cannot_be_merged_is_refused_when_the_run_is_opened(made, monkeypatch):
+    config, other = made(quantized=["q4_0"]), made(quantized=["nf4"])
+    base = run.models.resolve(config.base_model.source)
+    monkeypatch.setattr(run.models, "resolve", lambda *_: replace(base, architecture="GPT2LMHeadModel"))
+    with pytest.raises(InputError, match="q4_0: which weights of GPT2LMHeadModel"), run.opened(config):
+        pytest.fail("the run was opened")
+    with run.opened(other):
+        pass
+    monkeypatch.setattr(
+        run.support, "faults", lambda _, asked, **__: ("it does not merge",) if asked.must_merge else ()
+    )
+    with pytest.raises(InputError, match="does not merge"), run.opened(other):
         pytest.fail("the run was opened")
 
 

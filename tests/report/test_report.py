@@ -8,7 +8,7 @@ import re
 
 import mlflow_samples as samples
 import pytest
-from report_samples import BASE, FORGOT, HIGHER, HOSTILE, LOWER, TIE, report_inputs
+from report_samples import BASE, FORGOT, HIGHER, HOSTILE, LOWER, MATCHED, TIE, pair, report_inputs
 
 from lora_select import records
 from lora_select.evaluation.wording import in_order
@@ -44,6 +44,22 @@ def page(inputs, tmp_path):
     source = (out / made.file.path).read_text(encoding="utf-8")
     body = re.sub(r"<style>.*?</style>", "", source, flags=re.DOTALL)
     return source, html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
+
+
+def test_the_merged_model_in_fewer_bits_is_one_small_table(inputs, tmp_path):
+    _, text = page(inputs, tmp_path)
+    assert "fewer bits" not in text
+    metrics = {"loss": pair(0.5522, 0.58, 0.01, 0.04), "exact_match": MATCHED}
+    found = (
+        records.StoredGain("nf4", 3.491, metrics, 0.962, (0.94, 0.98)),
+        records.StoredGain("q4_0", 3.5, metrics, None, None),
+    )
+    _, text = page(
+        changed(inputs, evaluation=dataclasses.replace(inputs.records["evaluation"], stored=found)), tmp_path
+    )
+    assert "stored as base with adapter of the gain left, 95 % interval exact match" in text
+    assert "as measured above 3.007 0.552 34.4 % nf4 3.491 0.580 96.2 % (94.0 to 98.0) 34.4 %" in text
+    assert "q4_0 3.500 0.580 not told 34.4 %" in text
 
 
 def test_every_number_of_the_records_is_there(inputs, tmp_path):

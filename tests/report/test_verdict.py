@@ -81,6 +81,14 @@ def test_the_terminal_names_rivals_and_metrics_as_the_verdict_does(tmp_path):
     assert lines[2] == "against plain LoRA: not distinguishable, -0.009 [-0.030 to +0.012] nats/token"
 
 
+def test_what_fewer_bits_leave_of_the_gain_is_said_where_it_is_told(tmp_path):
+    made = dataclasses.replace(samples.evaluation(tmp_path), stored=samples.stored())
+    said = verdict(samples.decision(), made)
+    assert "Merged and stored in fewer bits, it keeps of its gain in loss: 96.2 % (94.0 to 98.0) as nf4." in said
+    assert "merged and stored as nf4: loss 0.940, of the gain left 96.2 % (94.0 to 98.0)" in summary(made).splitlines()
+    assert "merged and stored as q8_0: loss 0.901, of the gain left not told" in summary(made).splitlines()
+
+
 def test_names_say_dataset_choice_and_role():
     assert run_name("tweets", samples.decision("dora", 16), "champion") == "tweets · DoRA r 16 · champion"
     spec = dataclasses.replace(samples.decision().choice, variant="ia3", r=0)

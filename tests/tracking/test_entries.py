@@ -85,3 +85,12 @@ def test_a_rival_gets_the_same_metric_names(tmp_path):
     assert metrics["eval/loss/base"] == 2.5
     assert set(metrics) <= set(of(evaluation).metrics)
     assert of(evaluation).metrics["eval/loss/vs_plain_lora/base"] == 1.1
+
+
+def test_the_merged_model_in_fewer_bits_has_its_own_keys(tmp_path):
+    evaluation = dataclasses.replace(samples.evaluation(tmp_path, 0.9), stored=samples.stored())
+    metrics = of(evaluation).metrics
+    assert (metrics["eval/loss/merged_nf4/base_loss"], metrics["eval/loss/merged_nf4/adapted"]) == (2.75, 0.94)
+    assert (metrics["eval/loss/merged_nf4/left"], metrics["eval/exact_match/merged_nf4/adapted"]) == (0.962, 0.6)
+    assert "eval/loss/merged_q8_0/left" not in metrics
+    assert set(of(samples.evaluation(tmp_path, 0.9)).metrics) < set(metrics)

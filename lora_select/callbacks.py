@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, final
 
 from transformers import TrainerCallback
 
+from lora_select.data.general_text import reference_rows
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
-from lora_select.evaluation.forgetting import reference_rows
 from lora_select.evaluation.model_losses import label_counts, summed_losses
 from lora_select.evaluation.power import paired_error
 from lora_select.models import pad_id

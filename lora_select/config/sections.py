@@ -333,10 +333,11 @@ class RunConfig(Section):
 
     @property
     def constraints(self) -> Constraints:
-        """What the choice must respect; how many steps are planned is not known yet."""
+        """What the choice must respect; how many steps are planned is not known yet. What is measured merged must merge."""
         stage = self.training.zero_stage
+        merged = self.selection.must_merge or bool(self.evaluation.quantized)
         return Constraints(
-            **self.selection.model_dump(),
+            **self.selection.model_copy(update={"must_merge": merged}).model_dump(),
             quantized_base=self.base_model.quantize,
             zero_stage=0 if stage == "auto" else stage,
         )

@@ -78,30 +78,27 @@ def evaluate(
         note = folder / f"{name}.json"
         measured[name] = measure(base, adapter_folder, material, options, note, report_of(name), known)
     measured |= stored.measure_arms(base, adapter, material, options, folder, report_of)
-    shown, told = None, ()
-    if options.few_shot and train_rows is not None:
-        longest = base.max_position_embeddings
-        shown, words = few_shot(material, tokenizer, eval_rows, train_rows, options, longest=longest)
-        told = (words,)
+    shown, told = _with_examples(base, material, tokenizer, eval_rows, train_rows, options)
     if shown is not None:
-        plain = replace(options, tasks=(), reference_tokens=0)
-        measured[FEW_SHOT] = measure(base, None, shown, plain, folder / f"{FEW_SHOT}.json", report_of(FEW_SHOT))
+        note = folder / f"{FEW_SHOT}.json"
+        measured[FEW_SHOT] = measure(base, None, shown, replace(options, tasks=()), note, report_of(FEW_SHOT))
     write_text(folder / "rows.json", _table(material, measured))
     compared = {
         name: _compare(measured[name], measured["adapted"], material, options, answer_metrics)
         for name in ("base", *others)
     }
+    if shown is not None:
+        alone = replace(measured["adapted"], tasks={})
+        compared[FEW_SHOT] = _compare(measured[FEW_SHOT], alone, material, options, answer_metrics)
     in_fewer_bits = {
         form: _compare(measured["adapted"], measured[f"{stored.MERGED}{form}"], material, options, answer_metrics)
         for form in options.quantized
     }
-    alone = replace(measured["adapted"], tasks={})
     return Evaluation(
         adapter_digest=adapter_digest,
         dataset_digest=dataset_digest,
         metrics=compared["base"],
-        against={name: compared[name] for name in others}
-        | ({FEW_SHOT: _compare(measured[FEW_SHOT], alone, material, options, answer_metrics)} if shown else {}),
+        against={name: compared[name] for name in compared if name != "base"},
         forgetting=_forgetting(measured["base"], measured["adapted"], material, options),
         samples=_samples(material, measured),
         rows_file=file_ref(folder / "rows.json", folder),
@@ -109,6 +106,22 @@ def evaluate(
         checkable=_checkable(material, answer_metrics) if len(material.questions) >= 2 else (),
         stored=stored.gains(measured, in_fewer_bits, label_counts(material.rows), **_drawn(options)),
     )
+
+
+def _with_examples(
+    base: BaseModel,
+    material: Material,
+    tokenizer: Any,
+    eval_rows: Path,
+    train_rows: Path | None,
+    options: EvaluationOptions,
+) -> tuple[Material | None, tuple[str, ...]]:
+    """The rows with examples before them, and a note about it; None where none are asked for or can be laid there."""
+    if not options.few_shot or train_rows is None:
+        return None, ()
+    longest = base.max_position_embeddings
+    shown, words = few_shot(material, tokenizer, eval_rows, train_rows, options, longest=longest)
+    return shown, (words,)
 
 
 def _compare(

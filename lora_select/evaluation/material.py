@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, final
 
 from lora_select import models
+from lora_select.data.general_text import reference_rows
 from lora_select.data.intake import read_canonical
 from lora_select.data.labels import render
 from lora_select.data.labels.render import Row
 from lora_select.data.labels.tokenize import Tokenized, tokenize
 from lora_select.data.labels.tokens import TokenRow, read_rows
-from lora_select.evaluation.forgetting import reference_rows
 
 UNBOUNDED = 10**9
 FEW_SHOT = "few_shot"

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from lora_select.data.general_text import CHARACTERS_PER_TOKEN, CHUNK_TOKENS
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.labels.tokenize import tokenize
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.data.likeness import grams
 from lora_select.data.reading import samples
 from lora_select.errors import InputError
-from lora_select.evaluation.forgetting import CHARACTERS_PER_TOKEN, CHUNK_TOKENS
 from lora_select.records import BaseModel
 
 PROSE, CODE, SELF, USER = "prose", "code", "self", "user"
@@ -35,7 +35,7 @@ MOST_GIVING, MOST_JUDGING = 4000, 400
 MOST_TOKENS = 512
 """Of one row of a user's own reference; what is longer is cut and counted."""
 GRID = 64
-"""Places along a text are this many, or 4, 16, ... times as many, so that no part meets another, nor the chunks of `evaluation.forgetting`."""
+"""Places along a text are this many, or 4, 16, ... times as many, so that no part meets another, nor the chunks of `data.general_text`."""
 MOST_REPLAYED = 4 * GRID
 """Rows of one set that training replays: shorter pieces of an embedded text would say little."""
 LEAK_SHARE = 0.5
@@ -228,7 +228,7 @@ Parts = tuple[Sequence[TokenRow], Sequence[TokenRow], Sequence[TokenRow]]
 
 
 def _spaced(text: str, tokenizer: Any, give: int, units: int, name: str) -> Parts:
-    """Chunks in turn along a text: judging ones where `evaluation.forgetting` has its own, giving ones half way between, deciding ones after."""
+    """Chunks in turn along a text: judging ones where `data.general_text` has its own, giving ones half way between, deciding ones after."""
     count = GRID
     while count < max(give, units):
         count *= 4

@@ -263,22 +263,14 @@ def _retention(record: records.Retention) -> Entries:
         f"retention/{one.name}/{arm}/exact": one.exact[arm].adapted for one in record.references for arm in one.exact
     }
     task = {f"retention/task/{arm}": pair.difference for arm, pair in record.task.items()}
-    return Entries(
-        params={"retention": record.decision.choice},
-        metrics={
-            "retention/strength": record.decision.strength,
-            "retention/kappa": record.evidence.kappa,
-            **rises,
-            **task,
-        },
-        tags={"retention": record.decision.choice},
-    )
+    own = {"retention/strength": record.decision.strength, "retention/kappa": record.evidence.kappa}
+    choice = {"retention": record.decision.choice}
+    return Entries(params=choice, metrics=own | rises | task, tags=choice)
 
 
 def _tasks(record: records.TasksOverTime) -> Entries:
-    metrics = {f"tasks/{task.name}/loss": task.losses[-1] for task in record.tasks}
-    metrics |= {f"tasks/{task.name}/lost": task.lost for task in record.tasks}
-    return Entries(metrics={names.key(name): value for name, value in metrics.items() if value is not None})
+    seen = {f"tasks/{t.name}/{name}": v for t in record.tasks for name, v in (("loss", t.losses[-1]), ("lost", t.lost))}
+    return Entries(metrics={names.key(name): value for name, value in seen.items() if value is not None})
 
 
 def _evaluation(record: records.Evaluation) -> Entries:

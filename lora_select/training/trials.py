@@ -217,7 +217,7 @@ class _Track:
 
     def __init__(self, training: TrainingPlan, material: Material, folder: Path, *, whole: bool) -> None:
         """`whole`: a start takes something off the base, which bf16 would round."""
-        from lora_select.evaluation.forgetting import reference_rows
+        from lora_select.data.general_text import reference_rows
 
         self.training, self.material, self.folder = training, material, folder
         tokenizer = models.load_tokenizer(material.base_path)

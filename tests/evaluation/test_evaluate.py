@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lora_select import models
+from lora_select.data.general_text import CHUNK_TOKENS, reference_rows
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.labels.tokens import collate, label_loss, read_rows, write_rows
 from lora_select.data.profile import profile
 from lora_select.evaluation import model_losses as module
 from lora_select.evaluation import stored
 from lora_select.evaluation.evaluate import EvaluationOptions, evaluate
-from lora_select.evaluation.forgetting import CHUNK_TOKENS, reference_rows
 from lora_select.evaluation.material import few_shot, gather
 from lora_select.models import rounding
 from lora_select.records import DatasetProfile, read, write

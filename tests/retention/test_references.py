@@ -6,9 +6,9 @@ import pytest
 from byte_tokenizer import byte_tokenizer
 
 from lora_select import models
+from lora_select.data.general_text import reference_rows
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
-from lora_select.evaluation.forgetting import reference_rows
 from lora_select.retention.references import (
     LEAST_ROWS,
     ReferenceSet,

@@ -12,8 +12,8 @@ from benchmarks.models import gguf
 from benchmarks.selection.sweep import tasks
 from benchmarks.selection.sweep.table import Base
 from lora_select import models
+from lora_select.data.general_text import reference_rows
 from lora_select.data.labels.tokens import TokenRow
-from lora_select.evaluation.forgetting import reference_rows
 from lora_select.records import BaseModel
 
 CAUSAL = ("smollm2-135m", "gemma3-270m")

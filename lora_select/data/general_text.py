@@ -1,4 +1,4 @@
-"""What the adapter cost elsewhere: loss on general English prose that has nothing to do with the dataset."""
+"""General English prose that has nothing to do with the dataset, in chunks: what an adapter costs elsewhere is read off it."""
 
 from typing import Any
 

@@ -148,8 +148,6 @@ def check_variant(config: RunConfig, architecture: str | None = None) -> None:
         InputError: says what was measured.
     """
     constraints = config.constraints
-    if config.evaluation.quantized:
-        constraints = replace(constraints, must_merge=True)
     seen = support.faults(constraints.variant or "", constraints, architecture=architecture)
     if seen:
         raise InputError(f"`selection.variant` {constraints.variant} does not work in this setting: {seen[0]}")

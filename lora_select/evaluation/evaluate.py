@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import models
-from lora_select.evaluation import metrics, stored, user_metrics
+from lora_select.evaluation import metrics, user_metrics
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap
 from lora_select.evaluation.material import FEW_SHOT, EvaluationOptions, Material, few_shot, gather
-from lora_select.evaluation.model_losses import Measured, Progress, label_counts, measure
+from lora_select.evaluation.model_losses import (
+    BASE,
+    MERGED,
+    Measured,
+    Progress,
+    arms,
+    label_counts,
+    measure,
+    measure_arms,
+)
 from lora_select.evaluation.power import paired_error
 from lora_select.evaluation.user_metrics import AnswerMetric
 from lora_select.evaluation.wording import SHARE_UNIT
-from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, file_ref, write_text
+from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, StoredGain, file_ref, write_text
 
 __all__ = ["EvaluationOptions", "evaluate"]
 
@@ -63,7 +72,7 @@ def evaluate(
     tokenizer = models.load_tokenizer(base.path)
     material = gather(tokenizer, eval_tokens, eval_rows, options, longest=base.max_position_embeddings)
     folders: dict[str, Path | None] = {"base": None, "adapted": adapter, **others}
-    names = [*folders, *stored.arms(options.quantized), *([FEW_SHOT] if options.few_shot else [])]
+    names = [*folders, *arms(options.quantized), *([FEW_SHOT] if options.few_shot else [])]
     measured = {}
 
     def report_of(name: str) -> Progress:
@@ -77,7 +86,7 @@ def evaluate(
         known = base_losses if adapter_folder is None else ()
         note = folder / f"{name}.json"
         measured[name] = measure(base, adapter_folder, material, options, note, report_of(name), known)
-    measured |= stored.measure_arms(base, adapter, material, options, folder, report_of)
+    measured |= measure_arms(base, adapter, material, options, folder, report_of)
     shown, told = _with_examples(base, material, tokenizer, eval_rows, train_rows, options)
     if shown is not None:
         note = folder / f"{FEW_SHOT}.json"
@@ -91,7 +100,7 @@ def evaluate(
         alone = replace(measured["adapted"], tasks={})
         compared[FEW_SHOT] = _compare(measured[FEW_SHOT], alone, material, options, answer_metrics)
     in_fewer_bits = {
-        form: _compare(measured["adapted"], measured[f"{stored.MERGED}{form}"], material, options, answer_metrics)
+        form: _compare(measured["adapted"], measured[f"{MERGED}{form}"], material, options, answer_metrics)
         for form in options.quantized
     }
     return Evaluation(
@@ -104,7 +113,7 @@ def evaluate(
         rows_file=file_ref(folder / "rows.json", folder),
         notes=(*_notes(material, measured, options), *told),
         checkable=_checkable(material, answer_metrics) if len(material.questions) >= 2 else (),
-        stored=stored.gains(measured, in_fewer_bits, label_counts(material.rows), **_drawn(options)),
+        stored=gains(measured, in_fewer_bits, label_counts(material.rows), **_drawn(options)),
     )
 
 
@@ -215,6 +224,40 @@ def comparison(
         significant=interval[0] > 0 or interval[1] < 0,
         standard_error=paired_error(before, after, weights),
     )
+
+
+def gains(
+    measured: Mapping[str, Measured],
+    metrics: Mapping[str, Mapping[str, MetricComparison]],
+    labels: Sequence[int],
+    *,
+    seed: int,
+    samples: int,
+) -> tuple[StoredGain, ...]:
+    """One record a form.
+
+    The share that is left is sum(base - merged) / sum(base - adapter) over the rows' losses, its interval that of the same ratio over
+    resampled rows. It is told where the adapter's own gain stands clear of noise: a share of nothing says nothing.
+
+    Args:
+        measured: `base`, `adapted` and the arms.
+        metrics: the comparison of the adapter (`base`) with each merged arm (`adapted`), by form.
+        labels: label tokens of each row.
+        seed: of the resampling.
+        samples: resamples.
+    """
+    before, after = measured["base"].losses, measured["adapted"].losses
+    gain = [first - second for first, second in zip(before, after, strict=True)]
+    *_, (low, _) = paired_bootstrap([0.0] * len(gain), gain, labels, samples=samples, seed=seed)
+    found = []
+    for form, compared in metrics.items():
+        share, interval = None, None
+        if low > 0:
+            kept = [first - second for first, second in zip(before, measured[f"{MERGED}{form}"].losses, strict=True)]
+            _, _, share, interval = paired_bootstrap([0.0] * len(kept), kept, gain, samples=samples, seed=seed)
+        stored_base = sum(measured[f"{BASE}{form}"].losses) / sum(labels)
+        found.append(StoredGain(form, stored_base, compared, share, interval))
+    return tuple(found)
 
 
 def _samples(material: Material, measured: Mapping[str, Measured]) -> tuple[Sample, ...]:

@@ -1,9 +1,11 @@
-"""One model measured: its loss on every row and reference chunk, and its answers; kept in a file when it is done."""
+"""One model measured, as it is or stored in fewer bits: its loss on every row and reference chunk, its answers; kept in a file when it is done."""
 
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,6 +19,8 @@ from lora_select.records import BaseModel, finite, sha256_file, write_text
 from lora_select.records.digests import key_of
 
 Progress = Callable[[int, int, str], None]
+BASE, MERGED = "base_", "merged_"
+"""Begin the names of the two arms of a form."""
 
 
 @final
@@ -81,6 +85,66 @@ def measure(
     del model
     gc.collect()
     return measured
+
+
+def arms(forms: Sequence[str]) -> list[str]:
+    """Names of the arms, in the order in which they are measured.
+
+    >>> arms(["nf4"])
+    ['base_nf4', 'merged_nf4']
+    """
+    return [f"{who}{form}" for form in forms for who in (BASE, MERGED)]
+
+
+def measure_arms(
+    base: BaseModel,
+    adapter: Path,
+    material: Material,
+    options: EvaluationOptions,
+    folder: Path,
+    report_of: Callable[[str], Progress],
+) -> dict[str, Measured]:
+    """Every arm of `options.quantized`: the merged model on all of the material, the base on the rows' loss alone.
+
+    Args:
+        base: the base model.
+        adapter: a PEFT folder.
+        material: what is measured on.
+        options: `quantized` names the forms.
+        folder: where `<arm>.json` goes.
+        report_of: who is told of the arm of a name.
+
+    Raises:
+        InputError: PEFT cannot merge the adapter.
+        RuntimeError: a loss is not finite.
+    """
+    rows_alone = replace(material, reference=(), questions=())
+    measured = {}
+    with _merged(base, adapter, folder, wanted=bool(options.quantized)) as whole:
+        for form in options.quantized:
+            held = replace(options, quantize=form)
+            for name, model, asked, shown in (
+                (f"{BASE}{form}", base, replace(held, tasks=(), task_folder="."), rows_alone),
+                (f"{MERGED}{form}", whole, held, material),
+            ):
+                measured[name] = measure(model, None, shown, asked, folder / f"{name}.json", report_of(name))
+    return measured
+
+
+@contextmanager
+def _merged(base: BaseModel, adapter: Path, folder: Path, *, wanted: bool) -> Iterator[BaseModel]:
+    """The base with the adapter merged into it in float32, as a model of its own while it is needed; the base itself where nothing is wanted.
+
+    Raises:
+        InputError: PEFT cannot merge it.
+    """
+    if not wanted:
+        yield base
+        return
+    digests = [sha256_file(file) for file in sorted(adapter.glob("adapter_*"))]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".merged-") as place:
+        models.write_merged(models.with_adapter(models.load_model(base.path), adapter), base.path, Path(place))
+        yield replace(base, path=place, digest=key_of({"base": base.digest, "merged": digests}))
 
 
 def _key(base: BaseModel, adapter: Path | None, material: Material, options: EvaluationOptions) -> str:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_select import records
-from lora_select.tracking import names
+from lora_select.tracking import names, record_entries
 from lora_select.tracking.entry_types import KEPT, MAX_PARAM, MAX_TAG, DatasetEntry, Entries
 from lora_select.tracking.logged_models import ModelEntry, checkpoints
-from lora_select.tracking.record_entries import MAKERS
 
 
 def of(record: Any, folder: Path | None = None, *, stage: str | None = None) -> Entries:
@@ -28,7 +27,7 @@ def of(record: Any, folder: Path | None = None, *, stage: str | None = None) -> 
     Raises:
         TypeError: a type that no function here knows.
     """
-    maker = MAKERS.get(type(record))
+    maker = record_entries.MAKERS.get(type(record))
     if maker is None:
         raise TypeError(
             f"no MLflow entries are defined for {type(record).__name__}; add a function to tracking.record_entries"
@@ -57,6 +56,27 @@ def fit(entries: Entries) -> Entries:
     tags = {names.key(k): _short(k, v, MAX_TAG, texts) for k, v in entries.tags.items()}
     metrics = {names.key(k): float(v) for k, v in entries.metrics.items()}
     return dataclasses.replace(entries, params=params, metrics=metrics, tags=tags, texts=texts)
+
+
+def rival(record: records.Evaluation, other: str) -> Entries:
+    """What the evaluation says about another adapter, under the same metric names as a run of its own would have.
+
+    In `against[other]` the other adapter is `base`; its difference and interval to the base model were not measured.
+    """
+    metrics = {}
+    for metric, pair in record.against[other].items():
+        metrics[names.evaluation(metric, "adapted")] = pair.base
+        metrics[names.evaluation(metric, "rows")] = float(pair.rows)
+        if metric in record.metrics:
+            metrics[names.evaluation(metric, "base")] = record.metrics[metric].base
+    return Entries(metrics=metrics, timestamp_ms=int(time.time() * 1000))
+
+
+def rival_run(record: records.Adapter) -> Entries:
+    """What makes the run of a rival adapter a row of the comparison view."""
+    return Entries(
+        params=record_entries.spec(record.spec), tags={names.COMPARED: "true"}, timestamp_ms=int(time.time() * 1000)
+    )
 
 
 def _short(name: str, value: Any, limit: int, texts: dict[str, str]) -> str:

@@ -1,7 +1,6 @@
 """The entries of each record type in MLflow, one function a type."""
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -294,25 +293,6 @@ def _evaluation(record: records.Evaluation) -> Entries:
         texts={"tables/samples.json": json.dumps({"columns": columns, "data": rows}, ensure_ascii=False, indent=1)},
         files={record.rows_file.path: "evaluation"},
     )
-
-
-def rival(record: records.Evaluation, other: str) -> Entries:
-    """What the evaluation says about another adapter, under the same metric names as a run of its own would have.
-
-    In `against[other]` the other adapter is `base`; its difference and interval to the base model were not measured.
-    """
-    metrics = {}
-    for metric, pair in record.against[other].items():
-        metrics[names.evaluation(metric, "adapted")] = pair.base
-        metrics[names.evaluation(metric, "rows")] = float(pair.rows)
-        if metric in record.metrics:
-            metrics[names.evaluation(metric, "base")] = record.metrics[metric].base
-    return Entries(metrics=metrics, timestamp_ms=int(time.time() * 1000))
-
-
-def rival_run(record: records.Adapter) -> Entries:
-    """What makes the run of a rival adapter a row of the comparison view."""
-    return Entries(params=spec(record.spec), tags={names.COMPARED: "true"}, timestamp_ms=int(time.time() * 1000))
 
 
 def _seed_noise(record: records.SeedNoise) -> Entries:

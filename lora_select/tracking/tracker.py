@@ -17,8 +17,7 @@ from typing import Any, final
 from lora_select import records
 from lora_select.address import scrub
 from lora_select.tracking import comparison, names, outbox, runs
-from lora_select.tracking.entries import Entries, from_plain, of
-from lora_select.tracking.record_entries import rival, rival_run
+from lora_select.tracking.entries import Entries, from_plain, of, rival, rival_run
 from lora_select.tracking.store import Store, is_outage, web_address
 from lora_select.tracking.upload import Shipment, ship
 

@@ -14,8 +14,7 @@ from lora_select.data.intake import intake, read_canonical
 from lora_select.data.labels.tokens import collate, label_loss, read_rows, write_rows
 from lora_select.data.profile import profile
 from lora_select.evaluation import model_losses as module
-from lora_select.evaluation import stored
-from lora_select.evaluation.evaluate import EvaluationOptions, evaluate
+from lora_select.evaluation.evaluate import EvaluationOptions, evaluate, gains
 from lora_select.evaluation.material import few_shot, gather
 from lora_select.models import rounding
 from lora_select.records import DatasetProfile, read, write
@@ -362,9 +361,9 @@ def test_what_is_left_of_the_gain_is_a_share_with_its_interval():
         name: module.Measured(tuple(losses), (), ())
         for name, losses in {"base": before, "adapted": after, "base_nf4": before, "merged_nf4": kept}.items()
     }
-    (one,) = stored.gains(measured, {"nf4": {}}, [10] * 6, seed=0, samples=200)
+    (one,) = gains(measured, {"nf4": {}}, [10] * 6, seed=0, samples=200)
     assert (one.form, one.left, one.interval) == ("nf4", pytest.approx(0.9), pytest.approx((0.9, 0.9)))
     assert one.base_loss == pytest.approx(sum(before) / 60)
     noise = measured | {"adapted": module.Measured((21.0, 29.0, 26.0, 39.0, 23.0, 30.5), (), ())}
-    (one,) = stored.gains(noise, {"nf4": {}}, [10] * 6, seed=0, samples=200)
+    (one,) = gains(noise, {"nf4": {}}, [10] * 6, seed=0, samples=200)
     assert (one.left, one.interval) == (None, None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 
@@ -18,15 +19,15 @@ def main(base, ids, out, new, adapter=None):
     model.eval()
     with open(ids) as stream:
         prompts = np.array(json.load(stream))
-    logits = np.array(model(mx.array(prompts)).astype(mx.float32))
-    said, last = prompts, logits
-    for n in range(int(new)):
-        said = np.concatenate([said, last[:, -1].argmax(-1)[:, None]], axis=1)
-        if n + 1 < int(new):
-            last = np.array(model(mx.array(said)).astype(mx.float32))
+    cache = make_prompt_cache(model)
+    logits = np.array(model(mx.array(prompts), cache=cache).astype(mx.float32))
+    said = [logits[:, -1].argmax(-1)]
+    while len(said) < int(new):
+        last = np.array(model(mx.array(said[-1][:, None]), cache=cache).astype(mx.float32))
+        said.append(last[:, -1].argmax(-1))
     np.save(out, logits)
     with open(out.replace(".npy", ".json"), "w") as stream:
-        json.dump(said[:, -int(new) :].tolist(), stream)
+        json.dump(np.array(said).T.tolist(), stream)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import pytest
 
 from lora_select import records
 from lora_select.tracking import names
-from lora_select.tracking.entries import Entries, fit, from_plain, of
-from lora_select.tracking.record_entries import rival
+from lora_select.tracking.entries import Entries, fit, from_plain, of, rival
 
 KNOWN = {
     "eval/loss/base", "eval/loss/adapted", "eval/loss/difference", "eval/loss/interval_low", "eval/loss/interval_high",

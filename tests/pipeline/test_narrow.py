@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from test_retaining import finetuned, kept, place  # noqa: F401 (fixtures)
 
 from lora_select.cli.main import main
 from lora_select.pipeline.stages import narrow
-from lora_select.retention.forms import Update, config_of
+from lora_select.retention.forms import Update
 from lora_select.retention.moments import InputSums
 from lora_select.retention.path import Losses
 
@@ -60,23 +59,6 @@ def test_layers_of_a_smaller_rank_are_filled_up_with_zeros():
     ((a, b),) = narrow.padded({"layer": narrow.turn(update, sums)}, 9).values()
     assert (a.shape, b.shape) == ((9, 20), (12, 9))
     assert torch.allclose(b @ a, update.b @ update.a, atol=1e-4)
-
-
-def test_the_command_writes_the_least_rank_that_keeps_the_task(kept, tmp_path, capsys):  # noqa: F811
-    assert main(["export", str(kept.folder), "--rank", "least", "--out", str(tmp_path / "small")]) == 0
-    first, *tried = capsys.readouterr().out.splitlines()
-    rank = config_of(tmp_path / "small")["r"]
-    assert first == f"rank {rank} of {kept.decision.choice.r}"
-    assert rank < kept.decision.choice.r
-    assert tried[0].startswith(f"rank {kept.decision.choice.r // 2}: ")
-
-
-@pytest.mark.parametrize(("more", "words"), [([], "no run's folder"), (["--to", "merged"], "has no rank")])
-def test_what_cannot_be_narrowed_is_refused(kept, tmp_path, capsys, more, words):  # noqa: F811
-    folder = str(kept.folder / "adapter")
-    assert main(["export", folder, "--rank", "least", "--out", str(tmp_path / "none"), *more]) == 2
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
 
 
 def test_a_rank_that_is_no_number_is_refused(capsys):

@@ -13,6 +13,7 @@ import training_jobs
 import lora_select as ls
 from lora_select import records
 from lora_select.audit.verification import verify
+from lora_select.cli.main import main
 from lora_select.config import words
 from lora_select.data.labels.tokens import read_rows
 from lora_select.errors import InputError
@@ -24,6 +25,7 @@ from lora_select.pipeline.workspace import StageRef
 from lora_select.records import Adapter, Dataset, ReferenceText, ReloadCheck, Retention, TasksOverTime
 from lora_select.records.retention import IN_BASE, KEPT_MOMENTS, TASKS_IN_BASE
 from lora_select.retention import references
+from lora_select.retention.forms import config_of
 from lora_select.retention.moments import InputSums, Moments, save
 from lora_select.training.planning.plan import replay_rows
 from lora_select.training.worker.batches import rows_of
@@ -213,3 +215,20 @@ def test_a_retention_that_does_not_follow_from_its_evidence_is_a_difference(kept
     (folder / "retention.json").unlink()
     (folder / "retention.json").write_text(json.dumps(told))
     assert any('"none"' in line for line in ls.load(folder).replay())
+
+
+def test_the_command_writes_the_least_rank_that_keeps_the_task(kept, tmp_path, capsys):
+    assert main(["export", str(kept.folder), "--rank", "least", "--out", str(tmp_path / "small")]) == 0
+    first, *tried = capsys.readouterr().out.splitlines()
+    rank = config_of(tmp_path / "small")["r"]
+    assert first == f"rank {rank} of {kept.decision.choice.r}"
+    assert rank < kept.decision.choice.r
+    assert tried[0].startswith(f"rank {kept.decision.choice.r // 2}: ")
+
+
+@pytest.mark.parametrize(("more", "words"), [([], "no run's folder"), (["--to", "merged"], "has no rank")])
+def test_what_cannot_be_narrowed_is_refused(kept, tmp_path, capsys, more, words):
+    folder = str(kept.folder / "adapter")
+    assert main(["export", folder, "--rank", "least", "--out", str(tmp_path / "none"), *more]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

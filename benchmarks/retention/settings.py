@@ -86,6 +86,7 @@ SETTINGS = {
         Setting("quickstart", "entities-whole", 1.7e-3, rows=480, steps=30, batch=16, evaluation=40),
         Setting("spelling-penalty", "spelling", 2e-3, penalty=3.0),
         Setting("spelling-strong-penalty", "spelling", 2e-3, penalty=30.0),
+        Setting("spelling-heavy-penalty", "spelling", 2e-3, penalty=1000.0),
         Setting("section-penalty", "section-later", 2e-3, penalty=3.0),
         Setting("section-strong-penalty", "section-later", 2e-3, penalty=30.0),
         Setting("section-pissa", "section-later", 1e-3, variant="pissa"),
@@ -93,7 +94,7 @@ SETTINGS = {
     )
 }
 """In the order in which they are run."""
-_OTHERWISE = re.compile(r"-(few-replay|replay|kl|half|strong-penalty|penalty)$")
+_OTHERWISE = re.compile(r"-(few-replay|replay|kl|half|strong-penalty|heavy-penalty|penalty)$")
 RIVALS = {name: _OTHERWISE.sub("", name) for name in SETTINGS if _OTHERWISE.search(name)}
 """The setting that each is a rival of: its learning rate, replay or penalty is the only difference."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

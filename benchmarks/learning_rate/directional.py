@@ -1,7 +1,5 @@
 """A directional probe at the end of warm-up: along the optimiser's own next step, how far would be best? Three forward passes; resumable.
 
-Not run yet: the criterion is in docs/log.md.
-
 PYTHONPATH=DATA python -m benchmarks.learning_rate.directional                  # MiniLM's settings, then SmolLM2's and Gemma's, shortest rows first
 PYTHONPATH=DATA python -m benchmarks.learning_rate.directional --judge          # probes nothing
 PYTHONPATH=DATA python -m benchmarks.learning_rate.directional --most 4

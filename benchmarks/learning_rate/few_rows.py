@@ -1,7 +1,5 @@
 """Whether the shipped learning rate harms a classifier of 48 rows: MiniLM judged on rows that no earlier judge has seen; resumable.
 
-Not run yet: the criterion is in docs/log.md.
-
 PYTHONPATH=DATA python -m benchmarks.learning_rate.few_rows            # trains what is missing, then judges
 """
 

@@ -1,7 +1,5 @@
 """Whether structure scores name a planted update: teachers are MiniLM with an update of known kind on the six linear layers of its last block.
 
-Not run to an end yet: the criterion is in docs/log.md.
-
 PYTHONPATH=DATA python -m benchmarks.spectral.planted        # resumable; a kind that is there is not run again
 
 The pass reads the divergence KL(teacher || base) on package descriptions. A kind is named by the score that exceeds the value of a gradient

@@ -18,7 +18,7 @@ from lora_select.export import mlx_format
 from lora_select.export.check_process import LOGITS, compare
 from lora_select.export.plain_lora import Converted, rewrite_lora, write_lora
 from lora_select.records import write_text
-from lora_select.records.retention import IN_BASE, KEPT_MOMENTS, TASKS_IN_BASE
+from lora_select.records.retention import IN_BASE, KEPT_MOMENTS, KEPT_TASKS, TASKS_IN_BASE
 from lora_select.serving import ollama
 from lora_select.serving.folder import PeftFolder
 
@@ -27,8 +27,6 @@ ROUNDING = 2e-4
 """Of a logit in fp32: reductions in another order differ by some 1e-4."""
 EXACT_SHARE, TRUNCATED_SHARE = 1e-2, 10
 """Largest difference of a logit over what the adapter moves it by; of a truncation in units of its `max_error`."""
-TASKS = "tasks.json"
-"""Of a run's folder: every task's loss over time."""
 FOLDED = frozenset({"use_rslora", "rank_pattern", "alpha_pattern", "lora_alpha", "target_modules"})
 """What is folded into the factors of a LoRA without a change of its rank."""
 UNREPEATABLE = ("pissa_niter", "corda", "loftq", "lora_ga")
@@ -128,7 +126,7 @@ def _export(
         if form == "merged":
             own_head = models.write_merged(model, str(path), out)
             _carry((run / KEPT_MOMENTS, path / IN_BASE), out / IN_BASE)
-            _carry((run / TASKS, path / TASKS_IN_BASE), out / TASKS_IN_BASE)
+            _carry((run / KEPT_TASKS, path / TASKS_IN_BASE), out / TASKS_IN_BASE)
             more = ", and with an output head of its own, where the base's is its embedding" if own_head else ""
             converted, words, exact = None, f"the base with the adapter merged into it{more}", True
         else:

@@ -10,10 +10,10 @@ KEPT_MOMENTS = "moments.safetensors"
 """The file of kept second moments: beside an adapter, and in a run's folder."""
 IN_BASE = f"retention/{KEPT_MOMENTS}"
 """The same in a base model that such an adapter was merged into; in a folder of its own, because engines load every safetensors file of a model."""
-
-
-TASKS_IN_BASE = "retention/tasks.json"
-"""What was measured of the tasks that were merged into a base model, beside their moments."""
+KEPT_TASKS = "tasks.json"
+"""Every task's loss over time: in a run's folder."""
+TASKS_IN_BASE = f"retention/{KEPT_TASKS}"
+"""The same in a base model that their adapters were merged into, beside their moments."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,9 @@ def narrow(
     profile, plan = read(DatasetProfile, run / "profile.json"), read(TrainingPlan, run / "plan.json")
     rows = task_rows(places["profile"].folder, profile, plan)
     folder = run_entries.adapter_folder(run)
-    source = base or str(forms.config_of(folder).get("base_model_name_or_path"))
+    source = base or forms.config_of(folder).get("base_model_name_or_path")
+    if not source:
+        raise InputError(f"{folder} does not name its base model; name it with --base")
     where = models.resolve(source).path
     model, pad_id = models.load_model(where), models.pad_id(models.load_tokenizer(where))
     form = forms.read(folder, model, load_base=lambda: models.load_model(where))

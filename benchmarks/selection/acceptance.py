@@ -113,7 +113,7 @@ def _sparing_tie(case: Case, home: Run) -> bool:
 
 
 def covers(cases: Sequence[Case], rule: str) -> Claim:
-    """The predicted gain's interval, from the race's probe or else from constants of the other tasks, against what the choice gained.
+    """The predicted gain's interval, from the race's probe or else from constants of the other tasks, against what the choice gained; where one is given.
 
     That is the run of another seed where there is one: a probe is the run of the first seed.
     """
@@ -130,7 +130,7 @@ def covers(cases: Sequence[Case], rule: str) -> Claim:
             inside.append(abs(gain - made.value) <= reach)
             widths.append(reach / base_loss(case.table))
     if not inside:
-        return Claim(promise, None, "no race, and fewer than three other tasks")
+        return Claim(promise, None, "nothing is predicted without a race: the interval would reach too far")
     held = sum(inside) / len(inside)
     return Claim(
         promise,

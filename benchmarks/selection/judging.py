@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from benchmarks.learning_rate import curves
 from benchmarks.selection.case import Case, Choice, base_loss, best_run
 from benchmarks.selection.strategies import STRATEGIES
 from benchmarks.selection.sweep.candidates import NAMED, REFERENCE
 from benchmarks.selection.sweep.schedule import GRID, RUNG, best_rate
 from benchmarks.selection.sweep.subject import CAUSAL, PARAMETERS
-from benchmarks.selection.sweep.table import RESULTS, STEPS, Run, Table
+from benchmarks.selection.sweep.table import RESULTS, STEPS, Run, Table, tables
 from benchmarks.selection.sweep.tasks import CONTROLS
 from lora_select.selection import calibration
 from lora_select.selection.calibration import Calibration
@@ -117,7 +118,23 @@ def fit(settings: Sequence[Table]) -> Calibration:
         parameters=(min(sizes), max(sizes)) if sizes else (0, 0),
         displacements=(_digits(min(moves)), _digits(max(moves))) if moves else (0.0, 0.0),
         rows=min(table.setting.rows for table in usable),
+        curve=_curve(usable),
     )
+
+
+def curve_settings(settings: Sequence[Table] | None = None) -> tuple[list[Table], dict[str, float]]:
+    """The settings that give the forecast's constants, all that ship where none are named, and the learning rate shipped on each."""
+    known = [one for one in settings or tables() if shipped_with(one) and one.setting.model in PARAMETERS]
+    return known, {one.setting.name: _shipped_rate(one) for one in known}
+
+
+def _shipped_rate(table: Table) -> float:
+    return calibration.reference_rate(table.setting.steps, calibration.shipped(), displacement(table))
+
+
+def _curve(settings: Sequence[Table]) -> calibration.Curve | None:
+    known = curves.points(*curve_settings(settings))
+    return curves.fitted(known) if len({one.setting for one in known}) >= MINIMUM_SETTINGS else None
 
 
 def _digits(log: float) -> float:

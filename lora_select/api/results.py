@@ -334,7 +334,7 @@ class FinetunedRun:
         """The verdict, then what was chosen and where things are."""
         if not (self.folder / "evaluation.json").is_file():
             return "\n".join([*answer(self.decision), f"Nothing was trained yet in {self.folder}."])
-        lines = [verdict(self.decision, self.evaluation, self.promotion), *answer(self.decision)]
+        lines = [verdict(self.decision, self.evaluation, self.promotion, self.adapter), *answer(self.decision)]
         return "\n".join([*lines, f"adapter  {self.adapter_folder}", f"report   {self.report}"])
 
     def _repr_html_(self) -> str:
@@ -381,7 +381,7 @@ def say_result(run: Run, done: Finetuned) -> None:
     say, latest = run.place.say, run.place.root / "latest"
     promotion = done.promotion.record if done.promotion else None
     say()
-    say(verdict(done.chosen.decision.record, done.evaluation.record, promotion))
+    say(verdict(done.chosen.decision.record, done.evaluation.record, promotion, done.adapter.record))
     say(f"  adapter  {latest / 'adapter'}")
     say(f"  report   {latest / 'report.html'}")
     for name, link in _links(run).items():

@@ -37,7 +37,7 @@ def _explain(parsed: argparse.Namespace) -> int:
     from lora_select.selection.prediction import outcome
 
     run = read_run(parsed.run_folder)
-    made = outcome(run.decision, run.evaluation) if run.evaluation else None
+    made = outcome(run.decision, run.evaluation, run.adapter) if run.evaluation else None
     if parsed.json:
         found = dataclasses.asdict(made) | {"inside": made.inside} if made else None
         options.print_json({"decision": options.plain(run.decision), "outcome": found, "answer": answer(run.decision)})

@@ -34,7 +34,7 @@ def calibrate(folders: Sequence[str], out: Path | None) -> str:
         )
     lines, found = [], []
     for run in runs:
-        made = outcome(run.decision, run.evaluation) if run.evaluation else None
+        made = outcome(run.decision, run.evaluation, run.adapter) if run.evaluation else None
         found += [made] if made else []
         lines.append(f"{run.folder.name:26} {run.decision.choice_key:24} {made or 'nothing was predicted'}")
     lines += ["", coverage(found) if found else "no run made a prediction"]

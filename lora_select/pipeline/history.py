@@ -28,6 +28,7 @@ from lora_select.records import (
     Spectra,
     Verdict,
 )
+from lora_select.selection.prediction import PREDICTED_GAIN
 from lora_select.tracking.names import LABELS
 
 
@@ -41,6 +42,7 @@ class PastRun:
     decision: Decision
     evaluation: Evaluation | None
     race: Race | None = None
+    adapter: Adapter | None = None
 
 
 def read_run(folder: str | Path) -> PastRun:
@@ -54,7 +56,7 @@ def read_run(folder: str | Path) -> PastRun:
         near = sorted(p.parent.name for p in path.parent.glob("*/decision.json")) if path.parent.is_dir() else []
         known = f"; runs with a decision there: {', '.join(near)}" if near else ""
         raise InputError(f"{path} holds no decision.json{known}; name a run's folder, such as runs/latest")
-    evaluation, race = path / "evaluation.json", path / "race.json"
+    evaluation, race, adapter = (path / f"{name}.json" for name in ("evaluation", "race", "adapter"))
     try:
         return PastRun(
             path,
@@ -63,6 +65,7 @@ def read_run(folder: str | Path) -> PastRun:
             records.read(Decision, path / "decision.json"),
             records.read(Evaluation, evaluation) if evaluation.is_file() else None,
             records.read(Race, race) if race.is_file() else None,
+            records.read(Adapter, adapter) if adapter.is_file() else None,
         )
     except (OSError, ValueError) as error:
         raise InputError(str(error)) from error
@@ -217,9 +220,13 @@ def _without_words(text: str) -> Decision:
     """The decision without its sentences and its version: what was chosen, and every number.
 
     Digests of the evidence were held against the files before. This version's records may have more fields, and so other digests.
+    Until version 7 a gain was predicted from constants alone, so widely that it is not any more; it decided nothing.
     """
     made = records.from_json(Decision, text)
-    candidates = tuple(dataclasses.replace(one, rejected=()) for one in made.candidates)
+    candidates = tuple(
+        dataclasses.replace(one, rejected=(), evidence=tuple(e for e in one.evidence if e.name != PREDICTED_GAIN))
+        for one in made.candidates
+    )
     digests = {"profile_digest": "", "spectra_digest": "", "race_digest": made.race_digest and ""}
     return dataclasses.replace(made, reasons=(), candidates=candidates, rule_version="", **digests)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_select.records.choice import AdapterSpec
+from lora_select.records.choice import AdapterSpec, Evidence
 from lora_select.records.evidence import Energy
 from lora_select.records.files import FileRef
 
@@ -163,6 +163,8 @@ class Adapter:
     """None where no rows were kept from training."""
     energy: Energy | None = None
     """What the machine's counters say that the training used; None where it has none, or where several nodes trained."""
+    forecast: Evidence | None = None
+    """What the first quarter of the steps said that the training takes off the held-out loss; None where nothing like it was seen before."""
 
 
 @dataclass(frozen=True)

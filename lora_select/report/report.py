@@ -41,7 +41,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
 
     figures = _figures(inputs, folder)
     decision, evaluation = inputs.records["decision"], inputs.records["evaluation"]
-    promotion = inputs.records.get("promotion")
+    promotion, adapter = inputs.records.get("promotion"), inputs.records.get("adapter")
     environment = Environment(
         loader=PackageLoader("lora_select.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -65,9 +65,9 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         costs=inputs.costs,
         rivals={name: wording.rival(name, evaluation.champion_version) for name in evaluation.against},
         arms=ARMS,
-        outcome=outcome(decision, evaluation),
+        outcome=outcome(decision, evaluation, adapter),
         metrics=wording.in_order(evaluation.metrics),
-        verdict=sentences(decision, evaluation, promotion),
+        verdict=sentences(decision, evaluation, promotion, adapter),
         role=role(promotion) if promotion else None,
         good=change(evaluation.metrics["loss"]) == "better",
         hits=_hits(evaluation),

@@ -3,17 +3,21 @@
 from lora_select.audit.alias.promotion import DEFERRED
 from lora_select.audit.alias.standing import AWAITING, REJECTED
 from lora_select.evaluation import wording
-from lora_select.records import Decision, Evaluation, MetricComparison, Promotion
+from lora_select.records import Adapter, Decision, Evaluation, MetricComparison, Promotion
 from lora_select.selection.explanation import short
 from lora_select.selection.prediction import outcome
 
 
-def verdict(decision: Decision, evaluation: Evaluation, promotion: Promotion | None = None) -> str:
+def verdict(
+    decision: Decision, evaluation: Evaluation, promotion: Promotion | None = None, adapter: Adapter | None = None
+) -> str:
     """The result in one paragraph: its :func:`sentences`."""
-    return " ".join(sentences(decision, evaluation, promotion))
+    return " ".join(sentences(decision, evaluation, promotion, adapter))
 
 
-def sentences(decision: Decision, evaluation: Evaluation, promotion: Promotion | None = None) -> tuple[str, ...]:
+def sentences(
+    decision: Decision, evaluation: Evaluation, promotion: Promotion | None = None, adapter: Adapter | None = None
+) -> tuple[str, ...]:
     """The result, bad news in capitals; the first sentence is the answer.
 
     What the held-out loss did, how the adapter stands to each rival, exactly right answers, loss on other text where it changed, what is
@@ -31,7 +35,7 @@ def sentences(decision: Decision, evaluation: Evaluation, promotion: Promotion |
     said += filter(None, [in_fewer_bits(evaluation)])
     if promotion is not None:
         said.append(role(promotion))
-    if made := outcome(decision, evaluation):
+    if made := outcome(decision, evaluation, adapter):
         said.append(f"What was predicted: {made}.")
     return tuple(said)
 

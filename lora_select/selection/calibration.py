@@ -21,6 +21,24 @@ QUARTER = 0.25
 
 @final
 @dataclass(frozen=True)
+class Curve:
+    """What the loss of a training at a quarter of its steps tells of its end: share taken off the base loss = `start` + `slope` x share lost so far.
+
+    Least squares over `runs` trainings in `settings` settings; `sd` is that of the residuals. `lost` holds the smallest and the largest
+    share that was seen, `steps` the fewest and the most planned steps for which it was shown.
+    """
+
+    start: float
+    slope: float
+    sd: float
+    settings: int
+    runs: int
+    lost: tuple[float, float]
+    steps: tuple[int, int]
+
+
+@final
+@dataclass(frozen=True)
 class Calibration:
     """Fitted constants.
 
@@ -49,6 +67,7 @@ class Calibration:
     parameters: tuple[int, int] = (0, 0)
     displacements: tuple[float, float] = (0.0, 0.0)
     rows: int = 0
+    curve: Curve | None = None
 
 
 @functools.cache

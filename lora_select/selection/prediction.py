@@ -1,4 +1,4 @@
-"""What a decision predicted and what came out: one run, and over many runs whether the stated intervals hold."""
+"""What was predicted before a training and a quarter into it, and what came out: one run, and over many runs whether the intervals hold."""
 
 import math
 from collections.abc import Sequence
@@ -6,32 +6,94 @@ from dataclasses import dataclass
 from typing import final
 
 from lora_select.evaluation.interval import student_quantile
-from lora_select.records import Decision, Evaluation, Evidence, Race
-from lora_select.selection.calibration import Calibration
+from lora_select.records import Adapter, Decision, Evaluation, Evidence, Race
+from lora_select.selection.calibration import QUARTER, Calibration
 from lora_select.selection.race import difference, mean_loss
 
 PREDICTED_GAIN = "predicted_gain"
+FORECAST = "forecast"
 MINIMUM_SETTINGS = 3
 """Fewer settings say too little of the spread between settings."""
+WIDEST = 0.3
+"""Of the base loss: a prediction whose 95 % interval reaches farther to either side says nothing and is not made."""
 
 
 def predicted_gain(base_loss: float, constants: Calibration) -> Evidence | None:
     """What the adapter takes off the held-out loss, nats per label token: the share that LoRA took elsewhere, times the base loss.
 
     Its standard error is that of a new setting, sd sqrt(1 + 1/n), widened so that 1.96 of it is Student's 95 % interval with
-    n - 1 degrees of freedom. None where fewer than three settings were measured.
+    n - 1 degrees of freedom. None where fewer than three settings were measured, or where that interval is too wide to say anything.
     """
-    n = constants.settings
-    if n < MINIMUM_SETTINGS:
+    if constants.settings < MINIMUM_SETTINGS:
         return None
-    spread = constants.gain_share_sd * math.sqrt(1 + 1 / n) * student_quantile(n - 1) / 1.96
-    return Evidence(
-        PREDICTED_GAIN,
-        base_loss * constants.gain_share,
-        base_loss * spread,
-        "nats/token",
-        "calibration",
+    spread = _spread(constants.gain_share_sd, constants.settings)
+    return _useful(
+        Evidence(PREDICTED_GAIN, base_loss * constants.gain_share, base_loss * spread, "nats/token", "calibration"),
+        base_loss,
     )
+
+
+def forecast(base_loss: float, losses: Sequence[float], steps: int, constants: Calibration) -> Evidence | None:
+    """What the adapter will have taken off the held-out loss at the end, told by the first quarter of the steps; nats per label token.
+
+    None before that, where the training's length or its curve is unlike all that the constants are from, and where they are from none.
+
+    Args:
+        base_loss: nats per label token of the held-out rows.
+        losses: of the steps so far, nats per label token of the rows of each.
+        steps: planned.
+        constants: their `curve` is read.
+    """
+    curve, end = constants.curve, quarter(steps)
+    if curve is None or len(losses) < end or not curve.steps[0] <= steps <= curve.steps[1]:
+        return None
+    lost = lost_so_far(base_loss, losses, steps)
+    if not curve.lost[0] <= lost <= curve.lost[1]:
+        return None
+    made = Evidence(
+        FORECAST,
+        base_loss * (curve.start + curve.slope * lost),
+        base_loss * _spread(curve.sd, curve.settings),
+        "nats/token",
+        f"step {end} of {steps}",
+    )
+    return _useful(made, base_loss)
+
+
+def forecast_sentence(made: Evidence, base_loss: float) -> str:
+    """What a person reads of a forecast while the training goes on."""
+    reach = 1.96 * (made.standard_error or 0.0)
+    low, high = max(0.0, base_loss - made.value - reach), base_loss - made.value + reach
+    return (
+        f"at {made.source} the held-out loss is on its way from {base_loss:.2f} to about {max(0.0, base_loss - made.value):.2f} nats a token "
+        f"(95 %: {low:.2f} to {high:.2f})"
+    )
+
+
+def quarter(steps: int) -> int:
+    """The step after which :func:`forecast` speaks.
+
+    >>> quarter(24), quarter(30), quarter(3)
+    (6, 8, 2)
+    """
+    return max(2, round(QUARTER * steps))
+
+
+def lost_so_far(base_loss: float, losses: Sequence[float], steps: int) -> float:
+    """Share of the base loss that the steps before the quarter have lost: the mean of the last third of them, two at least."""
+    end = quarter(steps)
+    seen = losses[max(0, end - max(2, end // 3)) : end]
+    return 1 - math.fsum(seen) / len(seen) / base_loss
+
+
+def _spread(sd: float, settings: int) -> float:
+    """Standard error of a new setting's value, such that 1.96 of it is Student's 95 % interval."""
+    return sd * math.sqrt(1 + 1 / settings) * student_quantile(settings - 1) / 1.96
+
+
+def _useful(made: Evidence, base_loss: float) -> Evidence | None:
+    """None where the 95 % interval is wider than :data:`WIDEST` to either side."""
+    return made if 1.96 * (made.standard_error or 0.0) <= WIDEST * base_loss else None
 
 
 def raced_gain(base_loss: float, race: Race, key: str, rate: float, constants: Calibration) -> Evidence | None:
@@ -56,18 +118,23 @@ def raced_gain(base_loss: float, race: Race, key: str, rate: float, constants: C
     gain = difference(race.base_held_out, found[0].held_out, labels)
     seeds = constants.seed_sd_share * mean_loss(found[0].held_out, labels)
     error = math.sqrt(2) * math.hypot(gain.error, seeds)
-    return Evidence(PREDICTED_GAIN, base_loss * gain.value / before, base_loss * error / before, "nats/token", "race")
+    share = Evidence(PREDICTED_GAIN, base_loss * gain.value / before, base_loss * error / before, "nats/token", "race")
+    return _useful(share, base_loss)
 
 
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """A prediction beside what came out, both nats per label token taken off the base loss; the interval is of 95 %."""
+    """A prediction beside what came out, both nats per label token taken off the base loss; the interval is of 95 %.
+
+    `when` is empty for what was predicted before the training, else the step of the forecast.
+    """
 
     predicted: float
     low: float
     high: float
     observed: float
+    when: str = ""
 
     @property
     def inside(self) -> bool:
@@ -77,20 +144,23 @@ class Outcome:
     def __str__(self) -> str:
         """One sentence."""
         verdict = "inside" if self.inside else "OUTSIDE"
+        when = f"at {self.when} it was " if self.when else ""
         return (
-            f"predicted to take {self.predicted:.3f} nats/token off the held-out loss [{self.low:.3f}, {self.high:.3f}]; it took "
+            f"{when}predicted to take {self.predicted:.3f} nats/token off the held-out loss [{self.low:.3f}, {self.high:.3f}]; it took "
             f"{self.observed:.3f}, {verdict} the 95 % interval"
         )
 
 
-def outcome(decision: Decision, evaluation: Evaluation) -> Outcome | None:
-    """The prediction of the choice beside the evaluation; None where nothing was predicted."""
+def outcome(decision: Decision, evaluation: Evaluation, adapter: Adapter | None = None) -> Outcome | None:
+    """What was predicted of the choice beside the evaluation: before the training, else by its first quarter; None where nothing was."""
     chosen = next((item for item in decision.candidates if item.key == decision.choice_key), None)
     made = next((e for e in chosen.evidence if e.name == PREDICTED_GAIN), None) if chosen else None
+    made = made or (adapter.forecast if adapter else None)
     if made is None or made.standard_error is None:
         return None
     reach = 1.96 * made.standard_error
-    return Outcome(made.value, made.value - reach, made.value + reach, -evaluation.metrics["loss"].difference)
+    when = made.source if made.name == FORECAST else ""
+    return Outcome(made.value, made.value - reach, made.value + reach, -evaluation.metrics["loss"].difference, when)
 
 
 def coverage(outcomes: Sequence[Outcome]) -> str:

@@ -16,7 +16,7 @@ from lora_select.selection.scoring import Scored, score_all
 from lora_select.variants import EVA, VARIANTS, LoRA
 
 RULE = "filter, measure, race, tie, cheapest, abstain"
-RULE_VERSION = "7"
+RULE_VERSION = "8"
 SHORT_RUN_STEPS = 100
 """Tangent energy tells early speed, not the final loss: the claim is heard up to this many steps."""
 SHARE_FACTOR = 2.0

@@ -125,6 +125,18 @@ def test_every_stage_leaves_its_record(place, first):
     assert "Traceback" not in first
 
 
+def test_a_forecast_of_the_first_quarter_is_said_once_and_kept(place, first):
+    from lora_select.selection.calibration import shipped
+    from lora_select.selection.prediction import forecast
+
+    lines = (latest(place) / "adapter").resolve().parent.joinpath("metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    told = forecast(record(place, "profile")["base_loss"], losses, record(place, "plan")["total_steps"], shipped())
+    kept = record(place, "adapter")["forecast"]
+    assert (kept and kept["value"]) == (told and told.value)
+    assert first.count("the held-out loss is on its way from") == (told is not None)
+
+
 def test_the_flow_goes_on_where_recommend_ended_with_the_same_decision(place, recommended, first):
     assert (latest(place) / "decision.json").read_bytes() == recommended
     assert first.count("(reused)") == len(("dataset", "gate", "profile", "spectra", "decision"))

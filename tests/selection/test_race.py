@@ -161,8 +161,7 @@ def test_the_gain_of_a_probe_as_long_as_the_training_is_what_is_predicted_for_ot
 
 def test_the_gain_of_a_shorter_probe_predicts_nothing():
     decision = decide(race(probe(HOME, 1e-3, 1.2)))
-    [gain] = [e for c in decision.candidates for e in c.evidence if e.name == PREDICTED_GAIN]
-    assert gain.source == "calibration"
+    assert not any(e.name == PREDICTED_GAIN for c in decision.candidates for e in c.evidence)
 
 
 def test_diverged_and_clearly_worse_probes_are_dropped_with_the_reason_and_the_reference_stays():

@@ -18,6 +18,7 @@ from lora_select.records import (
     AdapterSpec,
     BaseModel,
     DatasetProfile,
+    Evidence,
     ReferenceSource,
     ReferenceText,
     ReloadCheck,
@@ -26,10 +27,13 @@ from lora_select.records import (
     Spectra,
     TrainingPlan,
 )
+from lora_select.selection.calibration import shipped
+from lora_select.selection.prediction import forecast, forecast_sentence, quarter
 from lora_select.training.job import JOB, RESULT, TrainingJob
 from lora_select.training.machine import Machine
 from lora_select.training.planning import fit, memory
 from lora_select.training.planning.plan import check_disk, kept_for_validation, make_plan, planned, replay_rows
+from lora_select.training.supervisor.metrics_file import read_metrics
 
 if TYPE_CHECKING:
     from lora_select.retention.settings import TaskRows
@@ -171,7 +175,23 @@ def _train(
         quantized_base=quantize,
         replay_tokens=str((context.folder_of(plan) / made.replay.tokens_file.path).resolve()) if made.replay else None,
     )
-    return launch.train(job, context.folder.resolve(), progress=context.report)
+    folder = context.folder.resolve()
+    told: list[Evidence] = []
+
+    def report(step: int, steps: int, what: str) -> None:
+        context.report(step, steps, what)
+        if not told and step >= quarter(made.total_steps) and (found := _forecast(folder, measured, made)):
+            told.append(found)
+            context.place.say(forecast_sentence(found, measured.base_loss))
+
+    trained = launch.train(job, folder, progress=report)
+    return dataclasses.replace(trained, forecast=_forecast(folder, measured, made))
+
+
+def _forecast(folder: Path, profile: DatasetProfile, plan: TrainingPlan) -> Evidence | None:
+    """What the steps so far say of the end; None where they say nothing."""
+    losses = [step["loss"] for step in read_metrics(folder)]
+    return forecast(profile.base_loss, losses, plan.total_steps, shipped())
 
 
 def _prove(

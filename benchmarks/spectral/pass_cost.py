@@ -32,7 +32,7 @@ from lora_select.training.worker.batches import trained_tokens
 from lora_select.variants import CATALOGUE
 
 FILE = Path(__file__).parents[1] / "results" / "pass_cost.json"
-TASKS = {"smollm2-135m": "entities", "minilm": "news"}
+TASKS = {"smollm2-135m": "entities", "minilm": "news", "gemma3-270m": "formula"}
 ROWS, BATCH, WARM, TIMED, RATE = 192, 8, 1, 2, 1e-3
 PLANS = {"500 steps of 16 rows": (500, 16), "the quickstart's 30 steps of 16 rows": (30, 16)}
 

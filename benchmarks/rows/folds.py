@@ -1,6 +1,6 @@
 """Whether three folds choose the epoch better than a few kept rows do: MiniLM's last layer as a classifier, few rows, ten epochs; resumable.
 
-PYTHONPATH=DATA python -m benchmarks.folds
+PYTHONPATH=DATA python -m benchmarks.rows.folds
 
 Task, rows, learning rates, seeds and the rows that judge are those of `benchmarks.validation`. Three trainings on two thirds of the rows each look
 at the third that they did not see; the epoch with the lowest pooled loss is where the training on all rows is stopped.
@@ -25,7 +25,7 @@ from lora_select.records import write_text
 from lora_select.selection.calibration import reference_rate, shipped
 from lora_select.training import trials
 
-FILE = Path(__file__).parent / "results" / "folds.json"
+FILE = Path(__file__).parents[1] / "results" / "folds.json"
 BATCH, FOLDS = 8, 3
 LOOKS = (0.0, 0.5, *(float(epoch) for epoch in range(1, EPOCHS + 1)))
 """Epochs after which the loss is looked at."""

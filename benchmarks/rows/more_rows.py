@@ -1,6 +1,6 @@
 """Whether losses at few rows tell the loss at four times as many: MiniLM's last layer as a classifier, three tasks, three seeds; resumable.
 
-PYTHONPATH=DATA python -m benchmarks.more_rows
+PYTHONPATH=DATA python -m benchmarks.rows.more_rows
 
 A power law through the losses at N/4, N/2 and N names the loss at 4N. The criterion is in docs/log.md.
 """
@@ -20,7 +20,7 @@ from lora_select.records import write_text
 from lora_select.selection.calibration import reference_rate, shipped
 from lora_select.training import trials
 
-FILE = Path(__file__).parent / "results" / "more_rows.json"
+FILE = Path(__file__).parents[1] / "results" / "more_rows.json"
 TASKS, SEEDS = ("section-latest", "news", "newsgroup"), (0, 1, 2)
 SIZES = (24, 48, 96, 192, 384, 768)
 FROM = (96, 192)

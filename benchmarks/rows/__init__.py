@@ -1,0 +1,1 @@
+"""How many rows, and how long on them."""

@@ -6,7 +6,7 @@ from prefect import State, flow, get_run_logger
 from prefect.runtime import flow_run
 
 from flows.arguments import run_from_command_line
-from lora_select.api import results
+from lora_select.api import last_lines
 from lora_select.config import RunConfig, load
 from lora_select.errors import InputError
 from lora_select.pipeline import line
@@ -45,7 +45,7 @@ def finetune(config: str, overrides: list[str] | None = None, dry_run: bool = Fa
         return walked(loaded)
     with opened(loaded) as run:
         _, plan = line.plan(run)
-        results.say_plan(run, plan.record)
+        last_lines.say_plan(run, plan.record)
         return str(run.folder)
 
 
@@ -65,7 +65,7 @@ def walked(config: RunConfig) -> State[str]:
     ask(config)
     with opened(config) as run:
         done = line.finetune(run)
-        results.say_result(run, done)
+        last_lines.say_result(run, done)
     ask(config)
     return ended(run, done)
 

@@ -92,17 +92,20 @@ def _job_tools(roots: Sequence[Path], jobs: Jobs) -> list[Callable[..., Any]]:
         quantize: Literal["nf4", "int8"] | None = None,
         variant: str | None = None,
         race_budget: float = 0.0,
+        few_shot: int = 0,
     ) -> JobState:
         """Measure a model and a dataset and choose variant, rank and learning rate; minutes. Poll the returned job.
 
         model, data: a path, `sample:NAME` or a hub id. out: the folder that is written. trainers: whose files are written too.
         serve: the engine that will serve the adapter. quantize: how the base is held in training. variant: only if the user insists.
         race_budget: 3 tries three learning rates in trainings as long as the real one first, 6 also a rival of LoRA.
+        few_shot: 4 also says how far four examples in the prompt get without any training; a minute more.
         """
         told = [f"--model={source(model, roots)}", f"--data={source(data, roots)}", f"--out={inside(out, roots)}"]
         told += [f"--runs-dir={inside('runs', roots)}", f"--epochs={epochs}", f"--race-budget={race_budget}"]
         for option, value in (("serve", serve), ("quantize", quantize), ("variant", variant)):
             told += [f"--{option}={value}"] if value else []
+        told += [f"evaluation.few_shot={few_shot}"] if few_shot else []
         return jobs.start(["recommend", *told, "--trainers", *(trainers or ["peft"])])
 
     def retain(adapter: str, base: str, data: str, out: str) -> JobState:
@@ -128,9 +131,11 @@ def _reading_tools(roots: Sequence[Path]) -> list[Callable[..., Any]]:
     def explain(run: str) -> Text:
         """The decision of a run or a recommendation in words: the choice, why, what tied and what was refused."""
         from lora_select.pipeline.history import read_run
+        from lora_select.report.verdict import before_training
         from lora_select.selection.explanation import explain as in_words
 
-        return Text(in_words(read_run(inside(run, roots)).decision))
+        read = read_run(inside(run, roots))
+        return Text("\n".join([*(before_training(read.few_shot) if read.few_shot else ()), in_words(read.decision)]))
 
     def compare(runs: list[str]) -> Text:
         """Finished runs side by side: choice, learning rate, held-out loss with its interval, exact match, forgetting."""

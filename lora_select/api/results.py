@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lora_select import models, recipes, records, serving
+from lora_select.data.intake import read_canonical
 from lora_select.data.labels.tokens import TokenRow, read_rows
 from lora_select.errors import InputError
+from lora_select.evaluation.few_shot import ask_once
 from lora_select.pipeline.history import read_run, replay
-from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
+from lora_select.pipeline.outcomes import Chosen, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.recipes import Emitted
 from lora_select.recipes.afterwards import settings_after
@@ -23,13 +25,14 @@ from lora_select.records import (
     AdapterSpec,
     Decision,
     Evaluation,
+    FewShot,
     Promotion,
     Race,
     Spectra,
     TrainingPlan,
 )
 from lora_select.report.frames import candidates, frame, layer_row, paragraphs, table
-from lora_select.report.verdict import verdict
+from lora_select.report.verdict import before_training, verdict
 from lora_select.selection.explanation import answer, explain
 from lora_select.training import validation
 
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
-RECORDS = ("dataset", "profile", "spectra", "race", "decision")
+RECORDS = ("dataset", "profile", "few_shot", "spectra", "race", "decision")
 """What a folder of files keeps of the run, so that `explain` and `replay` read it."""
 
 
@@ -100,6 +103,17 @@ class Choice:
     def race(self) -> Race | None:
         """The trials that the decision rests on; None where none ran."""
         return self._chosen.race.record if self._chosen.race is not None else None
+
+    @property
+    def few_shot(self) -> FewShot | None:
+        """What the untrained model reaches with examples in its prompt; None where `evaluation.few_shot` asked for none."""
+        return self._chosen.few_shot.record if self._chosen.few_shot is not None else None
+
+    @functools.cached_property
+    def could_be_shown(self) -> bool:
+        """Whether examples can stand in the prompt: every held-out row is one question and one answer."""
+        dataset = self._chosen.measured.dataset
+        return ask_once(row for _, row in read_canonical(dataset.folder / dataset.record.eval_file.path))
 
     @property
     def plan(self) -> TrainingPlan:
@@ -269,11 +283,15 @@ class Choice:
         return frame(candidates(self.decision))
 
     def __repr__(self) -> str:
-        """The answer in plain sentences, then the evidence."""
-        return explain(self.decision)
+        """What examples in the prompt reach, where that was measured; the answer in plain sentences, then the evidence."""
+        return "\n".join([*self._before, explain(self.decision)])
 
     def _repr_html_(self) -> str:
-        return paragraphs("\n".join(answer(self.decision))) + table(candidates(self.decision))
+        return paragraphs("\n".join([*self._before, *answer(self.decision)])) + table(candidates(self.decision))
+
+    @property
+    def _before(self) -> tuple[str, ...]:
+        return before_training(self.few_shot) if self.few_shot else ()
 
 
 @final
@@ -292,6 +310,11 @@ class FinetunedRun:
     def evaluation(self) -> Evaluation:
         """Base and adapter on held-out rows, with intervals; other adapters beside it."""
         return self._read("evaluation", Evaluation)
+
+    @functools.cached_property
+    def few_shot(self) -> FewShot | None:
+        """What the untrained model reached with examples in its prompt; None where that was not asked for."""
+        return self._read("few_shot", FewShot) if (self.folder / "few_shot.json").is_file() else None
 
     @functools.cached_property
     def adapter(self) -> Adapter:
@@ -333,7 +356,8 @@ class FinetunedRun:
     def __repr__(self) -> str:
         """The verdict, then what was chosen and where things are."""
         if not (self.folder / "evaluation.json").is_file():
-            return "\n".join([*answer(self.decision), f"Nothing was trained yet in {self.folder}."])
+            before = before_training(self.few_shot) if self.few_shot else ()
+            return "\n".join([*before, *answer(self.decision), f"Nothing was trained yet in {self.folder}."])
         lines = [verdict(self.decision, self.evaluation, self.promotion, self.adapter), *answer(self.decision)]
         return "\n".join([*lines, f"adapter  {self.adapter_folder}", f"report   {self.report}"])
 
@@ -366,33 +390,3 @@ class FinetunedRun:
             return records.read(kind, file)
         except ValueError as error:
             raise InputError(str(error)) from error
-
-
-def say_plan(run: Run, plan: TrainingPlan) -> None:
-    """After the plan: nothing was trained."""
-    run.place.say()
-    for reason in plan.reasons:
-        run.place.say(f"  {reason}")
-    run.place.say(f"dry run: nothing was trained; records are in {run.folder}")
-
-
-def say_result(run: Run, done: Finetuned) -> None:
-    """The verdict, and where to look."""
-    say, latest = run.place.say, run.place.root / "latest"
-    promotion = done.promotion.record if done.promotion else None
-    say()
-    say(verdict(done.chosen.decision.record, done.evaluation.record, promotion, done.adapter.record))
-    say(f"  adapter  {latest / 'adapter'}")
-    say(f"  report   {latest / 'report.html'}")
-    for name, link in _links(run).items():
-        say(f"  {name:8} {link}")
-
-
-def _links(run: Run) -> dict[str, str]:
-    tracker = run.place.tracker
-    if tracker is None:
-        return {}
-    links = {"run": tracker.link, "compare": tracker.view_link}
-    if not tracker.store.uri.startswith("http"):
-        links["serve"] = "make ui   (opens the two links above; stop it with Ctrl-C)"
-    return links

@@ -32,7 +32,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _explain(parsed: argparse.Namespace) -> int:
     from lora_select.pipeline.history import read_run
-    from lora_select.report.verdict import in_fewer_bits
+    from lora_select.report.verdict import before_training, examples, in_fewer_bits
     from lora_select.selection.explanation import answer, explain
     from lora_select.selection.prediction import outcome
 
@@ -40,13 +40,18 @@ def _explain(parsed: argparse.Namespace) -> int:
     made = outcome(run.decision, run.evaluation, run.adapter) if run.evaluation else None
     if parsed.json:
         found = dataclasses.asdict(made) | {"inside": made.inside} if made else None
-        options.print_json({"decision": options.plain(run.decision), "outcome": found, "answer": answer(run.decision)})
+        shown = options.plain(run.few_shot) if run.few_shot else None
+        told = {"decision": options.plain(run.decision), "outcome": found, "answer": answer(run.decision)}
+        options.print_json(told | {"few_shot": shown})
         return 0
+    for line in before_training(run.few_shot) if run.few_shot else ():
+        print(line)
     print(explain(run.decision))
     if made:
         print(f"\nWhat came out: {made}.")
-    if kept := in_fewer_bits(run.evaluation) if run.evaluation else "":
-        print(kept)
+    for line in (examples(run.evaluation), in_fewer_bits(run.evaluation)) if run.evaluation else ():
+        if line:
+            print(line)
     return 0
 
 

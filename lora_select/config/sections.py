@@ -97,6 +97,8 @@ class SelectionConfig(Section):
     `race_budget` is what probe trainings may cost before the decision, as a share of the training itself (0: none; 3: three as long
     as the training). They try plain LoRA at three rates; 6 pays for a rival of as many, 9 for two, 12 for three.
     `adapt_experts: false` leaves experts that a layer holds in one tensor as they are.
+    `when_hopeless` says what follows where nothing is left to train for: `stop` ends before the training, `warn` says so and trains.
+    That is shown where `evaluation.few_shot` is set and every held-out question is answered exactly with examples in the prompt.
     """
 
     serve: Literal["vllm", "sglang", "llama.cpp", "ollama", "mlx", "merged"] | None = None
@@ -110,6 +112,7 @@ class SelectionConfig(Section):
     learning_rate: float | None = Field(default=None, gt=0)
     race_budget: Annotated[float, BeforeValidator(share)] = Field(default=0.0, ge=0)
     claims: dict[str, bool] = Field(default_factory=dict)
+    when_hopeless: Literal["warn", "stop"] = "warn"
 
     @model_validator(mode="before")
     @classmethod
@@ -169,7 +172,8 @@ class EvaluationConfig(Section):
 
     `metrics` names more metrics of the answers: `name: module:function`, or a mapping with one of `function`, `regex`,
     `json: true`, `json_schema`, `rouge`, `chrf: true`. `tasks` are tasks of lm-eval whose YAML files are in `task_folder`, at most
-    `task_limit` documents each. `few_shot` holds the adapter against the untrained model with so many training rows in its prompt.
+    `task_limit` documents each. `few_shot` measures the untrained model with so many training rows in its prompt before anything is trained,
+    and holds the adapter against it; `auto` takes up to 8, as fit into the model's positions and `dataset.max_length`; 0 takes none.
     `quantized` merges the adapter into the base and measures base and sum in these forms too: what is left of
     the gain where a merged model is served in fewer bits. `nf4` and `int8` are bitsandbytes', the others GGUF's.
     """
@@ -179,7 +183,7 @@ class EvaluationConfig(Section):
     bootstrap_samples: int = Field(default=2000, ge=200)
     reference_tokens: int = Field(default=4096, ge=512)
     compare_plain_lora: bool = True
-    few_shot: int = Field(default=0, ge=0, le=64)
+    few_shot: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = 0
     quantized: tuple[
         Annotated[Literal["nf4", "int8", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"], BeforeValidator(simple_form)], ...
     ] = ()
@@ -337,7 +341,7 @@ class RunConfig(Section):
         stage = self.training.zero_stage
         merged = self.selection.must_merge or bool(self.evaluation.quantized)
         return Constraints(
-            **self.selection.model_copy(update={"must_merge": merged}).model_dump(),
+            **self.selection.model_copy(update={"must_merge": merged}).model_dump(exclude={"when_hopeless"}),
             quantized_base=self.base_model.quantize,
             zero_stage=0 if stage == "auto" else stage,
         )

@@ -4,15 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lora_select import models
 from lora_select.evaluation import metrics, user_metrics
 from lora_select.evaluation.interval import FEW_ROWS, paired_bootstrap
-from lora_select.evaluation.material import FEW_SHOT, EvaluationOptions, Material, few_shot, gather
+from lora_select.evaluation.material import EvaluationOptions, Material, gather
 from lora_select.evaluation.model_losses import (
     BASE,
     MERGED,
+    UNMEASURED,
     Measured,
     Progress,
     arms,
@@ -22,10 +24,10 @@ from lora_select.evaluation.model_losses import (
 )
 from lora_select.evaluation.power import paired_error
 from lora_select.evaluation.user_metrics import AnswerMetric
-from lora_select.evaluation.wording import SHARE_UNIT
+from lora_select.evaluation.wording import FEW_SHOT, SHARE_UNIT
 from lora_select.records import BaseModel, Evaluation, MetricComparison, Sample, StoredGain, file_ref, write_text
 
-__all__ = ["EvaluationOptions", "evaluate"]
+__all__ = ["EvaluationOptions", "compare", "evaluate"]
 
 SAMPLES = 8
 LOSS_UNIT = "nats/token"
@@ -43,8 +45,7 @@ def evaluate(
     others: Mapping[str, Path],
     folder: Path,
     progress: Progress | None = None,
-    base_losses: Sequence[float] = (),
-    train_rows: Path | None = None,
+    before: Mapping[str, Measured] = MappingProxyType({}),
 ) -> Evaluation:
     """Measure the base model, the adapter and other adapters, and compare them row by row.
 
@@ -61,8 +62,7 @@ def evaluate(
         others: name -> PEFT folder of adapters to compare with, such as `plain_lora` and `champion`.
         folder: where results go.
         progress: called with (done, total, what).
-        base_losses: of the first rows, where the base was measured on them before; nats a row.
-        train_rows: canonical rows of the training split, for `options.few_shot`.
+        before: what was measured before the training: of `base` losses and answers, and all of `few_shot`.
 
     Raises:
         InputError: fewer than two held-out rows, or a metric of the user's that fails.
@@ -72,7 +72,7 @@ def evaluate(
     tokenizer = models.load_tokenizer(base.path)
     material = gather(tokenizer, eval_tokens, eval_rows, options, longest=base.max_position_embeddings)
     folders: dict[str, Path | None] = {"base": None, "adapted": adapter, **others}
-    names = [*folders, *arms(options.quantized), *([FEW_SHOT] if options.few_shot else [])]
+    names = [*folders, *arms(options.quantized)]
     measured = {}
 
     def report_of(name: str) -> Progress:
@@ -83,24 +83,21 @@ def evaluate(
         return report
 
     for name, adapter_folder in folders.items():
-        known = base_losses if adapter_folder is None else ()
+        known = before.get(name, UNMEASURED)
         note = folder / f"{name}.json"
         measured[name] = measure(base, adapter_folder, material, options, note, report_of(name), known)
     measured |= measure_arms(base, adapter, material, options, folder, report_of)
-    shown, told = _with_examples(base, material, tokenizer, eval_rows, train_rows, options)
-    if shown is not None:
-        note = folder / f"{FEW_SHOT}.json"
-        measured[FEW_SHOT] = measure(base, None, shown, replace(options, tasks=()), note, report_of(FEW_SHOT))
+    measured |= {name: before[name] for name in before if name == FEW_SHOT}
     write_text(folder / "rows.json", _table(material, measured))
     compared = {
-        name: _compare(measured[name], measured["adapted"], material, options, answer_metrics)
+        name: compare(measured[name], measured["adapted"], material, options, answer_metrics)
         for name in ("base", *others)
     }
-    if shown is not None:
+    if FEW_SHOT in measured:
         alone = replace(measured["adapted"], tasks={})
-        compared[FEW_SHOT] = _compare(measured[FEW_SHOT], alone, material, options, answer_metrics)
+        compared[FEW_SHOT] = compare(measured[FEW_SHOT], alone, material, options, answer_metrics)
     in_fewer_bits = {
-        form: _compare(measured["adapted"], measured[f"{MERGED}{form}"], material, options, answer_metrics)
+        form: compare(measured["adapted"], measured[f"{MERGED}{form}"], material, options, answer_metrics)
         for form in options.quantized
     }
     return Evaluation(
@@ -111,35 +108,20 @@ def evaluate(
         forgetting=_forgetting(measured["base"], measured["adapted"], material, options),
         samples=_samples(material, measured),
         rows_file=file_ref(folder / "rows.json", folder),
-        notes=(*_notes(material, measured, options), *told),
+        notes=_notes(material, measured, options),
         checkable=_checkable(material, answer_metrics) if len(material.questions) >= 2 else (),
         stored=gains(measured, in_fewer_bits, label_counts(material.rows), **_drawn(options)),
     )
 
 
-def _with_examples(
-    base: BaseModel,
-    material: Material,
-    tokenizer: Any,
-    eval_rows: Path,
-    train_rows: Path | None,
-    options: EvaluationOptions,
-) -> tuple[Material | None, tuple[str, ...]]:
-    """The rows with examples before them, and a note about it; None where none are asked for or can be laid there."""
-    if not options.few_shot or train_rows is None:
-        return None, ()
-    longest = base.max_position_embeddings
-    shown, words = few_shot(material, tokenizer, eval_rows, train_rows, options, longest=longest)
-    return shown, (words,)
-
-
-def _compare(
+def compare(
     before: Measured,
     after: Measured,
     material: Material,
     options: EvaluationOptions,
     answer_metrics: Sequence[AnswerMetric],
 ) -> dict[str, MetricComparison]:
+    """Every metric of two models on the same rows: loss, shares of answers, the user's own, and the tasks that both were measured on."""
     drawn = _drawn(options)
     labels = label_counts(material.rows)
     found = {"loss": comparison(before.losses, after.losses, labels, unit=LOSS_UNIT, better="lower", **drawn)}

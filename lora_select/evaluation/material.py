@@ -1,7 +1,7 @@
 """What every model is measured on: the same rows, questions and reference chunks, and what was left out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -10,12 +10,7 @@ from lora_select.data.general_text import reference_rows
 from lora_select.data.intake import read_canonical
 from lora_select.data.labels import render
 from lora_select.data.labels.render import Row
-from lora_select.data.labels.tokenize import Tokenized, tokenize
 from lora_select.data.labels.tokens import TokenRow, read_rows
-
-UNBOUNDED = 10**9
-FEW_SHOT = "few_shot"
-"""Name of the untrained model with examples in its prompt, beside other adapters."""
 
 
 @final
@@ -24,7 +19,8 @@ class EvaluationOptions:
     """What is measured: rows to generate for, resamples, tokens of reference text; and how.
 
     `quantize` is how the base is held; `quantized` names forms in which base and merged model are measured too.
-    `few_shot` training rows stand in the prompt of the untrained model for one more comparison. `tasks` are of lm-eval, defined in `task_folder`; `metrics` are the user's own, of the answers (see `answers.parse`).
+    `few_shot` training rows stand in the prompt of the untrained model before anything is trained, as many as fit up to a few where it is `auto`.
+    `tasks` are of lm-eval, defined in `task_folder`; `metrics` are the user's own, of the answers (see `answers.parse`).
     """
 
     exact_match_rows: int
@@ -37,7 +33,7 @@ class EvaluationOptions:
     device: str = "cpu"
     quantize: str | None = None
     quantized: tuple[str, ...] = ()
-    few_shot: int = 0
+    few_shot: int | str = 0
     tasks: tuple[str, ...] = ()
     task_folder: str = "."
     task_limit: int | None = None
@@ -100,87 +96,6 @@ def gather(
         pad_id=models.pad_id(tokenizer),
         left_out=tuple(left_out),
     )
-
-
-def few_shot(
-    own: Material,
-    tokenizer: Any,
-    eval_rows: Path,
-    train_rows: Path,
-    options: EvaluationOptions,
-    *,
-    longest: int | None,
-) -> tuple[Material | None, str]:
-    """The same rows and questions with training rows as earlier turns before each, and in words what was laid before, or why nothing was.
-
-    The first training rows of one question and one answer are taken, as many as `options.few_shot` says or as fit into `longest` tokens.
-
-    Args:
-        own: what every model is measured on.
-        tokenizer: the base model's.
-        eval_rows: canonical rows of the evaluation split.
-        train_rows: canonical rows of the training split.
-        options: how many examples.
-        longest: the most tokens the model can place, None if there is no limit.
-    """
-    canonical = dict(read_canonical(eval_rows))
-    asked = [canonical[row.row_id] for row in own.rows]
-    if len({row.row_id for row in own.rows}) < len(own.rows) or not all(map(_single, asked)):
-        return None, "no examples were laid before the rows: they are not all of one question and one answer"
-    examples = [row for _, row in read_canonical(train_rows) if _single(row)][: options.few_shot]
-    made: list[Tokenized] = []
-    while examples:
-        made = [
-            tokenize(row.row_id, _after(examples, chat), tokenizer, longest or UNBOUNDED)
-            for row, chat in zip(own.rows, asked, strict=True)
-        ]
-        room = options.max_new_tokens if own.questions else 0
-        if longest is None or max(one.length for one in made) + room <= longest:
-            break
-        examples = examples[: len(examples) // 2]
-    if not examples:
-        return (
-            None,
-            f"no examples were laid before the rows: with one they are longer than the model's {longest} positions",
-        )
-    rows = [one.rows[0] if len(one.rows) == 1 else None for one in made]
-    same = [
-        row is not None and sum(row.label_mask) == sum(mine.label_mask)
-        for row, mine in zip(rows, own.rows, strict=True)
-    ]
-    if not all(same):
-        return (
-            None,
-            f"no examples were laid before the rows: of {same.count(False)} rows the template then writes another answer",
-        )
-    questions = [
-        replace(one, prompt=render.prompt_and_answer(_after(examples, canonical[one.row_id]), tokenizer)[0])
-        for one in own.questions
-    ]
-    held = Material([row for row in rows if row is not None], (), questions, own.pad_id, ())
-    return (
-        held,
-        f"{len(examples)} training rows stand in the prompt of the untrained model that the adapter is held against",
-    )
-
-
-def _single(row: Row) -> bool:
-    """Whether a row is one question and one answer, after a system message or none, without tools."""
-    roles = [turn["role"] for turn in row["messages"] if turn["role"] != "system"]
-    return not render.is_text(row) and roles == ["user", "assistant"] and not row.get("tools")
-
-
-def _after(examples: Sequence[Row], row: Row) -> Row:
-    """The row with the examples' turns before its own; its system message stays first."""
-    system = [turn for turn in row["messages"] if turn["role"] == "system"]
-    own = [turn for turn in row["messages"] if turn["role"] != "system"]
-    earlier = [
-        turn | {"train": False} if turn["role"] == "assistant" else turn
-        for example in examples
-        for turn in example["messages"]
-        if turn["role"] != "system"
-    ]
-    return {"messages": [*system, *earlier, *own], "tools": row["tools"]}
 
 
 def _questions(

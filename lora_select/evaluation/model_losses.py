@@ -15,7 +15,7 @@ from lora_select.evaluation import harness, metrics
 from lora_select.evaluation.harness import TaskScores
 from lora_select.evaluation.material import EvaluationOptions, Material
 from lora_select.models import rounding
-from lora_select.records import BaseModel, finite, sha256_file, write_text
+from lora_select.records import BaseModel, DatasetProfile, finite, sha256_file, write_text
 from lora_select.records.digests import key_of
 
 Progress = Callable[[int, int, str], None]
@@ -34,6 +34,9 @@ class Measured:
     tasks: Mapping[str, TaskScores] = field(default_factory=dict)
 
 
+UNMEASURED = Measured((), (), ())
+
+
 def measure(
     base: BaseModel,
     adapter: Path | None,
@@ -41,12 +44,12 @@ def measure(
     options: EvaluationOptions,
     note: Path,
     report: Progress,
-    known: Sequence[float] = (),
+    known: Measured = UNMEASURED,
 ) -> Measured:
     """Measure the base model, or the adapter on a freshly loaded base; read `note` when the same was measured before.
 
     The base is loaded anew each time: a start that changes the base's weights (PiSSA) cannot leak into the next model.
-    `known` are the summed losses of the first rows, where they were measured before.
+    `known` is what was measured of it before: summed losses of the first rows, and the answers, all or none.
 
     Raises:
         RuntimeError: a loss is not finite.
@@ -57,16 +60,16 @@ def measure(
         return kept
     model = _load(base, adapter, options)
     total = len(material.rows) + len(material.reference) + len(material.questions)
-    rest = material.rows[len(known) :]
+    rest = material.rows[len(known.losses) :]
     measured_now = row_losses(
         model,
         rest,
         material.pad_id,
         options.batch_size,
         options.device,
-        lambda n: report(len(known) + n, total, "loss"),
+        lambda n: report(len(known.losses) + n, total, "loss"),
     )
-    losses = [*known, *measured_now]
+    losses = [*known.losses, *measured_now]
     done = len(losses)
     reference = row_losses(
         model,
@@ -76,7 +79,7 @@ def measure(
         options.device,
         lambda n: report(done + n, total, "reference loss"),
     )
-    answers = _answers(
+    answers = known.answers or _answers(
         model, base, material, options, lambda n, _, what: report(done + len(reference) + n, total, what)
     )
     tasks = _tasks(model, base, options)
@@ -166,10 +169,20 @@ def _read(note: Path, key: str) -> Measured | None:
     if not note.is_file():
         return None
     values = json.loads(note.read_text(encoding="utf-8"))
-    if values["key"] != key:
-        return None
+    return from_note(note) if values["key"] == key else None
+
+
+def from_note(note: Path) -> Measured:
+    """What :func:`measure` kept in a file."""
+    values = json.loads(note.read_text(encoding="utf-8"))
     tasks = {name: TaskScores(tuple(one["values"]), one["better"]) for name, one in values["tasks"].items()}
     return Measured(tuple(values["losses"]), tuple(values["reference"]), tuple(values["answers"]), tasks)
+
+
+def of_profile(profile: DatasetProfile, options: EvaluationOptions) -> Measured:
+    """What the profile measured of the base, where the evaluation would measure the same; nothing else."""
+    same = options.quantize is None and (options.dtype, options.device) == ("float32", profile.base_device)
+    return Measured(profile.base_losses, (), ()) if same else UNMEASURED
 
 
 def _tasks(model: Any, base: BaseModel, options: EvaluationOptions) -> Mapping[str, TaskScores]:

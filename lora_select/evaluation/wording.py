@@ -6,11 +6,13 @@ from lora_select.records import MetricComparison, StoredGain
 
 SHARE_UNIT = "of rows"
 """The unit of a metric that is a share, from 0 to 1."""
+FEW_SHOT = "few_shot"
+"""Name of the untrained model with examples in its prompt, beside adapters."""
 METRICS = {"loss": "held-out loss", "exact_match": "exact match", "valid_json": "share of answers that are JSON"}
 RIVALS = {
     "plain_lora": "plain LoRA",
     "champion": "the champion",
-    "few_shot": "the untrained model with examples in its prompt",
+    FEW_SHOT: "the untrained model with examples in its prompt",
 }
 
 

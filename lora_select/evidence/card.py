@@ -7,7 +7,7 @@ from lora_select.evaluation import wording
 from lora_select.evidence import cost
 from lora_select.evidence.inputs import EvidenceInputs
 from lora_select.records import Evaluation, MetricComparison
-from lora_select.report.verdict import changed, effect, interval, title, value
+from lora_select.report.verdict import changed, effect, examples, few_shot_does_it, interval, title, value
 from lora_select.variants import title as variant_title
 
 
@@ -106,7 +106,8 @@ def _replayed(inputs: EvidenceInputs) -> str:
 
 def _answer(inputs: EvidenceInputs) -> str:
     loss = inputs.evaluation.metrics.get("loss")
-    return effect("It", loss) if loss else ""
+    said = examples(inputs.evaluation) if few_shot_does_it(inputs.evaluation) else ""
+    return " ".join(filter(None, [effect("It", loss) if loss else "", said]))
 
 
 def _table(before: str, pairs: Mapping[str, MetricComparison]) -> str:

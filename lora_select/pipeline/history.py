@@ -20,6 +20,7 @@ from lora_select.records import (
     DatasetProfile,
     Decision,
     Evaluation,
+    FewShot,
     Gate,
     Promotion,
     Race,
@@ -34,7 +35,10 @@ from lora_select.tracking.names import LABELS
 
 @dataclass(frozen=True)
 class PastRun:
-    """The records that a decision rests on; `race` is None where none was run, `evaluation` when the run did not get that far."""
+    """The records that a decision rests on, and what was known before it; `race` and `few_shot` are None where none was run.
+
+    `evaluation` is None where the run did not get that far.
+    """
 
     folder: Path
     profile: DatasetProfile
@@ -43,6 +47,7 @@ class PastRun:
     evaluation: Evaluation | None
     race: Race | None = None
     adapter: Adapter | None = None
+    few_shot: FewShot | None = None
 
 
 def read_run(folder: str | Path) -> PastRun:
@@ -56,7 +61,8 @@ def read_run(folder: str | Path) -> PastRun:
         near = sorted(p.parent.name for p in path.parent.glob("*/decision.json")) if path.parent.is_dir() else []
         known = f"; runs with a decision there: {', '.join(near)}" if near else ""
         raise InputError(f"{path} holds no decision.json{known}; name a run's folder, such as runs/latest")
-    evaluation, race, adapter = (path / f"{name}.json" for name in ("evaluation", "race", "adapter"))
+    names = ("evaluation", "race", "adapter", "few_shot")
+    evaluation, race, adapter, few_shot = (path / f"{name}.json" for name in names)
     try:
         return PastRun(
             path,
@@ -66,6 +72,7 @@ def read_run(folder: str | Path) -> PastRun:
             records.read(Evaluation, evaluation) if evaluation.is_file() else None,
             records.read(Race, race) if race.is_file() else None,
             records.read(Adapter, adapter) if adapter.is_file() else None,
+            records.read(FewShot, few_shot) if few_shot.is_file() else None,
         )
     except (OSError, ValueError) as error:
         raise InputError(str(error)) from error
@@ -113,14 +120,34 @@ def is_over(folder: Path, *, tracked: bool, now: datetime | None = None) -> bool
 def replay(folder: str | Path) -> list[str]:
     """Recompute the decision from `profile.json`, `spectra.json`, `race.json` where there is one, and the recorded constraints.
 
-    Where there is a `retention.json`, its decision is recomputed from its evidence too; and where there is a `promotion.json`, the gate's
+    Where there is a `few_shot.json`, whether examples are enough is recomputed from what they reached. Where there is a `retention.json`, its decision is recomputed from its evidence too; and where there is a `promotion.json`, the gate's
     answer from `evaluation.json`, the looks at the kept rows, what retention measured, and the config's policy.
 
     Returns:
-        What differs from `decision.json`, `retention.json` or `promotion.json`, line by line; empty when the same evidence gives the same bytes. Of a decision
+        What differs from `decision.json`, `few_shot.json`, `retention.json` or `promotion.json`, line by line; empty when the same evidence gives the same bytes. Of a decision
         by an earlier version of the rule the sentences are left out: they were worded otherwise.
     """
-    return _choice_again(folder) or _retention_again(Path(folder) / "retention.json") or _verdict_again(Path(folder))
+    place = Path(folder)
+    return (
+        _choice_again(folder)
+        or _examples_again(place / "few_shot.json")
+        or _retention_again(place / "retention.json")
+        or _verdict_again(place)
+    )
+
+
+def _examples_again(file: Path) -> list[str]:
+    from lora_select.evaluation.few_shot import is_enough
+
+    if not file.is_file():
+        return []
+    try:
+        made = records.read(FewShot, file)
+    except ValueError as error:
+        return [str(error)]
+    return _differences(
+        *(records.to_json(one) for one in (made, dataclasses.replace(made, enough=is_enough(made.metrics))))
+    )
 
 
 def _verdict_again(folder: Path) -> list[str]:

@@ -1,12 +1,12 @@
 """The line: from rows to a judged adapter. `analyze`, `recommend` and `finetune` are prefixes of it, in this order of steps.
 
-rows -> profile -> spectra -> (race) -> decision -> plan -> adapter -> reload check -> evaluation -> promotion -> report
-|------ analyze ---------|
-|------------ recommend, then a plan for another trainer --|
-|------------------------------------- finetune -----------------------------------------------------------------------|
+rows -> profile -> (few-shot) -> spectra -> (race) -> decision -> plan -> adapter -> reload check -> evaluation -> promotion -> report
+|----------- analyze -----------------|
+|----------------- recommend, then a plan for another trainer -------|
+|--------------------------------------------- finetune -----------------------------------------------------------------------------|
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lora_select.audit.alias.champion import key_part, rival_of
 from lora_select.errors import require
 from lora_select.evidence.cost import Prices, words
 from lora_select.evidence.cost import planned as planned_cost
-from lora_select.pipeline import retaining, sequence, source_digests, workspace
+from lora_select.pipeline import prompting, retaining, sequence, source_digests, workspace
 from lora_select.pipeline.outcomes import Chosen, Finetuned, Measured, Recommended
 from lora_select.pipeline.run import Run
 from lora_select.pipeline.stage import Outcome
@@ -88,7 +88,7 @@ def recommend(run: Run, trainers: Sequence[str] = ()) -> Recommended:
     longest = max(profile.record.train.length.maximum, profile.record.eval.length.maximum)
     recipes.refuse_rows(longest, profile.record.max_length, trainers)
     train.refuse_too_large(profile.record, run.base, machine, run.training)
-    chosen = _chosen(run, _measured(run, dataset, gate, profile))
+    chosen = _chosen(run, dataset, gate, profile)
     choice = chosen.decision.record.choice
     recipes.refuse(choice, trainers, config.selection.serve)
     # In bf16 the base less B0 A0 would be rounded, and other trainers make these starts in the base's own type.
@@ -143,7 +143,7 @@ def plan(run: Run) -> tuple[Chosen, Outcome[TrainingPlan]]:
         InputError: an unusable input, or a model that does not fit.
     """
     run.machine  # noqa: B018  (a GPU that is not here is refused before anything is measured)
-    chosen = _chosen(run, analyze(run))
+    chosen = _chosen(run, *_profiled(run), trains=True)
     choice = chosen.decision.record.choice
     made = run.do(train.plan, "plan", **_planning(run, chosen), spec=choice)
     prices = Prices(**run.config.cost.model_dump())
@@ -186,7 +186,7 @@ def finetune(run: Run) -> Finetuned:
             rows={"dataset": chosen.measured.dataset.ref, "gate": chosen.measured.gate.ref},
             key_only={
                 "registry": masked(str(run.config.tracking.uri)),
-                "holder": _holder(run, served.record),
+                "holder": _registered(run, served.record, key_part),
                 "sources": source_digests.of(run.sources, "noise"),
             },
         )
@@ -196,6 +196,7 @@ def finetune(run: Run) -> Finetuned:
         "gate": measured.gate,
         "change": change,
         "profile": measured.profile,
+        "few_shot": chosen.few_shot,
         "spectra": measured.spectra,
         "decision": chosen.decision,
         "plan": planned,
@@ -274,7 +275,11 @@ def _measured(run: Run, dataset: Outcome[Dataset], gate: Outcome[Gate], profile:
     return Measured(dataset, gate, profile, spectra)
 
 
-def _chosen(run: Run, measured: Measured) -> Chosen:
+def _chosen(
+    run: Run, dataset: Outcome[Dataset], gate: Outcome[Gate], profile: Outcome[DatasetProfile], *, trains: bool = False
+) -> Chosen:
+    examples = prompting.few_shot(run, dataset, profile, trains=trains)
+    measured = _measured(run, dataset, gate, profile)
     if run.config.diagnostics.curvature:
         diagnose(run, measured)
     evidence = {
@@ -286,7 +291,7 @@ def _chosen(run: Run, measured: Measured) -> Chosen:
     if run.config.selection.race_budget:
         race = run.do(choose.race, "race", **evidence, base=run.base, training=run.training, machine=run.measuring)
     decision = run.do(choose.select, "decision", **evidence, race=race.ref if race else None)
-    return Chosen(measured, race, decision)
+    return Chosen(measured, examples, race, decision)
 
 
 def microbatches(run: Run, profile: DatasetProfile) -> int:
@@ -341,9 +346,6 @@ def _rivals(run: Run, chosen: Chosen) -> dict[str, StageRef]:
 def _evaluated(
     run: Run, chosen: Chosen, adapter: Outcome[Adapter], proof: Outcome[ReloadCheck], rivals: dict[str, StageRef]
 ) -> Outcome[Evaluation]:
-    config = run.config
-    options = config.evaluation.model_dump(exclude={"compare_plain_lora"})
-    options |= {"seed": config.seed, "device": run.machine.device, "quantize": config.base_model.quantize}
     return run.do(
         judge.evaluate,
         "evaluation",
@@ -352,30 +354,23 @@ def _evaluated(
         profile=chosen.measured.profile.ref,
         base=run.base,
         rivals=rivals,
-        options=options,
+        options=prompting.judging(run, run.machine.device),
         model_name=_model_name(run),
+        few_shot=chosen.few_shot.ref if chosen.few_shot else None,
         key_only={
             "proof": proof.ref,  # an adapter without proof is not judged
-            "rival": _rival(run, adapter.record),
+            "rival": _registered(run, adapter.record, rival_of),
             "sources": source_digests.of(run.sources, "tasks", "metrics"),
         },
     )
 
 
-def _rival(run: Run, adapter: Adapter) -> str:
-    """The champion now, in the evaluation's key: none is reused against another one. "" where there is none or no registry."""
+def _registered(run: Run, adapter: Adapter, asked: Callable[..., str]) -> str:
+    """What the registry says now, for a key: none is reused against another champion, or after what a person said. "" where there is none."""
     name = _model_name(run)
     if name is None or run.place.tracker is None:
         return ""
-    return rival_of(run.place.tracker.store, run.place.root, run.key, name, adapter.digest)
-
-
-def _holder(run: Run, adapter: Adapter) -> str:
-    """The champion now and what a person said of the run, in the promotion's key."""
-    name = _model_name(run)
-    if name is None or run.place.tracker is None:
-        return ""
-    return key_part(run.place.tracker.store, run.place.root, run.key, name, adapter.digest)
+    return asked(run.place.tracker.store, run.place.root, run.key, name, adapter.digest)
 
 
 def _model_name(run: Run) -> str | None:

@@ -10,6 +10,7 @@ from lora_select.records import (
     DatasetProfile,
     Decision,
     Evaluation,
+    FewShot,
     Gate,
     Promotion,
     Race,
@@ -35,9 +36,10 @@ class Measured:
 @final
 @dataclass(frozen=True)
 class Chosen:
-    """What is measured and decided; `race` is None where no budget pays for one."""
+    """What is measured and decided; `race` is None where no budget pays for one, `few_shot` where no examples were asked for."""
 
     measured: Measured
+    few_shot: Outcome[FewShot] | None
     race: Outcome[Race] | None
     decision: Outcome[Decision]
 

@@ -14,6 +14,7 @@ from lora_select.records import (
     Decision,
     Evaluation,
     EvidenceFiles,
+    FewShot,
     Gate,
     MetricComparison,
     Promotion,
@@ -28,7 +29,7 @@ from lora_select.records import (
     TrainingPlan,
     VersionChange,
 )
-from lora_select.report.verdict import change, changed, role, value
+from lora_select.report.verdict import before_training, change, changed, role, value
 from lora_select.retention.decide import summary as retained
 from lora_select.selection.explanation import answer
 
@@ -72,6 +73,11 @@ def _(record: DatasetProfile) -> str:
             f"{train.rows_without_labels} without a label"
         )
     return "\n".join([*lines, *(f"warning: {text}" for text in record.warnings), *record.notes])
+
+
+@summary.register
+def _(record: FewShot) -> str:
+    return "\n".join(before_training(record))
 
 
 @summary.register

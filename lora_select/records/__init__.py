@@ -48,6 +48,7 @@ from lora_select.records.files import FileRef
 from lora_select.records.judgement import (
     Criterion,
     Evaluation,
+    FewShot,
     MetricComparison,
     Promotion,
     Report,
@@ -101,6 +102,7 @@ __all__ = [
     "Evaluation",
     "Evidence",
     "EvidenceFiles",
+    "FewShot",
     "FileRef",
     "Finding",
     "Gate",

@@ -74,6 +74,24 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class FewShot:
+    """The untrained model on the held-out rows, alone and with `examples` training rows before each; measured before anything is trained.
+
+    In `metrics`, `base` is the model alone and `adapted` the model with examples. `enough` says that every answer is then exactly right, so
+    that nothing is left to train for on these rows. `examples` is 0 and nothing was measured where none could be laid there: `notes` say
+    why. `files` hold what was measured row by row, by model (`base`, `few_shot`): the evaluation takes it from there.
+    """
+
+    dataset_digest: str
+    model_digest: str
+    examples: int
+    metrics: Mapping[str, MetricComparison]
+    enough: bool
+    notes: tuple[str, ...]
+    files: Mapping[str, FileRef]
+
+
+@dataclass(frozen=True)
 class Criterion:
     """One thing that the gate asked of one metric: the value, what it is held against, and how sure that is.
 

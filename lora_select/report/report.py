@@ -15,7 +15,17 @@ from lora_select.evaluation.metrics import exact_match
 from lora_select.records import BaseModel, Cost, Evaluation, Report, file_ref, write_text
 from lora_select.records.digests import library_digest
 from lora_select.report import plots
-from lora_select.report.verdict import change, delta, interval, role, sentences, title, value
+from lora_select.report.verdict import (
+    change,
+    delta,
+    examples,
+    few_shot_does_it,
+    interval,
+    role,
+    sentences,
+    title,
+    value,
+)
 from lora_select.selection.prediction import outcome
 
 TEMPLATE = "report.html.j2"
@@ -69,7 +79,8 @@ def write_report(inputs: ReportInputs, folder: Path) -> Report:
         metrics=wording.in_order(evaluation.metrics),
         verdict=sentences(decision, evaluation, promotion, adapter),
         role=role(promotion) if promotion else None,
-        good=change(evaluation.metrics["loss"]) == "better",
+        examples=examples(evaluation),
+        good=change(evaluation.metrics["loss"]) == "better" and not few_shot_does_it(evaluation),
         hits=_hits(evaluation),
         figures={name: _embedded(path) for name, path in figures.items()},
         version=__version__,

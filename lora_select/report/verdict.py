@@ -3,9 +3,14 @@
 from lora_select.audit.alias.promotion import DEFERRED
 from lora_select.audit.alias.standing import AWAITING, REJECTED
 from lora_select.evaluation import wording
-from lora_select.records import Adapter, Decision, Evaluation, MetricComparison, Promotion
+from lora_select.evaluation.few_shot import all_right, at_least
+from lora_select.records import Adapter, Decision, Evaluation, FewShot, MetricComparison, Promotion
 from lora_select.selection.explanation import short
 from lora_select.selection.prediction import outcome
+
+ENOUGH = "FEW-SHOT ALREADY DOES IT"
+REACHED = {"loss": "loss", "valid_json": "JSON"}
+"""Names of metrics where many stand in one line."""
 
 
 def verdict(
@@ -26,7 +31,8 @@ def sentences(
     version = evaluation.champion_version
     said = [effect(short(decision), evaluation.metrics["loss"])]
     said += [
-        _standing(wording.rival(name, version), pairs["loss"]) for name, pairs in sorted(evaluation.against.items())
+        examples(evaluation) if name == wording.FEW_SHOT else _standing(wording.rival(name, version), pairs["loss"])
+        for name, pairs in sorted(evaluation.against.items())
     ]
     if match := evaluation.metrics.get("exact_match"):
         said.append(_matched(match))
@@ -48,6 +54,51 @@ def effect(who: str, loss: MetricComparison) -> str:
         f"{start} {loss.base:.3f} to {loss.adapted:.3f} {loss.unit} (95 % interval of the change {interval(loss)}, "
         f"{loss.rows} rows)."
     )
+
+
+def before_training(made: FewShot) -> tuple[str, ...]:
+    """What examples in the prompt reach, and what that says of a training; the reason where none could be laid there.
+
+    How much a training would reach is not told: nothing forecasts it well enough.
+    """
+    if not made.examples:
+        return made.notes
+    pairs = wording.in_order(made.metrics)
+    loss, match = pairs["loss"], pairs.get("exact_match")
+    reached = ", ".join(f"{REACHED.get(name, wording.metric(name))} {_reached(pair)}" for name, pair in pairs.items())
+    head = f"{made.examples} example{'s' * (made.examples > 1)} in the prompt: {reached}."
+    if made.enough and match:
+        share = f"95 % interval of the share {value(at_least(match.rows), match.unit)} to {value(1.0, match.unit)}"
+        return (head, f"{ENOUGH}: all {match.rows} answers are exactly right ({share}).")
+    if change(loss) != "better":
+        return (head, f"Examples do not lower the loss; training has to beat {min(loss.base, loss.adapted):.3f}.")
+    return (head, f"Examples already reach {loss.adapted:.3f} {loss.unit}; training has to beat that.")
+
+
+def _reached(pair: MetricComparison) -> str:
+    rows = f" of {pair.rows}" if pair.unit == wording.SHARE_UNIT else ""
+    return f"{value(pair.base, pair.unit)} -> {value(pair.adapted, pair.unit)}{rows}"
+
+
+def few_shot_does_it(evaluation: Evaluation) -> bool:
+    """Whether examples in the prompt do what the adapter does: its gain in loss over them is inside noise, or they leave no answer wrong."""
+    pairs = evaluation.against.get(wording.FEW_SHOT)
+    if pairs is None:
+        return False
+    match = pairs.get("exact_match")
+    return change(pairs["loss"]) != "better" or (match is not None and all_right(match.base, match.rows))
+
+
+def examples(evaluation: Evaluation) -> str:
+    """How the adapter stands to the untrained model with examples in its prompt, where that was measured; else nothing."""
+    pairs = evaluation.against.get(wording.FEW_SHOT)
+    if pairs is None:
+        return ""
+    said = _standing(wording.rival(wording.FEW_SHOT), pairs["loss"])
+    if match := pairs.get("exact_match"):
+        shares = f"{value(match.base, match.unit)} there, {value(match.adapted, match.unit)} with the adapter"
+        said += f" Exactly right answers of {match.rows}: {shares}{'' if match.significant else ', which cannot be told apart'}."
+    return f"{ENOUGH}. {said}" if few_shot_does_it(evaluation) else said
 
 
 def in_fewer_bits(evaluation: Evaluation) -> str:

@@ -42,6 +42,7 @@ LABELS = {
     "Gate": "gate",
     "VersionChange": "change",
     "DatasetProfile": "profile",
+    "FewShot": "few_shot",
     "Spectra": "spectra",
     "AdapterCosts": "costs",
     "Race": "race",
@@ -129,6 +130,15 @@ def stored(form: str, metric: str, field: str) -> str:
     'eval/loss/merged_nf4/adapted'
     """
     return key(f"eval/{metric}/merged_{form}/{field}")
+
+
+def few_shot(metric: str, field: str) -> str:
+    """The key of one number of the untrained model with examples in its prompt, beside the same without.
+
+    >>> few_shot("loss", "adapted")
+    'few_shot/loss/adapted'
+    """
+    return key(f"few_shot/{metric}/{field}")
 
 
 def key(text: str) -> str:

@@ -94,6 +94,13 @@ def _profile(record: records.DatasetProfile) -> Entries:
     )
 
 
+def _few_shot(record: records.FewShot) -> Entries:
+    metrics = {"few_shot/examples": float(record.examples), "few_shot/enough": float(record.enough)}
+    for metric, pair in record.metrics.items():
+        metrics |= {names.few_shot(metric, part): value for part, value in comparison(pair).items()}
+    return Entries(metrics=metrics, files={file.path: "few_shot" for file in record.files.values()})
+
+
 def _spectra(record: records.Spectra) -> Entries:
     layers = record.layers
     signal = sum(layer.signal_energy for layer in layers)
@@ -362,6 +369,7 @@ MAKERS: dict[type, Callable[[Any], Entries]] = {
     records.Retention: _retention,
     records.BaseModel: _base_model,
     records.DatasetProfile: _profile,
+    records.FewShot: _few_shot,
     records.Spectra: _spectra,
     records.AdapterCosts: _costs,
     records.Race: _race,

@@ -1,7 +1,6 @@
 """Evaluation on a tiny model: losses equal the dense reference, an adapter that does nothing changes nothing."""
 
 import dataclasses
-import itertools
 import json
 import math
 
@@ -10,12 +9,11 @@ import torch
 
 from lora_select import models
 from lora_select.data.general_text import CHUNK_TOKENS, reference_rows
-from lora_select.data.intake import intake, read_canonical
+from lora_select.data.intake import intake
 from lora_select.data.labels.tokens import collate, label_loss, read_rows, write_rows
 from lora_select.data.profile import profile
 from lora_select.evaluation import model_losses as module
 from lora_select.evaluation.evaluate import EvaluationOptions, evaluate, gains
-from lora_select.evaluation.material import few_shot, gather
 from lora_select.models import rounding
 from lora_select.records import DatasetProfile, read, write
 
@@ -58,7 +56,7 @@ def adapter(tmp_path, base, *, strength):
     return tmp_path / f"adapter-{strength}"
 
 
-def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, base_losses=(), train_rows=None, **others):
+def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, base_losses=(), **others):
     base, data = material
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
@@ -73,8 +71,7 @@ def run(material, tmp_path, folder, *, options=OPTIONS, progress=None, base_loss
         others=others,
         folder=out,
         progress=progress,
-        base_losses=base_losses,
-        train_rows=train_rows,
+        before={"base": module.Measured(tuple(base_losses), (), ())},
     )
 
 
@@ -90,68 +87,6 @@ def test_what_the_profile_measured_of_the_base_is_not_measured_again(material, t
     raised = [loss + 1000 for loss in held.base_losses]
     taken = run(material, tmp_path / "taken", folder, base_losses=raised).metrics["loss"]
     assert (taken.base > whole.base + 1, taken.adapted) == (True, whole.adapted)
-
-
-def test_the_untrained_model_with_examples_in_its_prompt_is_one_more_rival(material, tmp_path):
-    base, data = material
-    folder = adapter(tmp_path, base, strength=0.1)
-    options = dataclasses.replace(OPTIONS, few_shot=2)
-    made = run(material, tmp_path, folder, options=options, train_rows=data / "train.parquet")
-    pairs = made.against["few_shot"]
-    assert set(pairs) >= {"loss", "exact_match"}
-    assert pairs["loss"].adapted == made.metrics["loss"].adapted
-    assert pairs["loss"].base != made.metrics["loss"].base
-    assert any(note.startswith("2 training rows stand in the prompt") for note in made.notes)
-    tokenizer = models.load_tokenizer(base.path)
-    own = gather(tokenizer, data / "eval_tokens.parquet", data / "eval.parquet", OPTIONS, longest=None)
-    shown, _ = few_shot(own, tokenizer, data / "eval.parquet", data / "train.parquet", options, longest=None)
-    (first, *_), (alone, *_) = shown.rows, own.rows
-    first_two = [row for _, row in itertools.islice(read_canonical(data / "train.parquet"), 2)]
-    text = tokenizer.decode(list(first.input_ids))
-    assert all(turn["content"] in text for row in first_two for turn in row["messages"])
-    assert sum(first.label_mask) == sum(alone.label_mask)
-    said = [[t for t, m in zip(row.input_ids, row.label_mask, strict=True) if m] for row in (first, alone)]
-    assert said[0] == said[1]
-    assert all(one.expected == other.expected for one, other in zip(shown.questions, own.questions, strict=True))
-
-
-def test_examples_that_do_not_fit_are_fewer_and_none_are_told(material, tmp_path):
-    base, data = material
-    tokenizer = models.load_tokenizer(base.path)
-    own = gather(tokenizer, data / "eval_tokens.parquet", data / "eval.parquet", OPTIONS, longest=None)
-    options = dataclasses.replace(OPTIONS, few_shot=8)
-    given = (own, tokenizer, data / "eval.parquet", data / "train.parquet", options)
-    most = max(len(row.input_ids) for row in few_shot(*given, longest=None)[0].rows)
-    fewer, words = few_shot(*given, longest=most - 1)
-    assert words.startswith("4 training rows")
-    assert max(len(row.input_ids) for row in fewer.rows) + options.max_new_tokens < most
-    assert few_shot(*given, longest=8) == (
-        None,
-        "no examples were laid before the rows: with one they are longer than the model's 8 positions",
-    )
-
-
-def test_rows_of_several_answers_get_no_examples(material, tmp_path):
-    base, _ = material
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
-    (tmp_path / "talks.jsonl").write_text(
-        "".join(
-            json.dumps({"messages": [*turns[:3], {"role": "assistant", "content": str(n)}]}) + "\n" for n in range(30)
-        )
-    )
-    talks = tmp_path / "talks"
-    talks.mkdir()
-    dataset = intake(source=str(tmp_path / "talks.jsonl"), name="t", folder=talks, eval_fraction=0.4)
-    profile(dataset, talks, base, max_length=200, base_loss_rows=2, dtype="float32", device="cpu", folder=talks)
-    made = run(
-        (base, talks),
-        tmp_path,
-        adapter(tmp_path, base, strength=0.1),
-        options=dataclasses.replace(OPTIONS, few_shot=2),
-        train_rows=talks / "train.parquet",
-    )
-    assert made.against == {}
-    assert any("not all of one question and one answer" in note for note in made.notes)
 
 
 def test_an_adapter_that_does_nothing_changes_nothing(material, tmp_path):

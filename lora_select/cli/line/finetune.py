@@ -32,7 +32,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _finetune(parsed: argparse.Namespace) -> int:
-    from lora_select.api import results
+    from lora_select.api import last_lines
     from lora_select.pipeline import line
     from lora_select.pipeline.run import opened
 
@@ -40,7 +40,7 @@ def _finetune(parsed: argparse.Namespace) -> int:
     line.check_installed()
     with opened(config, observers=[options.terminal(parsed)]) as run:
         if parsed.dry_run:
-            results.say_plan(run, line.plan(run)[1].record)
+            last_lines.say_plan(run, line.plan(run)[1].record)
         else:
-            results.say_result(run, line.finetune(run))
+            last_lines.say_result(run, line.finetune(run))
     return 0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("base_model", "dataset", "analysis", "selection", "training", "recipes", "tracking")
 WIDTH = 130
+ASK = "Would examples in the prompt do, without a training? `evaluation.few_shot=4` measures that first."
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -43,17 +44,22 @@ def _recommend(parsed: argparse.Namespace) -> int:
     if parsed.json:
         files = [{"trainer": one.tool, "folder": str(one.folder), "command": one.written.command} for one in written]
         answer = {"decision": options.plain(choice.decision), "plan": options.plain(choice.plan), "written": files}
-        options.print_json(answer | {"run": str(choice.folder)})
+        shown = options.plain(choice.few_shot) if choice.few_shot else None
+        options.print_json(answer | {"few_shot": shown, "run": str(choice.folder)})
         return 0
     print(page(choice, written, Path(parsed.out)))
     return 0
 
 
 def page(choice: "Choice", written: "Sequence[Emitted]", out: Path) -> str:
-    """The answer and what decided it, what training will take, and what was written."""
+    """Whether examples would do, where that was asked; the answer and what decided it, what training will take, and what was written."""
+    from lora_select.report.verdict import before_training
     from lora_select.selection.explanation import brief
 
-    lines = ["", _wrapped(brief(choice.decision, str(out))), "", *_expected(choice), "", "Written:"]
+    told = before_training(choice.few_shot) if choice.few_shot else ()
+    lines = ["", *map(_wrapped, told), *[""] * bool(told), _wrapped(brief(choice.decision, str(out)))]
+    lines += [ASK] if choice.few_shot is None and choice.could_be_shown else []
+    lines += ["", *_expected(choice), "", "Written:"]
     for one in written:
         lines.append(f"  - {one.folder}:  {one.written.command}")
         lines += [f"      {note}" for note in one.written.notes]

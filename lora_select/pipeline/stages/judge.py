@@ -21,7 +21,8 @@ from lora_select.data.labels.tokens import read_rows
 from lora_select.evaluation import criteria, gate
 from lora_select.evaluation.evaluate import EvaluationOptions
 from lora_select.evaluation.evaluate import evaluate as evaluate_library
-from lora_select.evaluation.model_losses import label_counts, row_losses
+from lora_select.evaluation.few_shot import earlier
+from lora_select.evaluation.model_losses import label_counts, of_profile, row_losses
 from lora_select.evaluation.policy import Policy
 from lora_select.evaluation.seed_noise import estimate
 from lora_select.evidence import cost
@@ -36,6 +37,7 @@ from lora_select.records import (
     Dataset,
     DatasetProfile,
     Evaluation,
+    FewShot,
     Gate,
     MetricComparison,
     Promotion,
@@ -60,11 +62,14 @@ def _evaluate(
     rivals: Mapping[str, StageRef],
     options: Mapping[str, Any],
     model_name: str | None,
+    few_shot: StageRef | None = None,
 ) -> Evaluation:
     trained, rows = context.load(adapter, Adapter), context.load(dataset, Dataset)
     profiled, asked = context.load(profile, DatasetProfile), EvaluationOptions(**options)
     others = {name: _adapter_folder(context, ref) for name, ref in rivals.items()}
     champion, champion_version = _champion(context, model_name, trained)
+    shown = context.load(few_shot, FewShot) if few_shot else None
+    before = earlier(shown, context.folder_of(few_shot)) if few_shot and shown else {}
     made = evaluate_library(
         base,
         _adapter_folder(context, adapter),
@@ -76,16 +81,10 @@ def _evaluate(
         others=others | champion,
         folder=context.folder,
         progress=context.report,
-        base_losses=_base_losses(profiled, asked),
-        train_rows=context.folder_of(dataset) / rows.train_file.path,
+        before={"base": of_profile(profiled, asked), **before},
     )
-    return dataclasses.replace(made, champion_version=champion_version)
-
-
-def _base_losses(profile: DatasetProfile, options: EvaluationOptions) -> tuple[float, ...]:
-    """What the profile measured of the base, where the evaluation would measure the same."""
-    same = options.quantize is None and (options.dtype, options.device) == ("float32", profile.base_device)
-    return profile.base_losses if same else ()
+    notes = (*made.notes, *(shown.notes if shown else ()))
+    return dataclasses.replace(made, champion_version=champion_version, notes=notes)
 
 
 def _adapter_folder(context: Context, ref: StageRef) -> Path:

@@ -1,4 +1,4 @@
-"""What is measured before anything is chosen: rows, profile, spectra."""
+"""What is measured before anything is chosen: rows, profile, examples in the prompt, spectra."""
 
 import dataclasses
 import shutil
@@ -14,7 +14,7 @@ from lora_select.data.microbatches import MINIMUM, draw
 from lora_select.data.reading.formats import RowOptions
 from lora_select.pipeline.stage import Context, Stage
 from lora_select.pipeline.workspace import StageRef
-from lora_select.records import AdapterCosts, BaseModel, Dataset, DatasetProfile, Gate, Spectra
+from lora_select.records import AdapterCosts, BaseModel, Dataset, DatasetProfile, FewShot, Gate, Spectra
 from lora_select.variants import LoRA
 
 if TYPE_CHECKING:
@@ -129,6 +129,28 @@ def _spectra(
     )
 
 
+def _few_shot(
+    context: Context, *, dataset: StageRef, profile: StageRef, base: BaseModel, options: Mapping[str, Any]
+) -> FewShot:
+    """Of an untrained model nothing is known yet but what the profile measured of it."""
+    from lora_select.evaluation.few_shot import measure_few_shot
+    from lora_select.evaluation.material import EvaluationOptions
+    from lora_select.evaluation.model_losses import of_profile
+
+    profiled, asked = context.load(profile, DatasetProfile), EvaluationOptions(**options)
+    return measure_few_shot(
+        base,
+        context.load(dataset, Dataset),
+        eval_tokens=context.folder_of(profile) / profiled.eval_tokens_file.path,
+        rows_folder=context.folder_of(dataset),
+        max_length=profiled.max_length,
+        options=asked,
+        folder=context.folder,
+        known=of_profile(profiled, asked),
+        progress=context.report,
+    )
+
+
 def _costs(
     context: Context,
     *,
@@ -191,4 +213,5 @@ intake = Stage("intake", Dataset, _intake)
 gate = Stage("gate", Gate, _gate)
 profile = Stage("profile", DatasetProfile, _profile, retries=1)
 spectra = Stage("analyze", Spectra, _spectra, retries=1)
+few_shot = Stage("few-shot", FewShot, _few_shot, retries=1)
 costs = Stage("costs", AdapterCosts, _costs)

@@ -232,6 +232,18 @@ def retention() -> records.Retention:
     )  # fmt: skip
 
 
+def few_shot(folder: Path, loss=None, match=None, *, enough: bool = False) -> records.FewShot:
+    def pair(base, adapted, unit, better):
+        return records.MetricComparison(base, adapted, adapted - base, (adapted - base,) * 2, 32, unit, better, True)
+
+    metrics = {
+        "exact_match": match or pair(0.0, 0.25, "of rows", "higher"),
+        "loss": loss or pair(3.0068, 1.0777, "nats/token", "lower"),
+    }
+    files = {name: write(folder, f"few-shot/{name}.json", name) for name in ("base", "few_shot")}
+    return records.FewShot(SHA, SHA, 4, metrics, enough, ("4 training rows stand in the prompt",), files)
+
+
 def references() -> records.ReferenceText:
     return records.ReferenceText((records.ReferenceSource("prose", "prose", 4096, 8, "c" * 64, ()),), ("self",))
 
@@ -246,7 +258,7 @@ def tasks() -> records.TasksOverTime:
 def every_record(folder: Path) -> list:
     """One of each, files in `folder`."""
     return [
-        dataset(folder), gate(), change(), profile(folder), spectra(folder), decision(), plan(), adapter(folder), proof(),
+        dataset(folder), gate(), change(), profile(folder), few_shot(folder), spectra(folder), decision(), plan(), adapter(folder), proof(),
         references(), retention(), tasks(), evaluation(folder), promotion(), report(folder),
     ]  # fmt: skip
 

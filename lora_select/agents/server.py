@@ -105,8 +105,8 @@ def _job_tools(roots: Sequence[Path], jobs: Jobs) -> list[Callable[..., Any]]:
         told += [f"--runs-dir={inside('runs', roots)}", f"--epochs={epochs}", f"--race-budget={race_budget}"]
         for option, value in (("serve", serve), ("quantize", quantize), ("variant", variant)):
             told += [f"--{option}={value}"] if value else []
-        told += [f"evaluation.few_shot={few_shot}"] if few_shot else []
-        return jobs.start(["recommend", *told, "--trainers", *(trainers or ["peft"])])
+        shown = [f"evaluation.few_shot={few_shot}"] if few_shot else []
+        return jobs.start(["recommend", *shown, *told, "--trainers", *(trainers or ["peft"])])
 
     def retain(adapter: str, base: str, data: str, out: str) -> JobState:
         """Make an adapter give back what its base model knew, and say what that costs; minutes. Poll the returned job.

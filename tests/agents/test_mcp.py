@@ -127,6 +127,12 @@ def test_no_argument_is_read_as_an_option_an_override_or_a_config(tmp_path, mode
     assert (config.recipes.trainers, config.selection.serve) == (("trl", "peft"), "vllm")
 
 
+@pytest.mark.parametrize("examples", [0, 4])
+def test_examples_in_the_prompt_are_asked_for_by_their_number(tmp_path, examples):
+    made = parsed_by_the_job(tmp_path, "recommend", model="sample:m", data="sample:d", few_shot=examples)
+    assert options.config_of(made, tracking_uri=None).evaluation.few_shot == examples
+
+
 def test_retain_is_a_job_of_paths_inside_the_roots(tmp_path):
     made = parsed_by_the_job(tmp_path, "retain", adapter="-a", base="--out=/tmp/x", data="sample:m", out="kept")
     assert (made.adapter, made.base) == (str(tmp_path / "-a"), "--out=/tmp/x")

@@ -121,6 +121,17 @@ def test_the_card_says_what_fewer_bits_leave(inputs):
     assert "| nf4 | 2.750 | 0.940 | 96.2 % (94.0 to 98.0) |" in card.model_card(made)
 
 
+def test_the_card_says_when_examples_in_the_prompt_do_as_well(inputs):
+    assert "FEW-SHOT" not in card.model_card(inputs)
+    loss = inputs.evaluation.metrics["loss"]
+    for tied in (True, False):
+        pairs = {"loss": dataclasses.replace(loss, difference=-0.1, significant=not tied)}
+        made = dataclasses.replace(
+            inputs, evaluation=dataclasses.replace(inputs.evaluation, against={"few_shot": pairs})
+        )
+        assert ("FEW-SHOT ALREADY DOES IT. It cannot be told apart" in card.model_card(made)) == tied
+
+
 def test_the_card_says_when_it_was_not_promoted(inputs):
     refused = judge(dataclasses.replace(inputs.evaluation, metrics={"loss": samples.pair(2.5, 2.9)}), None, Policy())
     assert "The gate did not promote it (refuse)" in card.model_card(dataclasses.replace(inputs, verdict=refused))

@@ -62,6 +62,18 @@ def test_the_merged_model_in_fewer_bits_is_one_small_table(inputs, tmp_path):
     assert "q4_0 3.500 0.580 not told 34.4 %" in text
 
 
+@pytest.mark.parametrize(("loss", "does_it"), [(LOWER, False), (TIE, True)])
+def test_its_first_lines_say_whether_examples_in_the_prompt_do_it(inputs, tmp_path, loss, does_it):
+    against = {"few_shot": {"loss": loss, "exact_match": MATCHED}}
+    evaluation = dataclasses.replace(inputs.records["evaluation"], against=against)
+    source, text = page(changed(inputs, evaluation=evaluation, few_shot=samples.few_shot(tmp_path)), tmp_path)
+    first = text.partition("Before and after")[0]
+    assert ("FEW-SHOT ALREADY DOES IT. It cannot be told apart" in first) == does_it
+    assert ("It is better than the untrained model with examples in its prompt" in first) == (not does_it)
+    assert ('class="verdict bad"' in source) == does_it
+    assert text.count("of 32: 0.0 % there") == 1
+
+
 def test_every_number_of_the_records_is_there(inputs, tmp_path):
     _, text = page(inputs, tmp_path)
     found = inputs.records

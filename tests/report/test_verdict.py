@@ -9,7 +9,17 @@ from report_samples import FORGOT, HIGHER, KEPT, LOWER, MATCHED, TIE, pair
 from lora_select import records
 from lora_select.pipeline.summaries import summary
 from lora_select.report.answer import description, run_name
-from lora_select.report.verdict import change, delta, role, title, value, verdict
+from lora_select.report.verdict import (
+    before_training,
+    change,
+    delta,
+    examples,
+    few_shot_does_it,
+    role,
+    title,
+    value,
+    verdict,
+)
 from lora_select.selection.explanation import short
 
 
@@ -41,6 +51,49 @@ def test_what_came_out(tmp_path, metrics, against, forgetting, words):
     said = verdict(samples.decision(), made)
     assert words in said
     assert ("On general" in said) == (forgetting is FORGOT)
+
+
+RIGHT = pair(0.0, 1.0, 0.9, 1.0, unit="of rows", better="higher", rows=32)
+ALL_RIGHT = pair(1.0, 1.0, 0.0, 0.0, unit="of rows", better="higher", rows=32)
+SAME_MATCH = pair(0.25, 0.3125, -0.1, 0.2, unit="of rows", better="higher", rows=32)
+
+
+@pytest.mark.parametrize(
+    ("loss", "match", "enough", "last"),
+    [
+        (None, None, False, "Examples already reach 1.078 nats/token; training has to beat that."),
+        (None, RIGHT, True, "FEW-SHOT ALREADY DOES IT: all 32 answers are exactly right (95 % interval of the share 89.1 % to 100.0 %)."),
+        (HIGHER, None, False, "Examples do not lower the loss; training has to beat 3.007."),
+    ],
+)  # fmt: skip
+def test_before_training_it_says_how_far_examples_get_and_forecasts_nothing(tmp_path, loss, match, enough, last):
+    made = samples.few_shot(tmp_path, loss, match, enough=enough)
+    head, said = before_training(made)
+    reached = "3.007 -> 3.400" if loss else "3.007 -> 1.078"
+    assert head.startswith(f"4 examples in the prompt: loss {reached}, exact match 0.0 % -> ")
+    assert said == last
+    assert summary(made).splitlines() == [head, said]
+    none = dataclasses.replace(made, examples=0, metrics={}, files={}, notes=("no examples were laid before the rows",))
+    assert before_training(none) == none.notes
+
+
+@pytest.mark.parametrize(
+    ("pairs", "does_it", "words"),
+    [
+        ({"loss": LOWER}, False, "It is better than the untrained model with examples in its prompt by 2.455"),
+        ({"loss": TIE}, True, "FEW-SHOT ALREADY DOES IT. It cannot be told apart from the untrained model with examples in its prompt"),
+        ({"loss": HIGHER}, True, "FEW-SHOT ALREADY DOES IT. It is WORSE than the untrained model"),
+        ({"loss": LOWER, "exact_match": ALL_RIGHT}, True, "FEW-SHOT ALREADY DOES IT. It is better than"),
+        ({"loss": LOWER, "exact_match": SAME_MATCH}, False, "Exactly right answers of 32: 25.0 % there, 31.2 % with the adapter, which cannot be told apart."),
+        ({"loss": LOWER, "exact_match": MATCHED}, False, "Exactly right answers of 32: 0.0 % there, 34.4 % with the adapter."),
+    ],
+)  # fmt: skip
+def test_after_training_few_shot_does_it_where_the_gain_over_it_is_noise(tmp_path, pairs, does_it, words):
+    made = dataclasses.replace(samples.evaluation(tmp_path), metrics={"loss": LOWER}, against={"few_shot": pairs})
+    said = verdict(samples.decision(), made)
+    assert (few_shot_does_it(made), words in said, examples(made) in said) == (does_it, True, True)
+    without = dataclasses.replace(made, against={})
+    assert (few_shot_does_it(without), examples(without)) == (False, "")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 PYTHONPATH=DATA python -m benchmarks.spectral.pass_cost               # SmolLM2 on the quickstart's task, then MiniLM
 PYTHONPATH=DATA python -m benchmarks.spectral.pass_cost minilm
+PYTHONPATH=DATA python -m benchmarks.spectral.pass_cost --filled      # microbatches of 2,048 tokens beside those of two rows
 
 Two steps of the training are timed, and a pass of four microbatches as a default run makes it: what streams, and what is done once a layer.
 The shares of two plans are computed from these: a training's seconds are those of a step times its steps, a longer pass streams more.
@@ -26,6 +27,7 @@ from lora_select.data.labels.tokens import label_loss
 from lora_select.data.microbatches import MINIMUM, draw
 from lora_select.pipeline.stages.prepare import microbatches
 from lora_select.records import Spectra, write_text
+from lora_select.selection.learning_rate import learning_rate, lora_displacement
 from lora_select.spectral.measuring_pass import analyze
 from lora_select.training import trials
 from lora_select.training.worker.batches import trained_tokens
@@ -34,12 +36,12 @@ from lora_select.variants import CATALOGUE
 FILE = Path(__file__).parents[1] / "results" / "pass_cost.json"
 TASKS = {"smollm2-135m": "entities", "minilm": "news", "gemma3-270m": "formula"}
 ROWS, BATCH, WARM, TIMED, RATE = 192, 8, 1, 2, 1e-3
+FULL = 2048
 PLANS = {"500 steps of 16 rows": (500, 16), "the quickstart's 30 steps of 16 rows": (30, 16)}
 
 
-def passed(subject: Subject) -> tuple[Spectra, dict[str, float]]:
-    """A pass of four microbatches, its tokens, and processor seconds of its two parts."""
-    size = AnalysisConfig().microbatch_size
+def passed(subject: Subject, size: int = AnalysisConfig().microbatch_size) -> tuple[Spectra, dict[str, float]]:
+    """A pass of four microbatches of `size` rows, its tokens, and processor seconds of its two parts."""
     batches = draw(subject.rows.train, microbatches=MINIMUM, size=size, seed=0, pad_id=subject.pad_id)
     ends: dict[bool, float] = {}
 
@@ -66,6 +68,22 @@ def passed(subject: Subject) -> tuple[Spectra, dict[str, float]]:
         "stream_seconds": round(ends[True] - began, 2),
         "finish_seconds": round(ends[False] - ends[True], 2),
     }
+
+
+def filled(subject: Subject, row_tokens: float) -> dict[str, Any]:
+    """Passes of the usual microbatches and of filled ones, one after the other: seconds a token, and the learning rate that each gives."""
+    found: dict[str, Any] = {}
+    for words, size in (("usual", AnalysisConfig().microbatch_size), ("filled", round(FULL / row_tokens))):
+        spectra, measured = passed(subject, size)
+        reference = candidate("lora", "all-linear", 16, spectra.layers)
+        assert reference is not None
+        found[words] = measured | {
+            "rows": size,
+            "seconds_a_token": round(measured["stream_seconds"] / measured["tokens"], 5),
+            "displacement": round(lora_displacement(reference), 5),
+            "learning_rate": learning_rate(reference, 24),
+        }
+    return found
 
 
 def trained(subject: Subject, spectra: Spectra) -> dict[str, float]:
@@ -115,13 +133,20 @@ def main() -> None:
 
     torch.set_num_threads(1)
     known: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {"models": {}}
-    for name in sys.argv[1:] or TASKS:
-        if name not in known["models"]:
-            known["models"][name] = one(name)
+    part = "filled" if "--filled" in sys.argv else "models"
+    for name in [word for word in sys.argv[1:] if word != "--filled"] or TASKS:
+        kept = known.setdefault(part, {})
+        if name not in kept:
+            kept[name] = _filled(name) if part == "filled" else one(name)
             known["machine"] = f"{platform.machine()}, Python {platform.python_version()}, one thread, busy"
             known["versions"] = {package: metadata.version(package) for package in ("torch", "transformers", "peft")}
             write_text(FILE, json.dumps(known, indent=1) + "\n")
-        print(name, json.dumps(known["models"][name], indent=1), flush=True)
+        print(name, json.dumps(kept[name], indent=1), flush=True)
+
+
+def _filled(name: str) -> dict[str, Any]:
+    subject = load(name, tasks.find(TASKS[name]), ROWS)
+    return filled(subject, sum(len(row.input_ids) for row in subject.rows.train) / ROWS)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,20 @@ def test_as_many_epochs_as_wanted_need_rows_to_look_at(file):
         config.load(str(file), ["training.epochs=0"])
 
 
+def test_examples_in_the_prompt_are_a_number_or_auto_and_what_follows_is_no_constraint(file):
+    assert [config.load(str(file), [f"evaluation.few_shot={k}"]).evaluation.few_shot for k in (0, 64, "auto")] == [
+        0,
+        64,
+        "auto",
+    ]
+    for wrong in (65, -1, "many"):
+        with pytest.raises(InputError, match=r"`evaluation.few_shot`: input should be 'auto', or "):
+            config.load(str(file), [f"evaluation.few_shot={wrong}"])
+    stops = config.load(str(file), ["selection.when_hopeless=stop"])
+    assert stops.constraints == config.load(str(file)).constraints
+    assert stops.digested() != config.load(str(file)).digested()
+
+
 def test_a_quantised_base_reaches_selection_and_training(file):
     loaded = config.load(str(file), ["base_model.quantize=nf4"])
     assert loaded.constraints.quantized_base == "nf4"

@@ -2,7 +2,7 @@
 
 PYTHONPATH=DATA python -m benchmarks.spectral.pass_cost               # SmolLM2 on the quickstart's task, then MiniLM
 PYTHONPATH=DATA python -m benchmarks.spectral.pass_cost minilm
-PYTHONPATH=DATA python -m benchmarks.spectral.pass_cost --filled      # microbatches of 2,048 tokens beside those of two rows
+PYTHONPATH=DATA python -m benchmarks.spectral.pass_cost --filled smollm2-135m      # microbatches of 2,048 tokens beside those of two rows
 
 Two steps of the training are timed, and a pass of four microbatches as a default run makes it: what streams, and what is done once a layer.
 The shares of two plans are computed from these: a training's seconds are those of a step times its steps, a longer pass streams more.

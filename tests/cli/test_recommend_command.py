@@ -54,11 +54,15 @@ def test_asking_again_takes_the_measurements_up_and_another_constraint_changes_t
     tiny_model_folder, data, answer, capsys
 ):
     before = measured(answer)
-    code = recommend(tiny_model_folder, data, answer, "--variant", "dora", "--trainers", "ms-swift")
+    code = recommend(tiny_model_folder, data, answer, "--r", "8", "--trainers", "ms-swift")
     printed = capsys.readouterr()
     assert code == 0, printed.err
     assert printed.out.count("(reused)") == len(("rows", "gate", "profile", "spectra"))
     assert measured(answer) == before
+    assert records.read(Decision, answer / "decision.json").choice.r == 8
+    assert "lora_rank: 8" in (answer / "ms-swift" / "train.yaml").read_text()
+    assert recommend(tiny_model_folder, data, answer, "--variant", "dora", "--trainers", "ms-swift") == 0
+    assert len(measured(answer)) == len(before) + 1  # a named variant reads more of the pass
     assert records.read(Decision, answer / "decision.json").choice.variant == "dora"
     assert "peft_use_dora" not in (answer / "ms-swift" / "train.yaml").read_text()
     assert "use_dora: true" in (answer / "ms-swift" / "train.yaml").read_text()

@@ -120,12 +120,12 @@ def is_over(folder: Path, *, tracked: bool, now: datetime | None = None) -> bool
 def replay(folder: str | Path) -> list[str]:
     """Recompute the decision from `profile.json`, `spectra.json`, `race.json` where there is one, and the recorded constraints.
 
-    Where there is a `few_shot.json`, whether examples are enough is recomputed from what they reached. Where there is a `retention.json`, its decision is recomputed from its evidence too; and where there is a `promotion.json`, the gate's
-    answer from `evaluation.json`, the looks at the kept rows, what retention measured, and the config's policy.
+    Where there is a `few_shot.json`, whether examples are enough is recomputed from what they reached. Where there is a `retention.json`,
+    its decision is recomputed from its evidence too; and where there is a `promotion.json`, the gate's answer from `evaluation.json`, the looks at the kept rows, what retention measured, and the config's policy.
 
     Returns:
-        What differs from `decision.json`, `few_shot.json`, `retention.json` or `promotion.json`, line by line; empty when the same evidence gives the same bytes. Of a decision
-        by an earlier version of the rule the sentences are left out: they were worded otherwise.
+        What differs from `decision.json`, `few_shot.json`, `retention.json` or `promotion.json`, line by line; empty when the same
+        evidence gives the same bytes. Of a decision by an earlier version of the rule the sentences are left out: they were worded otherwise.
     """
     place = Path(folder)
     return (

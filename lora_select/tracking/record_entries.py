@@ -221,6 +221,8 @@ def _plan(record: records.TrainingPlan) -> Entries:
 
 def _adapter(record: records.Adapter) -> Entries:
     remedies = "\n".join(f"{item.failure} at step {item.step}: {item.action}" for item in record.remedies)
+    told = record.forecast
+    forecast = {"train/forecast_gain": told.value, "train/forecast_gain_se": told.standard_error or 0.0} if told else {}
     return Entries(
         metrics={
             "train/steps": record.steps,
@@ -233,6 +235,7 @@ def _adapter(record: records.Adapter) -> Entries:
             names.COST_TOKENS_PER_SECOND: record.tokens / record.seconds if record.seconds > 0 else 0.0,
             names.COST_PEAK_MEMORY: record.peak_memory_gib,
             names.ADAPTER_PARAMETERS: record.spec.num_parameters,
+            **forecast,
         },
         tags={names.ADAPTER_SHA256: record.digest} | ({"train.remedies": remedies} if remedies else {}),
         files={record.directory: "adapter"},

@@ -77,6 +77,14 @@ def test_entries_survive_json(tmp_path):
         assert from_plain(json.loads(json.dumps(dataclasses.asdict(made)))) == made
 
 
+def test_a_forecast_is_logged_where_one_was_given(tmp_path):
+    made = samples.adapter(tmp_path)
+    assert not any("forecast" in name for name in of(made, tmp_path).metrics)
+    told = dataclasses.replace(made, forecast=records.Evidence("forecast", 0.9, 0.1, "nats/token", "step 6 of 24"))
+    found = of(told, tmp_path).metrics
+    assert (found["train/forecast_gain"], found["train/forecast_gain_se"]) == (0.9, 0.1)
+
+
 def test_a_rival_gets_the_same_metric_names(tmp_path):
     evaluation = samples.evaluation(tmp_path, 0.8, rival_loss=1.1)
     metrics = rival(evaluation, "plain_lora").metrics

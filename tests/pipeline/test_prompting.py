@@ -104,6 +104,7 @@ def test_recommend_says_what_examples_reach_and_its_folder_explains_and_replays_
     assert command("replay", place / "out")[0] == 1
 
 
+@pytest.mark.slow
 def test_the_adapter_is_held_against_what_was_measured_before_it(place, tiny_model_folder):
     told = [*SMALL, "evaluation.few_shot=2", "selection.when_hopeless=stop"]  # nothing is hopeless here
     done = ls.finetune(

@@ -8,6 +8,7 @@ import json
 import time
 from pathlib import Path
 
+from benchmarks.retention.halves import HALVES
 from benchmarks.retention.settings import RIVALS, SETTINGS, load
 from benchmarks.retention.study import ARMS, RESULTS, Study
 from benchmarks.retention.train import train
@@ -17,12 +18,13 @@ REFERENCES = ("filter-1-row", "filter-8-rows", "filter-512-rows", "filter-prior"
 PASSES = (("base", "raw", "scale", "filter-mixture"), ("filter-documentation",), ("filter-self",), REFERENCES)
 """The first pass over all settings comes before the second."""
 RIVALS_ARMS = ("base", "raw")
-"""Rivals are judged as they were trained; after replay or a penalty the filter is tried too."""
+"""Rivals are judged as they were trained; after replay or a penalty, or on half of the layers, the filter is tried too."""
 
 
 def _arms_of(rival: str) -> tuple[str, ...]:
     setting = SETTINGS[rival]
-    return (*RIVALS_ARMS, "scale", "filter-mixture") if setting.replay or setting.penalty else RIVALS_ARMS
+    tried = setting.replay or setting.penalty or setting.targets in HALVES
+    return (*RIVALS_ARMS, "scale", "filter-mixture") if tried else RIVALS_ARMS
 
 
 def main() -> None:

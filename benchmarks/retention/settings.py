@@ -26,7 +26,7 @@ TEXT_CHARACTERS = 400
 @final
 @dataclass(frozen=True)
 class Setting:
-    """One training. `variant` and `r` as in the catalogue; `targets` are all linear layers or those of feed-forward blocks."""
+    """One training. `variant` and `r` as in the catalogue; `targets` are all linear layers, those of feed-forward blocks or a half (`halves`)."""
 
     name: str
     task: str
@@ -91,12 +91,30 @@ SETTINGS = {
         Setting("section-strong-penalty", "section-later", 2e-3, penalty=30.0),
         Setting("section-pissa", "section-later", 1e-3, variant="pissa"),
         Setting("section-oft", "section-later", 1e-3, variant="oft", r=0),
+        *(Setting(f"section-{half}", "section-later", 2e-3, targets=half) for half in ("price", "random", "condition")),
+        *(Setting(f"spelling-{half}", "spelling", 2e-3, targets=half) for half in ("price", "random", "condition")),
+        *(
+            Setting(f"spelling-gemma-{half}", "spelling", 6.6e-4, targets=half, model="gemma3-270m")
+            for half in ("price", "random", "condition")
+        ),
+        Setting("spelling-feed-forward", "spelling", 2e-3, targets="mlp-only"),
+        Setting("spelling-gemma-feed-forward", "spelling", 6.6e-4, targets="mlp-only", model="gemma3-270m"),
+        Setting("section-slow-eva", "section-later", 5e-4, variant="eva"),
+        Setting("spelling-slow-eva", "spelling", 4.8e-4, variant="eva"),
+        Setting("section-slow-shira", "section-later", 1.6e-3, variant="shira"),
+        Setting("spelling-shira", "spelling", 1.6e-3, variant="shira"),
+        Setting("section-lora-ga", "section-later", 2.7e-4, variant="lora_ga"),
+        Setting("spelling-lora-ga", "spelling", 2.6e-4, variant="lora_ga"),
+        Setting("docstring-eva", "docstring", 5.2e-4, variant="eva"),
+        Setting("docstring-feed-forward", "docstring", 2e-3, targets="mlp-only"),
+        Setting("docstring-shira", "docstring", 1.6e-3, variant="shira"),
+        Setting("spelling-gemma-shira", "spelling", 5.6e-4, variant="shira", model="gemma3-270m"),
     )
 }
 """In the order in which they are run."""
-_OTHERWISE = re.compile(r"-(few-replay|replay|kl|half|strong-penalty|heavy-penalty|penalty)$")
+_OTHERWISE = re.compile(r"-(few-replay|replay|kl|half|strong-penalty|heavy-penalty|penalty|price|random|condition)$")
 RIVALS = {name: _OTHERWISE.sub("", name) for name in SETTINGS if _OTHERWISE.search(name)}
-"""The setting that each is a rival of: its learning rate, replay or penalty is the only difference."""
+"""The setting that each is a rival of: its learning rate, replay, penalty or half of the layers is the only difference."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 

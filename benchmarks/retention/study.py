@@ -92,6 +92,8 @@ class Study:
                 "arms": {},
             }
             self.held |= about()
+            half = work / setting.name / "targets.json"
+            self.held |= {"targets": json.loads(half.read_text(encoding="utf-8"))} if half.is_file() else {}
 
     def _fresh(self) -> Any:
         return models.load_model(self.subject.source.path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plans
+from benchmarks.retention.halves import HALVES, half
 from benchmarks.retention.settings import ATTENTION, FEED_FORWARD, Setting, Subject
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow, label_loss
@@ -22,12 +23,13 @@ from lora_select.variants import CATALOGUE, named
 KL_PIECES = 30
 
 
-def spec_of(setting: Setting) -> AdapterSpec:
+def spec_of(setting: Setting, modules: Sequence[str] = ()) -> AdapterSpec:
+    """The adapter; `modules` in place of the usual ends of names."""
     variant = named(setting.variant, setting.r)
-    modules = FEED_FORWARD if setting.targets == "mlp-only" else (*ATTENTION, *FEED_FORWARD)
+    modules = modules or (FEED_FORWARD if setting.targets == "mlp-only" else (*ATTENTION, *FEED_FORWARD))
     return variant.spec(
         targets=setting.targets,
-        target_modules=modules,
+        target_modules=tuple(modules),
         learning_rate=setting.rate,
         placed={"target_modules": list(modules), "task_type": "CAUSAL_LM"},
     )
@@ -46,7 +48,8 @@ def train(setting: Setting, subject: Subject, folder: Path) -> None:
     if (folder / "training.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    spec, plan = spec_of(setting), plan_of(setting)
+    modules = half(setting, subject, folder.parent) if setting.targets in HALVES else ()
+    spec, plan = spec_of(setting, modules), plan_of(setting)
     factors = folder / "initial_factors.safetensors"
     directions = folder / "spectra.safetensors"
     if spec.init != "default":

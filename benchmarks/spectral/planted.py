@@ -153,22 +153,27 @@ def named(found: Mapping[str, Sequence[float]]) -> str:
     return max(clear, key=lambda kind: clear[kind]) if clear else PLAIN
 
 
-def one(base: Any, pad_id: int, batches: Sequence[dict[str, Tensor]], kind: str) -> dict[str, Any]:
-    """The scores of the divergence from a teacher."""
-    target = teacher(base, kind, moments(base, batches))
+def divergence(target: nn.Module) -> Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Tensor]]:
+    """(model, batch) -> KL(target || model) of each row, nats, and ones."""
 
-    def divergence(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         ours = model(**inputs).logits[:, 0].log_softmax(-1)
         with torch.no_grad():
             theirs = target(**inputs).logits[:, 0].log_softmax(-1)
         return (theirs.exp() * (theirs - ours)).sum(-1), torch.ones(len(ours), dtype=torch.int64)
 
+    return loss
+
+
+def one(base: Any, pad_id: int, batches: Sequence[dict[str, Tensor]], kind: str) -> dict[str, Any]:
+    """The scores of the divergence from a teacher."""
+    target = teacher(base, kind, moments(base, batches))
     with tempfile.TemporaryDirectory() as folder:
         made = analyze(
             base,
             batches,
-            loss_fn=divergence,
+            loss_fn=divergence(target),
             variants=CATALOGUE,
             sketch_size=32,
             seed=0,

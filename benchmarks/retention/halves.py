@@ -12,7 +12,7 @@ layer's inputs or outputs are rescaled.
 import json
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from benchmarks.retention.kinds import digest, kinds
 from benchmarks.retention.settings import Setting, Subject
 from benchmarks.retention.study import GIVE, MIXTURE, REFERENCE_TOKENS
 from lora_select import models
-from lora_select.data.labels.tokens import label_loss
+from lora_select.data.labels.tokens import TokenRow, label_loss
 from lora_select.data.microbatches import draw
 from lora_select.records import write_text
 from lora_select.retention import moments
@@ -58,41 +58,48 @@ def _conditions(model: Any, layers: Mapping[str, Any], file: Path) -> dict[str, 
 
 
 def _prices(model: Any, layers: Mapping[str, Any], subject: Subject, work: Path, model_name: str) -> dict[str, float]:
-    gains = _gains(model, layers, subject, work, model_name)
+    """With the second moments of reference text that the filter takes, kept in the work folder."""
     pad_id = models.pad_id(subject.tokenizer)
+    found = kinds(subject.tokenizer, GIVE)
+
+    def sums(kind: str) -> moments.Moments:
+        rows = until(found[kind].give, REFERENCE_TOKENS // len(MIXTURE))
+        file = work / f"moments-{model_name}-{digest(rows)}.safetensors"
+        if not file.is_file():
+            moments.save(moments.stream(model, layers, rows, pad_id), file)
+        return moments.load(file)
+
+    return prices(model, layers, map(sums, MIXTURE), subject.train, pad_id)
+
+
+def prices(
+    model: Any,
+    layers: Mapping[str, Any],
+    reference: Iterable[moments.Moments],
+    rows: Sequence[TokenRow],
+    pad_id: int,
+) -> dict[str, float]:
+    """Signal energy times E||W x||^2 / E||x||^2 of each layer, nats^2; at or below 0 where the signal is lost in noise."""
+    import torch
+
+    outputs, inputs = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    for seen in reference:
+        with torch.no_grad():
+            for name, module in layers.items():
+                z, weight = seen.of(name).products.float(), module.weight
+                outputs[name] += float(((weight @ z) * weight).sum())
+                inputs[name] += float(z.diagonal().sum())
     with tempfile.TemporaryDirectory() as folder:
         made = analyze(
             model,
-            draw(subject.train, microbatches=MICROBATCHES, size=SIZE, seed=0, pad_id=pad_id),
+            draw(rows, microbatches=MICROBATCHES, size=SIZE, seed=0, pad_id=pad_id),
             loss_fn=label_loss,
             variants=(),
             sketch_size=32,
             seed=0,
             folder=Path(folder),
             dataset_digest="",
-            model_digest=subject.source.digest,
+            model_digest="",
             structure=False,
         )
-    return {layer.name: layer.signal_energy * gains[layer.name] for layer in made.layers}
-
-
-def _gains(model: Any, layers: Mapping[str, Any], subject: Subject, work: Path, model_name: str) -> dict[str, float]:
-    """E||W x||^2 / E||x||^2 of each layer on reference text, by the second moments that the filter takes."""
-    import torch
-
-    outputs, inputs = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
-    found = kinds(subject.tokenizer, GIVE)
-    for kind in MIXTURE:
-        rows: Sequence[Any] = until(found[kind].give, REFERENCE_TOKENS // len(MIXTURE))
-        file = work / f"moments-{model_name}-{digest(rows)}.safetensors"
-        if file.is_file():
-            seen = moments.load(file)
-        else:
-            seen = moments.stream(model, layers, rows, models.pad_id(subject.tokenizer))
-            moments.save(seen, file)
-        with torch.no_grad():
-            for name, module in layers.items():
-                z, weight = seen.of(name).products.float(), module.weight
-                outputs[name] += float(((weight @ z) * weight).sum())
-                inputs[name] += float(z.diagonal().sum())
-    return {name: outputs[name] / inputs[name] for name in layers}
+    return {layer.name: layer.signal_energy * outputs[layer.name] / inputs[layer.name] for layer in made.layers}

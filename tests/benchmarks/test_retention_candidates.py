@@ -10,6 +10,8 @@ from benchmarks.retention.candidates import beside, meets
 from benchmarks.retention.kinds import KINDS
 from benchmarks.retention.score import Case
 from lora_select import models
+from lora_select.data.labels.tokens import TokenRow
+from lora_select.retention import moments
 from lora_select.spectral.linear_layers import linear_layers
 
 
@@ -54,3 +56,21 @@ def test_the_lowest_condition_numbers_come_first(tiny_model_folder, tmp_path):
     conditions = {name: float(torch.linalg.cond(module.weight.detach())) for name, module in layers.items()}
     assert sorted(places, key=lambda name: -places[name]) == sorted(conditions, key=lambda name: conditions[name])
     assert set(json.loads((tmp_path / "conditions.json").read_text())) == set(layers)
+
+
+def test_a_price_does_not_change_where_a_layers_outputs_are_rescaled_and_the_next_layer_undoes_it(tiny_model_folder):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(100, 250, (24, 12), generator=generator).tolist()
+    rows = [TokenRow(str(i), tuple(row), (*[False] * 6, *[True] * 6)) for i, row in enumerate(ids)]
+    found = []
+    for factor in (1.0, 8.0):
+        model = models.load_model(str(tiny_model_folder))
+        layers = linear_layers(model)
+        value, output = (next(name for name in layers if name.endswith(end)) for end in ("v_proj", "o_proj"))
+        with torch.no_grad():
+            layers[value].weight *= factor  # pyright: ignore[reportOperatorIssue]
+            layers[output].weight /= factor  # pyright: ignore[reportOperatorIssue]
+        given = moments.stream(model, layers, rows[:8], 3)
+        found.append(halves.prices(model, layers, [given], rows, 3))
+    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-12)
+    assert max(found[0].values()) > 1e-9

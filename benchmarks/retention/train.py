@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,8 @@ def _with_penalty(
     from lora_select.training.worker.loop import learning_rate
 
     base = models.load_model(subject.source.path)
-    given = moments.stream(base, linear_layers(base), reference(subject, KL_PIECES), pad_id)
+    weights: Mapping[str, Any] = linear_layers(base)
+    given = moments.stream(base, weights, reference(subject, KL_PIECES), pad_id)
     seen = {name: given.of(name).products.float() / given.of(name).tokens for name in given.owner}
     layers = [
         (
@@ -163,9 +164,9 @@ def _with_penalty(
             seen[name],
             float(((w.weight @ seen[name]) * w.weight).sum()),
         )
-        for name, w in linear_layers(base).items()
+        for name, w in weights.items()
     ]
-    del base, given
+    del base, given, weights
     made = optimizer.make_optimizer(network, spec, plan)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     losses: list[float] = []

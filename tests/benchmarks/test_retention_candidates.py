@@ -1,6 +1,7 @@
 """Which place an adapter has beside plain LoRA on the same rows, and which layers KappaTune's half takes."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -49,9 +50,9 @@ def test_trainings_that_were_judged_on_different_rows_are_not_compared():
 
 def test_the_lowest_condition_numbers_come_first(tiny_model_folder, tmp_path):
     model = models.load_model(str(tiny_model_folder))
-    layers = linear_layers(model)
+    layers: dict[str, Any] = dict(linear_layers(model))
     with torch.no_grad():
-        next(iter(layers.values())).weight[0] *= 1e4  # pyright: ignore[reportIndexIssue]
+        next(iter(layers.values())).weight[0] *= 1e4
     places = halves._conditions(model, layers, tmp_path / "conditions.json")
     conditions = {name: float(torch.linalg.cond(module.weight.detach())) for name, module in layers.items()}
     assert sorted(places, key=lambda name: -places[name]) == sorted(conditions, key=lambda name: conditions[name])
@@ -65,11 +66,11 @@ def test_a_price_does_not_change_where_a_layers_outputs_are_rescaled_and_the_nex
     found = []
     for factor in (1.0, 8.0):
         model = models.load_model(str(tiny_model_folder))
-        layers = linear_layers(model)
+        layers: dict[str, Any] = dict(linear_layers(model))
         value, output = (next(name for name in layers if name.endswith(end)) for end in ("v_proj", "o_proj"))
         with torch.no_grad():
-            layers[value].weight *= factor  # pyright: ignore[reportOperatorIssue]
-            layers[output].weight /= factor  # pyright: ignore[reportOperatorIssue]
+            layers[value].weight *= factor
+            layers[output].weight /= factor
         given = moments.stream(model, layers, rows[:8], 3)
         found.append(halves.prices(model, layers, [given], rows, 3))
     assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-12)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def _with_penalty(
     from lora_select.training.worker.loop import learning_rate
 
     base = models.load_model(subject.source.path)
-    weights: Mapping[str, Any] = linear_layers(base)
+    weights: dict[str, Any] = dict(linear_layers(base))
     given = moments.stream(base, weights, reference(subject, KL_PIECES), pad_id)
     seen = {name: given.of(name).products.float() / given.of(name).tokens for name in given.owner}
     layers = [

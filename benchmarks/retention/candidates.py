@@ -13,7 +13,7 @@ from benchmarks.retention.score import VERDICT, Case, cases
 from lora_select.retention.path import paired
 
 PLAIN = ("section", "spelling", "spelling-gemma", "docstring", "tools", "formula-gemma", "news")
-HALVES = ("price", "random", "condition", "feed-forward")
+HALVES = ("price", "faster-price", "random", "condition", "feed-forward")
 CANDIDATES = ("feed-forward", "eva", "slow-eva", "lora-ga", "shira", "slow-shira", "dora", "pissa", "oft")
 ARMS = ("raw", "filter-mixture")
 FORGETTING = 0.6

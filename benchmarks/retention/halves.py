@@ -41,7 +41,10 @@ def half(setting: Setting, subject: Subject, work: Path) -> list[str]:
     elif setting.targets == "condition":
         values = _conditions(model, layers, work / f"conditions-{setting.model}.json")
     else:
-        values = _prices(model, layers, subject, work, setting.model)
+        file = work / f"prices-{setting.model}-{setting.task}.json"
+        if not file.is_file():
+            write_text(file, json.dumps(_prices(model, layers, subject, work, setting.model)))
+        values = json.loads(file.read_text(encoding="utf-8"))
     chosen = sorted(sorted(layers, key=lambda name: -values[name])[: len(layers) // 2])
     write_text(work / setting.name / "targets.json", json.dumps({"chosen": chosen, "values": values}))
     return chosen

@@ -97,6 +97,8 @@ SETTINGS = {
             Setting(f"spelling-gemma-{half}", "spelling", 6.6e-4, targets=half, model="gemma3-270m")
             for half in ("price", "random", "condition")
         ),
+        Setting("section-faster-price", "section-later", 3e-3, targets="price"),
+        Setting("spelling-faster-price", "spelling", 3e-3, targets="price"),
         Setting("spelling-feed-forward", "spelling", 2e-3, targets="mlp-only"),
         Setting("spelling-gemma-feed-forward", "spelling", 6.6e-4, targets="mlp-only", model="gemma3-270m"),
         Setting("section-slow-eva", "section-later", 5e-4, variant="eva"),
@@ -112,7 +114,9 @@ SETTINGS = {
     )
 }
 """In the order in which they are run."""
-_OTHERWISE = re.compile(r"-(few-replay|replay|kl|half|strong-penalty|heavy-penalty|penalty|price|random|condition)$")
+_OTHERWISE = re.compile(
+    r"-(few-replay|replay|kl|half|strong-penalty|heavy-penalty|penalty|faster-price|price|random|condition)$"
+)
 RIVALS = {name: _OTHERWISE.sub("", name) for name in SETTINGS if _OTHERWISE.search(name)}
 """The setting that each is a rival of: its learning rate, replay, penalty or half of the layers is the only difference."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

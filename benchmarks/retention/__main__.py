@@ -4,12 +4,11 @@ PYTHONPATH=DATA python -m benchmarks.retention --minutes 7
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from benchmarks.retention.settings import RIVALS, SETTINGS, load
-from benchmarks.retention.study import ARMS, RESULTS, Study
+from benchmarks.retention.study import ARMS, RESULTS, Study, read
 from benchmarks.retention.train import train
 
 REFERENCES = ("filter-1-row", "filter-8-rows", "filter-512-rows", "filter-prior")
@@ -48,8 +47,7 @@ def main() -> None:
 
     for arms in (options.arms,) if options.arms else PASSES[: options.passes]:
         for name in options.settings:
-            file = RESULTS / f"{name}.json"
-            known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}
+            known = read(RESULTS / f"{name}.json").get("arms", {})
             wanted = [arm for arm in arms if name not in RIVALS or arm in _arms_of(name)]
             if late() or set(wanted) <= set(known):
                 continue

@@ -1,6 +1,5 @@
 """What the criteria of the experiment say of the results that are there: `python -m benchmarks.retention.score [FOLDER]`."""
 
-import json
 import math
 import statistics
 import sys
@@ -11,7 +10,7 @@ from typing import Any, final
 
 from benchmarks.retention.kinds import KINDS
 from benchmarks.retention.settings import RIVALS, SETTINGS
-from benchmarks.retention.study import ARMS, RESULTS
+from benchmarks.retention.study import ARMS, RESULTS, read
 from lora_select.records import PathPoint
 from lora_select.retention.path import LEAST, chosen, paired
 
@@ -19,7 +18,7 @@ ENOUGH = 0.02
 """Nats a token that the raw adapter must have cost: below there is nothing to keep, and no ratio."""
 VERDICT = {True: "holds", False: "**fails**", None: "not measured"}
 TIMES = "-three-times"
-FILTERS = tuple(arm for arm in ARMS if arm != "scale")
+FILTERS = tuple(arm for arm, given in ARMS.items() if given.sources)
 
 
 @final
@@ -99,7 +98,7 @@ def by_the_rule(path: Sequence[Mapping[str, Any]], *, apart: bool = False) -> fl
 
 
 def cases(folder: Path = RESULTS) -> list[Case]:
-    found = [Case(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
+    found = [Case(file.stem, read(file)) for file in sorted(folder.glob("*.json"))]
     return [case for case in found if case.has("raw") and case.has("base")]
 
 

@@ -16,12 +16,13 @@ REFERENCES = ("filter-1-row", "filter-8-rows", "filter-512-rows", "filter-prior"
 PASSES = (("base", "raw", "scale", "filter-mixture"), ("filter-documentation",), ("filter-self",), REFERENCES)
 """The first pass over all settings comes before the second."""
 RIVALS_ARMS = ("base", "raw")
-"""Rivals are judged as they were trained; after replay or a penalty the filter is tried too."""
+"""Rivals are judged as they were trained; after replay, a penalty or another variant the filter is tried too."""
 
 
 def _arms_of(rival: str) -> tuple[str, ...]:
     setting = SETTINGS[rival]
-    return (*RIVALS_ARMS, "scale", "filter-mixture") if setting.replay or setting.penalty else RIVALS_ARMS
+    filtered = setting.replay or setting.penalty or setting.variant != "lora"
+    return (*RIVALS_ARMS, "scale", "filter-mixture") if filtered else RIVALS_ARMS
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from benchmarks.retention.kinds import KINDS
 from benchmarks.retention.settings import RIVALS, SETTINGS
-from benchmarks.retention.study import ARMS, RESULTS, read
+from benchmarks.retention.study import ARMS, RESULTS, gave, read
 from lora_select.records import PathPoint
 from lora_select.retention.path import LEAST, chosen, paired
 
@@ -111,9 +111,10 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
             r
             for case in ours
             for kind in KINDS
-            if (kind in ARMS[arm].sources) is gave and (r := case.ratio(arm, kind)) is not None
+            if (kind in gave(ARMS[arm], case.held["setting"].get("left_out", ""))) is giving
+            and (r := case.ratio(arm, kind)) is not None
         ]
-        for gave in (True, False)
+        for giving in (True, False)
     )
     below = sum(case.general(arm) < case.general("scale") for case in both)
     beyond = [case.name for case in ours if not case.tolerated(arm)]
@@ -134,7 +135,7 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
 def _against_rivals(ours: Sequence[Case], every: Sequence[Case], arm: str) -> list[Criterion]:
     """The mean of five kinds beside that of the same task trained otherwise, where both were measured."""
     made = []
-    for kind in ("replay", "few-replay", "kl", "half", "penalty", "strong-penalty", "heavy-penalty"):
+    for kind in dict.fromkeys(name.removeprefix(f"{base}-") for name, base in RIVALS.items()):
         pairs = [(a, b) for a in ours for b in every if b.name == f"{a.name}-{kind}"]
         values = [(a.general(arm), b.general("raw")) for a, b in pairs]
         listed = ", ".join(f"{a.name} {x:+.3f} / {y:+.3f}" for (a, _), (x, y) in zip(pairs, values, strict=True))

@@ -75,6 +75,11 @@ QUESTIONS = 24
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 
 
+def gave(arm: Arm, left_out: str) -> tuple[str, ...]:
+    """The kinds that gave moments in a setting."""
+    return tuple(name for name in arm.sources if name != left_out)
+
+
 def about() -> dict[str, Any]:
     """Where and with what results were made."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
@@ -190,7 +195,7 @@ class Study:
         began = time.process_time()
         names = [name for owned in layers.values() for name in owned]
         each = OUTPUT_TOKENS // len(given.sources)
-        reference = [row for name in given.sources for row in until(self._giving(name), each)]
+        reference = [row for name in gave(given, self.setting.left_out) for row in until(self._giving(name), each)]
         task = until(self.subject.train, OUTPUT_TOKENS)
         outputs = (
             two_sided.output_moments(self.model, self.form.updates, names, task, self.pad_id),
@@ -294,7 +299,7 @@ class Study:
         else:
             task = sums("task", rows)
         each = arm.tokens // len(arm.sources)
-        given = [sums(name, until(self._giving(name), each)) for name in arm.sources]
+        given = [sums(name, until(self._giving(name), each)) for name in gave(arm, self.setting.left_out)]
         began = time.process_time()
         pairs, _, left = filtering.pairs(task, given, prior=arm.prior)
         if left:

@@ -203,7 +203,7 @@ def main() -> None:
     every = cases(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
     for case in every:
         print(*_lines(case), sep="\n")
-    print("", *summary(every), "", *after_the_filter(every), sep="\n")
+    print("", *summary(every), "", *same_rule(every), "", *after_the_filter(every), sep="\n")
     for arm in FILTERS:
         if not any(case.has(arm) for case in every):
             continue
@@ -228,6 +228,23 @@ def summary(every: Sequence[Case]) -> Iterator[str]:
         strength = arms[arm]["strength"] if case.served(arm) == arm else None
         told += f" {rise:+.3f} ± {error:.3f} | {case.general('raw'):+.3f} | {scaled} | {case.general(arm):+.3f} |"
         yield f"{told} {arms[arm]['kappa']:.0f} | {'none' if strength is None else f'{strength:.2g}'} |"
+
+
+def same_rule(every: Sequence[Case]) -> Iterator[str]:
+    """A row an arm of the settings in which more than scaling and the shipped filter were tried: task, five kinds, both as rises."""
+    yield "| setting | arm | task, judging rows | five kinds | λ |\n|" + "---|" * 5
+    for case in every:
+        tried = [arm for arm in ("raw", *ARMS) if case.has(arm)]
+        if set(tried) <= {"raw", "scale", FILTERS[0]}:
+            continue
+        for arm in tried:
+            rise, error = case.rise(arm, "task")
+            strength = case.held["arms"][arm].get("strength") if case.served(arm) == arm else None
+            told = "" if arm == "raw" else f" {rise:+.3f} ± {error:.3f}"
+            told = (
+                f"{told.strip() or format(case.held['arms'][arm]['means']['task'], '.3f')} | {case.general(arm):+.3f}"
+            )
+            yield f"| {case.name} | {arm} | {told} | {'' if strength is None else f'{strength:.2g}'} |"
 
 
 def after_the_filter(every: Sequence[Case]) -> Iterator[str]:

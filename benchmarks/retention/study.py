@@ -37,7 +37,7 @@ OTHER = RESULTS / "other"
 ARMS_FOLDER = "arms"
 """Beside a setting's results: those of the arms in `APART`, under the same file name."""
 GIVE, SELF_ROWS, TASK_TOKENS, REFERENCE_TOKENS = 180, 72, 7600, 8192
-OUTPUT_TOKENS = 4096
+OUTPUT_TOKENS = 2048
 """Of task and of reference, for the second moments of output gradients."""
 
 

@@ -204,7 +204,7 @@ class Study:
         costs["outputs"] = round(time.process_time() - began, 1)
         began = time.process_time()
         made = two_sided.TwoSided(shorter, pairs, layers, outputs)
-        costs["bases"] = round(time.process_time() - began, 1)
+        costs |= {"bases": round(time.process_time() - began, 1), "unit": made.unit}
         return made.at
 
     def _intruder(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lora_select.data.labels.tokens import IGNORED, TokenRow, collate
 from lora_select.retention import forms
-from lora_select.retention.filter import RIDGE, Pair
+from lora_select.retention.filter import RIDGE, Pair, spread
 from lora_select.retention.forms import Update
 from lora_select.retention.moments import BATCH_ROWS, InputSums
 
@@ -110,6 +110,7 @@ class TwoSided:
     ) -> None:
         """`outputs`: Gt and Gr by layer; both are emptied on the way."""
         self.updates = updates
+        one_sided, weighed = [0.0, 0.0], [0.0, 0.0]
         self.parts: dict[str, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = {}
         for owner, names in layers.items():
             inner = whitened(pairs[owner].task, pairs[owner].reference)
@@ -120,11 +121,26 @@ class TwoSided:
                 update = updates[name]
                 assert update.b is not None
                 left, right = outer.into @ update.b.double(), update.a.double() @ inner.into.T
-                self.parts[name] = (left, right, outer.ratios[:, None] * inner.ratios, outer.back, inner.back)
+                ratios = outer.ratios[:, None] * inner.ratios
+                self.parts[name] = (left, right, ratios, outer.back, inner.back)
+                own = spread(update.a, update.b, pairs[owner])
+                energy = (left @ right).square()
+                for sums, task_part, reference_part in (
+                    (one_sided, own.task, own.reference),
+                    (weighed, float(energy.sum()), float((energy * ratios).sum())),
+                ):
+                    sums[0] += task_part
+                    sums[1] += reference_part
+        self.unit = one_sided[1] / one_sided[0] * weighed[0] / weighed[1]
 
     def at(self, strength: float) -> dict[str, Update]:
-        """Every layer's update at lambda = `strength`, of the rank that it had."""
-        return dict(self.updates) | {name: _truncated(*parts, strength) for name, parts in self.parts.items()}
+        """Every layer's update at `strength`, of the rank that it had.
+
+        In units in which the two terms of D0 stand to one another as they do in the one-sided filter, so that one search serves both.
+        """
+        return dict(self.updates) | {
+            name: _truncated(*parts, strength * self.unit) for name, parts in self.parts.items()
+        }
 
 
 def _truncated(

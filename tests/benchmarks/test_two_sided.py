@@ -27,7 +27,7 @@ def test_of_full_rank_it_solves_the_normal_equations_and_at_nothing_it_is_the_up
         one.b.double() @ one.a.double() for one in (update, made.at(STRENGTH)["x"], made.at(0.0)["x"])
     )
     ridged = gt + RIDGE * gt.diagonal().mean() * torch.eye(outputs)
-    left = ridged @ (after - before) @ zt + STRENGTH * gr @ after @ zr
+    left = ridged @ (after - before) @ zt + STRENGTH * made.unit * gr @ after @ zr
     torch.testing.assert_close(left, torch.zeros_like(left), atol=1e-5, rtol=0)
     torch.testing.assert_close(same, before, atol=1e-5, rtol=0)
     assert float((after - before).norm()) > 0.01

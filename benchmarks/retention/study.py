@@ -344,7 +344,8 @@ class Study:
         if apart:
             file = RESULTS / ARMS_FOLDER / self.file.name
             file.parent.mkdir(exist_ok=True)
-            write_text(file, json.dumps(about() | {"arms": apart}, indent=None, sort_keys=True) + "\n")
+            known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}
+            write_text(file, json.dumps(about() | {"arms": known | apart}, indent=None, sort_keys=True) + "\n")
 
 
 def read(file: Path) -> dict[str, Any]:

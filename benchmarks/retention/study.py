@@ -337,7 +337,8 @@ class Study:
 
     def _write(self) -> None:
         arms: Mapping[str, Any] = self.held["arms"]
-        apart = {name: held for name, held in arms.items() if name in APART}
+        own = set(ARMS) - set(APART) | {"base", "raw"}
+        apart = {name: held for name, held in arms.items() if name not in own}
         main = self.held | {"arms": {name: held for name, held in arms.items() if name not in apart}}
         RESULTS.mkdir(exist_ok=True)
         write_text(self.file, json.dumps(main, indent=None, sort_keys=True) + "\n")

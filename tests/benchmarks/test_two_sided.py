@@ -17,15 +17,17 @@ def _definite(size, seed):
     return x @ x.T / size
 
 
+def whole(update):
+    return update.b.double() @ update.a.double()
+
+
 def test_of_full_rank_it_solves_the_normal_equations_and_at_nothing_it_is_the_update():
     outputs, inputs = 5, 9
     zt, zr, gt, gr = (_definite(size, seed) for seed, size in enumerate((inputs, inputs, outputs, outputs)))
     generator = torch.Generator().manual_seed(9)
     update = Update(torch.randn(5, inputs, generator=generator), torch.randn(outputs, 5, generator=generator))
     made = two_sided.TwoSided({"x": update}, {"x": Pair(zt, zr)}, {"x": ["x"]}, ({"x": gt.clone()}, {"x": gr.clone()}))
-    before, after, same = (
-        one.b.double() @ one.a.double() for one in (update, made.at(STRENGTH)["x"], made.at(0.0)["x"])
-    )
+    before, after, same = (whole(one) for one in (update, made.at(STRENGTH)["x"], made.at(0.0)["x"]))
     ridged = gt + RIDGE * gt.diagonal().mean() * torch.eye(outputs)
     left = ridged @ (after - before) @ zt + STRENGTH * made.unit * gr @ after @ zr
     torch.testing.assert_close(left, torch.zeros_like(left), atol=1e-5, rtol=0)

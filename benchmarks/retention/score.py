@@ -111,7 +111,7 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
             r
             for case in ours
             for kind in KINDS
-            if (kind in gave(ARMS[arm], case.held["setting"].get("left_out", ""))) is giving
+            if (kind in gave(ARMS[arm], case.held.get("setting", {}).get("left_out", ""))) is giving
             and (r := case.ratio(arm, kind)) is not None
         ]
         for giving in (True, False)

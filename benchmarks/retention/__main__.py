@@ -4,13 +4,12 @@ PYTHONPATH=DATA python -m benchmarks.retention --minutes 7
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from benchmarks.retention.halves import HALVES
 from benchmarks.retention.settings import RIVALS, SETTINGS, load
-from benchmarks.retention.study import ARMS, RESULTS, Study
+from benchmarks.retention.study import ARMS, RESULTS, Study, read
 from benchmarks.retention.train import train
 
 REFERENCES = ("filter-1-row", "filter-8-rows", "filter-512-rows", "filter-prior")
@@ -18,12 +17,12 @@ REFERENCES = ("filter-1-row", "filter-8-rows", "filter-512-rows", "filter-prior"
 PASSES = (("base", "raw", "scale", "filter-mixture"), ("filter-documentation",), ("filter-self",), REFERENCES)
 """The first pass over all settings comes before the second."""
 RIVALS_ARMS = ("base", "raw")
-"""Rivals are judged as they were trained; after replay or a penalty, or on half of the layers, the filter is tried too."""
+"""Rivals are judged as they were trained; after replay, a penalty or another variant, or on half of the layers, the filter is tried too."""
 
 
 def _arms_of(rival: str) -> tuple[str, ...]:
     setting = SETTINGS[rival]
-    tried = setting.replay or setting.penalty or setting.targets in HALVES
+    tried = setting.replay or setting.penalty or setting.variant != "lora" or setting.targets in HALVES
     return (*RIVALS_ARMS, "scale", "filter-mixture") if tried else RIVALS_ARMS
 
 
@@ -50,8 +49,7 @@ def main() -> None:
 
     for arms in (options.arms,) if options.arms else PASSES[: options.passes]:
         for name in options.settings:
-            file = RESULTS / f"{name}.json"
-            known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}
+            known = read(RESULTS / f"{name}.json").get("arms", {})
             wanted = [arm for arm in arms if name not in RIVALS or arm in _arms_of(name)]
             if late() or set(wanted) <= set(known):
                 continue

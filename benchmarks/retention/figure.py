@@ -6,23 +6,19 @@ from matplotlib.figure import Figure
 
 from benchmarks.retention.kinds import KINDS
 from benchmarks.retention.score import Case, cases
-from benchmarks.retention.study import ARMS
 
 OUT = Path(__file__).parents[2] / "docs" / "images" / "retention.png"
 COLOURS = {
     "raw": "#b5473c",
     "scale": "#c9963b",
     "filter-mixture": "#2f6f8f",
-    "filter-documentation": "#7fa9bd",
-    "filter-self": "#54478c",
 }
 LABELS = {
     "raw": "as trained",
     "scale": "scaled",
     "filter-mixture": "filtered, mixture",
-    "filter-documentation": "filtered, documentation",
-    "filter-self": "filtered, self",
 }
+"""Of the arms those that every setting has."""
 
 
 def main() -> None:
@@ -66,7 +62,7 @@ def _frontier(axis, case: Case) -> None:
 
 
 def _settings(axis, every: list[Case]) -> None:
-    arms = ["raw", *ARMS]
+    arms = list(LABELS)
     for place, arm in enumerate(arms):
         first = next((index for index, case in enumerate(every) if case.has(arm)), None)
         for index, case in enumerate(every):

@@ -1,6 +1,5 @@
 """What the criteria of the experiment say of the results that are there: `python -m benchmarks.retention.score [FOLDER]`."""
 
-import json
 import math
 import statistics
 import sys
@@ -11,7 +10,7 @@ from typing import Any, final
 
 from benchmarks.retention.kinds import KINDS
 from benchmarks.retention.settings import RIVALS, SETTINGS
-from benchmarks.retention.study import ARMS, RESULTS
+from benchmarks.retention.study import ARMS, RESULTS, gave, read
 from lora_select.records import PathPoint
 from lora_select.retention.path import LEAST, chosen, paired
 
@@ -19,7 +18,7 @@ ENOUGH = 0.02
 """Nats a token that the raw adapter must have cost: below there is nothing to keep, and no ratio."""
 VERDICT = {True: "holds", False: "**fails**", None: "not measured"}
 TIMES = "-three-times"
-FILTERS = tuple(arm for arm in ARMS if arm != "scale")
+FILTERS = tuple(arm for arm, given in ARMS.items() if given.sources)
 
 
 @final
@@ -99,7 +98,7 @@ def by_the_rule(path: Sequence[Mapping[str, Any]], *, apart: bool = False) -> fl
 
 
 def cases(folder: Path = RESULTS) -> list[Case]:
-    found = [Case(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
+    found = [Case(file.stem, read(file)) for file in sorted(folder.glob("*.json"))]
     return [case for case in found if case.has("raw") and case.has("base")]
 
 
@@ -112,9 +111,10 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
             r
             for case in ours
             for kind in KINDS
-            if (kind in ARMS[arm].sources) is gave and (r := case.ratio(arm, kind)) is not None
+            if (kind in gave(ARMS[arm], case.held.get("setting", {}).get("left_out", ""))) is giving
+            and (r := case.ratio(arm, kind)) is not None
         ]
-        for gave in (True, False)
+        for giving in (True, False)
     )
     below = sum(case.general(arm) < case.general("scale") for case in both)
     beyond = [case.name for case in ours if not case.tolerated(arm)]
@@ -135,7 +135,7 @@ def criteria(every: Sequence[Case], arm: str) -> list[Criterion]:
 def _against_rivals(ours: Sequence[Case], every: Sequence[Case], arm: str) -> list[Criterion]:
     """The mean of five kinds beside that of the same task trained otherwise, where both were measured."""
     made = []
-    for kind in ("replay", "few-replay", "kl", "half", "penalty", "strong-penalty", "heavy-penalty"):
+    for kind in dict.fromkeys(name.removeprefix(f"{base}-") for name, base in RIVALS.items()):
         pairs = [(a, b) for a in ours for b in every if b.name == f"{a.name}-{kind}"]
         values = [(a.general(arm), b.general("raw")) for a, b in pairs]
         listed = ", ".join(f"{a.name} {x:+.3f} / {y:+.3f}" for (a, _), (x, y) in zip(pairs, values, strict=True))
@@ -203,7 +203,7 @@ def main() -> None:
     every = cases(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
     for case in every:
         print(*_lines(case), sep="\n")
-    print("", *summary(every), "", *after_the_filter(every), sep="\n")
+    print("", *summary(every), "", *same_rule(every), "", *after_the_filter(every), sep="\n")
     for arm in FILTERS:
         if not any(case.has(arm) for case in every):
             continue
@@ -228,6 +228,23 @@ def summary(every: Sequence[Case]) -> Iterator[str]:
         strength = arms[arm]["strength"] if case.served(arm) == arm else None
         told += f" {rise:+.3f} ± {error:.3f} | {case.general('raw'):+.3f} | {scaled} | {case.general(arm):+.3f} |"
         yield f"{told} {arms[arm]['kappa']:.0f} | {'none' if strength is None else f'{strength:.2g}'} |"
+
+
+def same_rule(every: Sequence[Case]) -> Iterator[str]:
+    """A row an arm of the settings in which more than scaling and the shipped filter were tried: task, five kinds, both as rises."""
+    yield "| setting | arm | task, judging rows | five kinds | λ |\n|" + "---|" * 5
+    for case in every:
+        tried = [arm for arm in ("raw", *ARMS) if case.has(arm)]
+        if set(tried) <= {"raw", "scale", FILTERS[0]}:
+            continue
+        for arm in tried:
+            rise, error = case.rise(arm, "task")
+            strength = case.held["arms"][arm].get("strength") if case.served(arm) == arm else None
+            told = "" if arm == "raw" else f" {rise:+.3f} ± {error:.3f}"
+            told = (
+                f"{told.strip() or format(case.held['arms'][arm]['means']['task'], '.3f')} | {case.general(arm):+.3f}"
+            )
+            yield f"| {case.name} | {arm} | {told} | {'' if strength is None else f'{strength:.2g}'} |"
 
 
 def after_the_filter(every: Sequence[Case]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from lora_select.records import BaseModel
 EVALUATION, SELECTION = 64, 48
 """Held-out rows that judge, and rows kept from training that choose lambda: nobody trains on either."""
 TEXT_CHARACTERS = 400
+CHAT_LINES = 40
+"""Of the arithmetic problems' file: the kind chat judges on those of the first lines that are short enough."""
 
 
 @final
@@ -50,6 +53,8 @@ class Setting:
     """Weight of the mean KL(base || adapted) on two pieces of reference text a step."""
     penalty: float = 0.0
     """Weight of the mean over layers of tr(D Zr D^T) / tr(W Zr W^T), Zr of reference text that gives."""
+    left_out: str = ""
+    """A kind of text whose source is the task's own: it gives no moments here."""
 
 
 SETTINGS = {
@@ -111,14 +116,17 @@ SETTINGS = {
         Setting("docstring-feed-forward", "docstring", 2e-3, targets="mlp-only"),
         Setting("docstring-shira", "docstring", 1.6e-3, variant="shira"),
         Setting("spelling-gemma-shira", "spelling", 5.6e-4, variant="shira", model="gemma3-270m"),
+        Setting("arithmetic", "arithmetic-apart", 2e-3, left_out="chat"),
+        Setting("section-corda", "section-later", 2e-4, variant="corda_kpm"),
+        Setting("section-osf", "section-later", 3.3e-4, variant="osf", r=0),
     )
 }
 """In the order in which they are run."""
 _OTHERWISE = re.compile(
-    r"-(few-replay|replay|kl|half|strong-penalty|heavy-penalty|penalty|faster-price|price|random|condition)$"
+    r"-(few-replay|replay|kl|half|strong-penalty|heavy-penalty|penalty|faster-price|price|random|condition|corda|osf)$"
 )
 RIVALS = {name: _OTHERWISE.sub("", name) for name in SETTINGS if _OTHERWISE.search(name)}
-"""The setting that each is a rival of: its learning rate, replay, penalty or half of the layers is the only difference."""
+"""The setting that each is a rival of: its learning rate, replay, penalty, half of the layers, or variant at its own rate is the only difference."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
@@ -169,7 +177,13 @@ def load(setting: Setting) -> Subject:
 def _tasks() -> dict[str, tasks.Task]:
     whole = dataclasses.replace(tasks.TASKS["entities"], name="entities-whole", max_tokens=256)
     text = tasks.Task("docs-text", "", _docs, max_tokens=96)
-    return tasks.TASKS | tasks.LATER | {"entities-whole": whole, "docs-text": text}
+    apart = dataclasses.replace(tasks.TASKS["arithmetic"], name="arithmetic-apart", pairs=_other_problems)
+    return tasks.TASKS | tasks.LATER | {one.name: one for one in (whole, text, apart)}
+
+
+def _other_problems() -> Iterator[tuple[str, str]]:
+    """Arithmetic without the problems that judge the kind chat, which begins at the file's first line."""
+    return itertools.islice(tasks.TASKS["arithmetic"].pairs(), CHAT_LINES, None)
 
 
 def _docs() -> Iterator[tuple[str, str]]:

@@ -14,12 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
+from benchmarks.retention import two_sided
 from benchmarks.retention.kinds import KINDS, Kind, digest, kinds
 from benchmarks.retention.settings import Setting, Subject, load
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.evaluation.metrics import exact_match, generate
 from lora_select.evaluation.model_losses import label_counts
+from lora_select.export.updates import adapted_layers
 from lora_select.records import PathPoint, write_text
 from lora_select.retention import filter as filtering
 from lora_select.retention import form_losses, forms, moments, path
@@ -32,17 +34,26 @@ from lora_select.spectral.linear_layers import linear_layers
 RESULTS = Path(__file__).parent / "results"
 OTHER = RESULTS / "other"
 """What is no setting of its own: sequences, prediction."""
+ARMS_FOLDER = "arms"
+"""Beside a setting's results: those of the arms in `APART`, under the same file name."""
 GIVE, SELF_ROWS, TASK_TOKENS, REFERENCE_TOKENS = 180, 72, 7600, 8192
+OUTPUT_TOKENS = 2048
+"""Of task and of reference, for the second moments of output gradients."""
 
 
 @final
 @dataclass(frozen=True)
 class Arm:
-    """What gives the reference's second moments, how many tokens of it, and a prior c I on it as a share of its mean diagonal."""
+    """What gives the reference's second moments, how many tokens of it, and a prior c I on it as a share of its mean diagonal.
+
+    `form`: `one-sided` as shipped; `two-sided`, outputs weighed too; `adapted`, the task's moments through the adapted model; `intruder`, PEFT's
+    own remedy, which takes no moments.
+    """
 
     sources: tuple[str, ...] = ()
     tokens: int = REFERENCE_TOKENS
     prior: float = 0.0
+    form: str = "one-sided"
 
 
 MIXTURE = ("documentation", "news", "chat")
@@ -55,9 +66,18 @@ ARMS: Mapping[str, Arm] = {
     "filter-8-rows": Arm(MIXTURE, tokens=8 * 96),
     "filter-512-rows": Arm(MIXTURE, tokens=512 * 96),
     "filter-prior": Arm(MIXTURE, prior=0.1),
+    "filter-two-sided": Arm(MIXTURE, form="two-sided"),
+    "filter-adapted": Arm(MIXTURE, form="adapted"),
+    "intruder": Arm(form="intruder"),
 }
+APART = ("filter-two-sided", "filter-adapted", "intruder")
 QUESTIONS = 24
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def gave(arm: Arm, left_out: str) -> tuple[str, ...]:
+    """The kinds that gave moments in a setting."""
+    return tuple(name for name in arm.sources if name != left_out)
 
 
 def about() -> dict[str, Any]:
@@ -73,7 +93,7 @@ class Study:
     def __init__(self, setting: Setting, work: Path) -> None:
         self.setting, self.work = setting, work
         self.file = RESULTS / f"{setting.name}.json"
-        self.held: dict[str, Any] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.held: dict[str, Any] = read(self.file)
         self.subject: Subject = load(setting)
         self.pad_id = models.pad_id(self.subject.tokenizer)
         self.model = self._fresh()
@@ -108,6 +128,8 @@ class Study:
             elif arm == "raw":
                 self.held["arms"][arm] = self._judged(self.form.updates)
                 self._answers(arm, self.form.updates)
+            elif ARMS[arm].form == "intruder":
+                self.held["arms"][arm] = self._intruder()
             else:
                 self.held["arms"][arm] = self._arm(arm, ARMS[arm])
             self._write()
@@ -130,17 +152,13 @@ class Study:
                 self.model, self.form.updates, self.subject.selection, self.pad_id
             )
         start = path.Losses(tuple(self.held["selection"]), label_counts(self.subject.selection))
-        pairs, layers, kappa, costs = self._pairs(given)
         shortened = path.shortened([PathPoint(**point) for point in self.held["arms"].get("scale", {}).get("path", ())])
+        pairs, layers, kappa, costs = self._pairs(given)
         made: dict[str, Any] = {"kappa": kappa, "moments_processor_seconds": costs}
         if given.sources:
             made["shortened"] = shortened
 
-        def at(strength: float) -> Mapping[str, Update]:
-            if not given.sources:
-                return scaled(self.form.updates, strength)
-            return filter_updates(scaled(self.form.updates, shortened), pairs, layers, strength)
-
+        at = self._updates_at(given, shortened, pairs, layers, costs)
         tried: dict[float, list[float]] = {}
 
         def losses(strength: float) -> Sequence[float]:
@@ -161,6 +179,52 @@ class Study:
                 self._answers(arm, at(best.strength))
         print(f"{self.setting.name} {arm}: {made['strength']}, {time.process_time() - began:.0f} s", flush=True)
         return made
+
+    def _updates_at(
+        self,
+        given: Arm,
+        shortened: float,
+        pairs: Mapping[str, Pair],
+        layers: Mapping[str, list[str]],
+        costs: dict[str, float],
+    ) -> Callable[[float], Mapping[str, Update]]:
+        """Strength -> updates."""
+        shorter = scaled(self.form.updates, shortened)
+        if not given.sources:
+            return lambda strength: scaled(self.form.updates, strength)
+        if given.form != "two-sided":
+            return lambda strength: filter_updates(shorter, pairs, layers, strength)
+        began = time.process_time()
+        names = [name for owned in layers.values() for name in owned]
+        each = OUTPUT_TOKENS // len(given.sources)
+        reference = [row for name in gave(given, self.setting.left_out) for row in until(self._giving(name), each)]
+        task = until(self.subject.train, OUTPUT_TOKENS)
+        outputs = (
+            two_sided.output_moments(self.model, self.form.updates, names, task, self.pad_id),
+            two_sided.output_moments(self.model, {}, names, reference, self.pad_id),
+        )
+        costs["outputs"] = round(time.process_time() - began, 1)
+        began = time.process_time()
+        made = two_sided.TwoSided(shorter, pairs, layers, outputs)
+        costs |= {"bases": round(time.process_time() - began, 1), "unit": made.unit}
+        return made.at
+
+    def _intruder(self) -> dict[str, Any]:
+        """PEFT's `reduce_intruder_dimension` at its defaults: no search, no rows."""
+        from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+        began = time.process_time()
+        network = models.with_adapter(self._fresh(), self.work / self.setting.name)
+        told: list[str] = []
+        reduce_intruder_dimension(network, logging_sink=told.append)
+        found = {}
+        for name, layer in adapted_layers(network):
+            a, b = (side["intruder_reduced"].weight.detach() for side in (layer.lora_A, layer.lora_B))
+            found[name] = Update(a.float(), b.float() * layer.scaling["intruder_reduced"])
+        intruders = [int(line.rpartition(" ")[2]) for line in told if "Intruders: " in line]
+        seconds = round(time.process_time() - began, 1)
+        made = {"intruders": sum(intruders), "layers": len(intruders), "processor_seconds": seconds}
+        return made | self._judged(found)
 
     def _written(self, updates: Mapping[str, Update]) -> dict[str, Any]:
         """What can be saved of these updates, judged."""
@@ -228,9 +292,16 @@ class Study:
             moments.save(made, file)
             return made
 
-        task = sums("task", until(self.subject.train, TASK_TOKENS))
+        rows = until(self.subject.train, TASK_TOKENS)
+        if arm.form == "adapted":
+            began = time.process_time()
+            with forms.applied(self.model, self.form.updates):
+                task = moments.stream(self.model, modules, rows, self.pad_id)
+            costs["task"] = round(time.process_time() - began, 1)
+        else:
+            task = sums("task", rows)
         each = arm.tokens // len(arm.sources)
-        given = [sums(name, until(self._giving(name), each)) for name in arm.sources]
+        given = [sums(name, until(self._giving(name), each)) for name in gave(arm, self.setting.left_out)]
         began = time.process_time()
         pairs, _, left = filtering.pairs(task, given, prior=arm.prior)
         if left:
@@ -267,5 +338,23 @@ class Study:
         self.held.setdefault("answers", {})[arm] = {"exact": matches, "answers": given}
 
     def _write(self) -> None:
+        arms: Mapping[str, Any] = self.held["arms"]
+        own = set(ARMS) - set(APART) | {"base", "raw"}
+        apart = {name: held for name, held in arms.items() if name not in own}
+        main = self.held | {"arms": {name: held for name, held in arms.items() if name not in apart}}
         RESULTS.mkdir(exist_ok=True)
-        write_text(self.file, json.dumps(self.held, indent=None, sort_keys=True) + "\n")
+        write_text(self.file, json.dumps(main, indent=None, sort_keys=True) + "\n")
+        if apart:
+            file = RESULTS / ARMS_FOLDER / self.file.name
+            file.parent.mkdir(exist_ok=True)
+            known = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.is_file() else {}
+            write_text(file, json.dumps(about() | {"arms": known | apart}, indent=None, sort_keys=True) + "\n")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A setting's results with the arms that are kept apart; empty where there are none."""
+    held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    apart = file.parent / ARMS_FOLDER / file.name
+    if held and apart.is_file():
+        held["arms"] |= json.loads(apart.read_text(encoding="utf-8"))["arms"]
+    return held

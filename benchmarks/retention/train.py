@@ -15,12 +15,14 @@ from lora_select.data.labels.tokens import TokenRow, label_loss
 from lora_select.data.microbatches import draw
 from lora_select.initialization import write_initialization
 from lora_select.initialization.portable import make_portable
-from lora_select.records import AdapterSpec, TrainingPlan
+from lora_select.records import AdapterSpec, BaseModel, TrainingPlan
 from lora_select.spectral.measuring_pass import analyze
 from lora_select.training import trials
 from lora_select.variants import CATALOGUE, named
 
-KL_PIECES = 30
+KL_PIECES, CORDA_PIECES = 30, 96
+OF_THE_WEIGHTS = ("default", "pissa", "milora", "olora")
+"""Starts that no directions have to be measured for."""
 
 
 def spec_of(setting: Setting, modules: Sequence[str] = ()) -> AdapterSpec:
@@ -52,8 +54,10 @@ def train(setting: Setting, subject: Subject, folder: Path) -> None:
     spec, plan = spec_of(setting, modules), plan_of(setting)
     factors = folder / "initial_factors.safetensors"
     directions = folder / "spectra.safetensors"
-    if spec.init != "default":
-        _directions(spec, subject, folder)
+    if spec.init not in OF_THE_WEIGHTS:
+        # what is to be kept is the reference's, where a start keeps something
+        rows = reference(subject, CORDA_PIECES) if spec.init == "corda_kpm" else subject.train
+        _directions(spec, subject.source, rows, models.pad_id(subject.tokenizer), folder)
     start = write_initialization(spec, Path(subject.source.path), directions, factors)
     directions.unlink(missing_ok=True)
     began = time.process_time()
@@ -73,25 +77,18 @@ def train(setting: Setting, subject: Subject, folder: Path) -> None:
     print(f"{setting.name}: {len(losses)} steps, {losses[0]:.3f} -> {losses[-1]:.3f}, {seconds:.0f} s", flush=True)
 
 
-def _directions(spec: AdapterSpec, subject: Subject, folder: Path) -> None:
-    """The measuring pass over the training rows: the directions that starts such as EVA's are made of, in `spectra.safetensors`."""
-    model = models.load_model(subject.source.path)
+def _directions(spec: AdapterSpec, source: BaseModel, rows: Sequence[TokenRow], pad_id: int, folder: Path) -> None:
+    """The measuring pass over `rows`: the directions that starts such as EVA's are made of, in `spectra.safetensors`."""
     analyze(
-        model,
-        draw(
-            subject.train,
-            microbatches=32,
-            size=max(1, len(subject.train) // 32),
-            seed=0,
-            pad_id=models.pad_id(subject.tokenizer),
-        ),
+        models.load_model(source.path),
+        draw(rows, microbatches=32, size=max(1, len(rows) // 32), seed=0, pad_id=pad_id),
         loss_fn=label_loss,
         variants=[one for one in CATALOGUE if one.name == spec.variant],
         sketch_size=32,
         seed=0,
         folder=folder,
         dataset_digest="",
-        model_digest=subject.source.digest,
+        model_digest=source.digest,
     )
 
 
@@ -150,7 +147,7 @@ def _with_penalty(
 
     from lora_select.data.labels.tokens import collate
     from lora_select.retention import moments
-    from lora_select.spectral.linear_layers import linear_layers
+    from lora_select.spectral.linear_layers import linear_layers, plain_weight
     from lora_select.training.worker import batches, optimizer
     from lora_select.training.worker.loop import learning_rate
 
@@ -162,7 +159,7 @@ def _with_penalty(
         (
             network.get_submodule(f"base_model.model.{name}"),
             seen[name],
-            float(((w.weight @ seen[name]) * w.weight).sum()),
+            float(((plain_weight(w) @ seen[name]) * plain_weight(w)).sum()),
         )
         for name, w in weights.items()
     ]

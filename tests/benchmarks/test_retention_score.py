@@ -1,10 +1,12 @@
 """What the shipped rule says of a kept search path, and whose losses a setting then counts with."""
 
 import dataclasses
+import json
 
 import pytest
 
 from benchmarks.retention.score import Case, advantage, by_the_rule, criteria
+from benchmarks.retention.study import ARMS, ARMS_FOLDER, gave, read
 
 KINDS = ("documentation", "licences", "news", "code", "chat")
 
@@ -89,3 +91,17 @@ def test_answers_that_the_filter_spoilt_are_counted():
         held = dict(made.held) | {"answers": answers}
         [found] = [one for one in criteria([Case("x", held)], "filter-mixture") if "answers" in one.words]
         assert found.holds is holds
+
+
+def test_a_kind_of_the_tasks_own_source_gives_no_moments():
+    assert gave(ARMS["filter-mixture"], "chat") == ("documentation", "news")
+    assert gave(ARMS["filter-mixture"], "") == ("documentation", "news", "chat")
+
+
+def test_arms_that_are_kept_apart_are_read_with_the_others(tmp_path):
+    file = tmp_path / "planted.json"
+    assert read(file) == {}
+    file.write_text(json.dumps({"arms": {"raw": 1}, "labels": 2}), encoding="utf-8")
+    (tmp_path / ARMS_FOLDER).mkdir()
+    (tmp_path / ARMS_FOLDER / file.name).write_text(json.dumps({"arms": {"intruder": 3}}), encoding="utf-8")
+    assert read(file) == {"arms": {"raw": 1, "intruder": 3}, "labels": 2}

@@ -1,173 +1,130 @@
 """Three tasks one after the other on one model, each update merged before the next is trained: what is left of the first two; resumable.
 
-PYTHONPATH=DATA python -m benchmarks.retention.sequence
+PYTHONPATH=DATA python -m benchmarks.retention.sequence minilm
+PYTHONPATH=DATA python -m benchmarks.retention.sequence smollm2-135m --minutes 10
 
-MiniLM as a classifier by the nearest label name (`benchmarks.selection.sweep.encoder`). Arms: `raw`; `filter`, by the sums of the earlier tasks' second moments
-(no rows), at the strength of the product's rule; `filter-many`, which chooses on ten times the rows; `replay` of 5 % of the earlier tasks' rows.
+Arms: `raw`; `filter`, with the sums of the earlier tasks' second moments (no rows), at the strength of the product's rule; `filter-many`, which
+chooses on more rows; `replay` of 5 % of the earlier tasks' rows; `filter-earlier`, in which no general text is a reference.
 """
 
-import functools
+import argparse
 import json
-import math
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.retention.settings import Setting
+from benchmarks.retention.learners import LEARNERS, Learner
 from benchmarks.retention.study import OTHER, about
-from benchmarks.retention.train import plan_of
-from benchmarks.selection.sweep import encoder, tasks
 from lora_select.data.labels.tokens import TokenRow
-from lora_select.evaluation.model_losses import label_counts, row_losses
 from lora_select.records import write_text
-from lora_select.retention import filter as filtering
-from lora_select.retention import form_losses, forms, path
-from lora_select.retention.bench import filter_updates
-from lora_select.retention.filter import Pair
+from lora_select.retention import moments
 from lora_select.retention.forms import Update
-from lora_select.retention.moments import Moments, stream
-from lora_select.training import trials
-from lora_select.variants import named
+from lora_select.retention.moments import Moments
 
-FILE = OTHER / "sequence.json"
-ORDER = ("section", "newsgroup", "news")
-MODULES = ("query", "key", "value", "dense")
-RATE, ROWS, SELECTION, MANY, JUDGING = 1e-3, 192, 48, 480, 256
+FILES = {"minilm": OTHER / "sequence.json", "smollm2-135m": OTHER / "sequence-smollm2.json"}
 REPLAY = 0.05
-ARMS = ("raw", "filter", "replay", "filter-many")
 ALLOWED = 0.1
 """Of the gain that a task had after its own training: what of it may be lost."""
 
 
-@final
-@dataclass(frozen=True)
-class Task:
-    """Rows of one task: to train on, to choose the strength with, to judge."""
-
-    train: tuple[TokenRow, ...]
-    selection: tuple[TokenRow, ...]
-    judging: tuple[TokenRow, ...]
-
-
-@final
-class Texts(nn.Module):
-    """The encoder on texts alone: for second moments, without the class that ends a row."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.inner = model
-
-    def forward(self, input_ids: Any, attention_mask: Any, use_cache: bool = False) -> Any:
-        del use_cache
-        return self.inner.embed(input_ids, attention_mask)
-
-
 def main() -> None:
     torch.set_num_threads(1)
-    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
-    for seed in (0, 1, 2):
-        for arm in ARMS:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=LEARNERS, nargs="?", default="minilm")
+    parser.add_argument("--arms", nargs="*", help="default: all of the model's")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=Path("runs/sequence"))
+    parser.add_argument("--minutes", type=float, default=1e9, help="no training is begun after this long")
+    options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
+    file = FILES[options.model]
+    kind = LEARNERS[options.model]
+    for seed in options.seeds:
+        for arm in options.arms or kind.arms:
             name = f"{arm}, seed {seed}"
-            if name not in found:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            held = found.get(name, {"losses": [], "chosen": [], "processor_seconds": 0.0})
+            if len(held["losses"]) > len(kind.order) or time.monotonic() > end:
+                continue
+            walk = Walk(kind(), arm, seed, options.work / options.model, held)
+            while not walk.over and time.monotonic() < end:
                 began = time.process_time()
-                found[name] = run(arm, seed) | {"processor_seconds": round(time.process_time() - began, 1)}
-                OTHER.mkdir(parents=True, exist_ok=True)
-                write_text(FILE, json.dumps(found | about(), indent=1) + "\n")
-                print(name, found[name], flush=True)
-    print(*report(found), sep="\n")
+                walk.step()
+                held["processor_seconds"] = round(held["processor_seconds"] + time.process_time() - began, 1)
+                found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_text(file, json.dumps(found | {name: held} | about(), indent=1) + "\n")
+                print(name, held["losses"][-1], held["chosen"][-1:], held["processor_seconds"], flush=True)
+    print(*report(json.loads(file.read_text(encoding="utf-8"))), sep="\n")
 
 
-@functools.cache
-def rows_of(name: str) -> Task:
-    """The same for every arm and seed."""
-    most = ROWS + MANY
-    _, _, _, rows, _ = encoder.loaded(tasks.TASKS[name], most)
-    return Task(rows.train[:ROWS], rows.train[ROWS:], rows.held_out[:JUDGING])
+class Walk:
+    """One arm with one seed. `held` grows by the losses after each training: of the task itself, the earlier ones and the next."""
+
+    def __init__(self, learner: Learner, arm: str, seed: int, work: Path, held: dict[str, Any]) -> None:
+        self.learner, self.arm, self.seed, self.work, self.held = learner, arm, seed, work, held
+        for index in range(len(held["losses"]) - 1):
+            _merge(learner.modules, _read(self._file("merged", index)))
+
+    @property
+    def over(self) -> bool:
+        return len(self.held["losses"]) > len(self.learner.order)
+
+    def step(self) -> None:
+        """The next training, or first of all the untouched model."""
+        done = len(self.held["losses"])
+        if done:
+            self._train(done - 1)
+        last = done == len(self.learner.order)
+        losses = {name: self.learner.loss(name) for name in self.learner.order[: done + 1]}
+        self.held["losses"].append(losses)
+        if last or not done:
+            self.held.setdefault("texts", {})["after" if last else "before"] = self.learner.texts()
+
+    def _train(self, index: int) -> None:
+        task = self.learner.task(self.learner.order[index])
+        rows: list[TokenRow] = list(task.train)
+        if self.arm == "replay":
+            old = [self.learner.task(name).train for name in self.learner.order[:index]]
+            rows += [row for part in old for row in part[: round(REPLAY * len(part))]]
+        # nothing was done to the model before the first training, whatever the arm
+        folder = self.work / (f"{self.arm}-{self.seed}-{index}" if index else f"first-{self.seed}")
+        form = self.learner.train(rows, self.seed, folder)
+        updates: Mapping[str, Update] = form.updates
+        if self.arm.startswith("filter"):
+            earlier = moments.load(self._file("moments", index - 1)) if index else None
+            most = self.learner.many if self.arm == "filter-many" else self.learner.few
+            kept = self.learner.keep(form, task, earlier, self.arm, most)
+            updates = kept.updates
+            self.held["chosen"].append(kept.chosen)
+            if index + 1 < len(self.learner.order):
+                joined: Moments = kept.sums if earlier is None else earlier.joined(kept.sums)
+                moments.save(joined, self._file("moments", index))
+            self._file("moments", index - 2).unlink(missing_ok=True)  # the last but one is for a start anew
+        _save(updates, self._file("merged", index))
+        _merge(self.learner.modules, updates)
+
+    def _file(self, what: str, index: int) -> Path:
+        return self.work / f"{self.arm}-{self.seed}-{index}-{what}.safetensors"
 
 
-def run(arm: str, seed: int) -> dict[str, Any]:
-    """Loss of every task in nats a row before the first training and after each."""
-    model, _, pad_id, _, _ = encoder.loaded(tasks.TASKS[ORDER[0]], ROWS)
-    modules = {
-        name: module for name, module in forms.linear_modules(model).items() if name.rpartition(".")[2] in MODULES
-    }
-    after = [_judged(model, pad_id)]
-    strengths: list[float | None] = []
-    earlier: Moments | None = None
-    replay: list[TokenRow] = []
-    for name in ORDER:
-        task = rows_of(name)
-        updates = _trained(model, [*task.train, *replay], pad_id, seed)
-        if arm.startswith("filter") and earlier is not None:
-            mine = _moments(model, modules, task.train, pad_id)
-            selection = task.selection if arm == "filter-many" else task.selection[:SELECTION]
-            updates, strength = _filtered(model, updates, mine, earlier, selection, pad_id)
-            strengths.append(strength)
-        _merge(modules, updates)
-        if arm.startswith("filter") and name != ORDER[-1]:
-            kept = _moments(model, modules, task.train, pad_id)
-            earlier = kept if earlier is None else earlier.merged(kept)
-        replay += task.train[: round(REPLAY * ROWS)] if arm == "replay" else []
-        after.append(_judged(model, pad_id))
-    return {"losses": after, "strengths": strengths}
+def _save(updates: Mapping[str, Update], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    held = {f"{name}|a": one.a.contiguous() for name, one in updates.items()}
+    save_file(held | {f"{name}|b": one.b.contiguous() for name, one in updates.items() if one.b is not None}, file)
 
 
-def _judged(model: Any, pad_id: int) -> dict[str, float]:
-    return {
-        name: round(statistics.mean(row_losses(model, rows_of(name).judging, pad_id, 32, "cpu")), 4) for name in ORDER
-    }
+def _read(file: Path) -> dict[str, Update]:
+    from safetensors.torch import load_file
 
-
-def _trained(model: Any, rows: Sequence[TokenRow], pad_id: int, seed: int) -> dict[str, Update]:
-    """One epoch of LoRA r 16; the base is left as it was."""
-    steps = math.ceil(len(rows) / 8)
-    plan = plan_of(Setting("sequence", "", RATE, rows=len(rows), steps=steps, seed=seed))
-    spec = named("lora", 16).spec(
-        targets="all-linear", target_modules=MODULES, learning_rate=RATE,
-        placed={"target_modules": list(MODULES), "task_type": "CAUSAL_LM"},
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        with trials.adapted(model, spec, plan) as network:
-            trials.train(network, spec, plan, rows, pad_id)
-            network.save_pretrained(folder)
-        return dict(forms.read(Path(folder), model, load_base=lambda: model).updates)
-
-
-def _moments(model: Any, modules: Mapping[str, nn.Module], rows: Sequence[TokenRow], pad_id: int) -> Moments:
-    texts = [TokenRow(row.row_id, row.input_ids[:-1], row.label_mask[:-1]) for row in rows]
-    return stream(Texts(model).eval(), modules, texts, pad_id)
-
-
-def _filtered(
-    model: Any,
-    updates: dict[str, Update],
-    task: Moments,
-    earlier: Moments,
-    selection: Sequence[TokenRow],
-    pad_id: int,
-) -> tuple[dict[str, Update], float | None]:
-    pairs: dict[str, Pair]
-    pairs, _, _ = filtering.pairs(task, [earlier])
-    layers: dict[str, list[str]] = {}
-    for name, owner in task.owner.items():
-        if owner in pairs and name in updates:
-            layers.setdefault(owner, []).append(name)
-    raw = path.Losses(form_losses.losses(model, updates, selection, pad_id), label_counts(selection))
-
-    def at(strength: float) -> Sequence[float]:
-        return form_losses.losses(model, filter_updates(updates, pairs, layers, strength), selection, pad_id)
-
-    best = path.chosen(path.morozov(raw, at, path.parse_tolerance(None)))
-    if best is None:
-        return updates, None
-    return filter_updates(updates, pairs, layers, best.strength), best.strength
+    held = load_file(file)
+    return {name: Update(held[f"{name}|a"], held.get(f"{name}|b")) for name in {key.rpartition("|")[0] for key in held}}
 
 
 def _merge(modules: Mapping[str, nn.Module], updates: Mapping[str, Update]) -> None:
@@ -178,29 +135,37 @@ def _merge(modules: Mapping[str, nn.Module], updates: Mapping[str, Update]) -> N
 
 
 def lost(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of the first two tasks' own gain, the share that is gone after the third."""
+    """Of every task's own gain but the last's, the share that is gone after the last training."""
     found = {}
-    for index, name in enumerate(ORDER[:2]):
-        before, own, last = (losses[at][name] for at in (index, index + 1, len(ORDER)))
+    for index, name in enumerate(list(losses[-1])[:-1]):
+        before, own, last = (losses[at][name] for at in (index, index + 1, -1))
         found[name] = (last - own) / (before - own)
     return found
 
 
 def report(found: Mapping[str, Any]) -> list[str]:
-    """Medians over seeds, and whether they are within a tenth of the gain."""
+    """Medians over seeds of the walks that are over, and whether they are within a tenth of the gain."""
     lines = []
-    for arm in ARMS:
-        runs = [made["losses"] for name, made in found.items() if name.startswith(f"{arm},")]
+    for arm in dict.fromkeys(name.split(",")[0] for name in found if ", seed " in name):
+        runs = [made for name, made in found.items() if name.startswith(f"{arm},")]
+        runs = [made for made in runs if len(made["losses"]) > len(made["losses"][-1])]
         if not runs:
             continue
-        shares = {name: statistics.median(lost(one)[name] for one in runs) for name in ORDER[:2]}
-        third = statistics.median(one[-1][ORDER[2]] for one in runs)
+        parts = [lost(made["losses"]) for made in runs]
+        shares = {name: statistics.median(one[name] for one in parts) for name in parts[0]}
+        last = list(runs[0]["losses"][-1])[-1]
+        third = statistics.median(made["losses"][-1][last] for made in runs)
         verdict = "holds" if max(shares.values()) <= ALLOWED else "fails"
-        told = ", ".join(f"{name} {100 * share:+.0f} %" for name, share in shares.items())
-        lines.append(
-            f"{arm} ({len(runs)} seeds): of the gain is lost: {told}: {verdict}; {ORDER[2]} ends at {third:.3f}"
-        )
+        told = ", ".join(f"{name} {100 * share:+.1f} %" for name, share in shares.items())
+        line = f"{arm} ({len(runs)} seeds): of the gain is lost: {told}: {verdict}; {last} ends at {third:.3f}"
+        rises = [_rise(made["texts"]) for made in runs if made.get("texts", {}).get("after")]
+        lines.append(line + (f"; general text {statistics.median(rises):+.3f}" if rises else ""))
     return lines
+
+
+def _rise(texts: Mapping[str, Mapping[str, float]]) -> float:
+    """Mean over kinds of the rise, nats a token."""
+    return statistics.mean(texts["after"][name] - texts["before"][name] for name in texts["after"])
 
 
 if __name__ == "__main__":

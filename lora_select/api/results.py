@@ -18,7 +18,7 @@ from lora_select.pipeline.run import Run
 from lora_select.recipes import Emitted
 from lora_select.recipes.afterwards import settings_after
 from lora_select.recipes.recipe import Order, common_arguments, is_hub_id
-from lora_select.recipes.rows import Rows, read
+from lora_select.recipes.rows import Rows, read, with_tokens
 from lora_select.records import (
     Adapter,
     AdapterCosts,
@@ -227,7 +227,9 @@ class Choice:
     def _rows(self) -> Rows:
         dataset = self._chosen.measured.dataset
         kept = frozenset(row.row_id for row in self._parts[1])
-        return read(dataset.record, dataset.folder, self.run.base, kept)
+        rows, plan = read(dataset.record, dataset.folder, self.run.base, kept), self.recommended.plan
+        text = read_rows(plan.folder / plan.record.replay.tokens_file.path) if plan.record.replay else []
+        return with_tokens(rows, text, models.load_tokenizer(self.run.base.path))
 
     @functools.cached_property
     def _parts(self) -> tuple[list[TokenRow], list[TokenRow]]:
@@ -251,8 +253,8 @@ class Choice:
         rows = self._rows
         if rows.other_tokens:
             found.append(
-                f"{rows.other_tokens} of {len(rows.train) + len(rows.eval)} rows have a token that spans the seam of prompt and answer; "
-                "tools that tokenise the two apart see other tokens there than were measured"
+                f"{rows.other_tokens} of {len(rows.train) + len(rows.eval)} rows have a token that spans the seam of prompt and answer, "
+                "or end within a word; tools see other tokens there than were measured"
             )
         if not is_hub_id(self.run.base):
             found.append(

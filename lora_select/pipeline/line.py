@@ -81,7 +81,6 @@ def recommend(run: Run, trainers: Sequence[str] = ()) -> Recommended:
             can be known.
     """
     config, machine = run.config, run.trainer
-    retaining.tell_elsewhere(run)
     if config.selection.variant is not None:
         recipes.refuse_named(config.selection.variant, trainers, config.selection.serve)
     dataset, gate, profile = _profiled(run)
@@ -102,6 +101,7 @@ def recommend(run: Run, trainers: Sequence[str] = ()) -> Recommended:
         training=run.training | precision,
         machine=machine,
         here=run.is_here,
+        **retaining.replay(run),
     )
     return Recommended(chosen, plan)
 

@@ -34,14 +34,6 @@ def replay(run: Run) -> dict[str, Any]:
     }
 
 
-def tell_elsewhere(run: Run) -> None:
-    """Another trainer is not given the reference text that this one would mix in."""
-    if run.config.retention.replay:
-        run.place.say(
-            "`retention.replay` is left out for another trainer: mix rows of reference text into its training file yourself"
-        )
-
-
 def references(run: Run, profile: Outcome[DatasetProfile], planned: Outcome[TrainingPlan]) -> None:
     """Read the reference text, and stop before the training where it cannot be read, is too little, or holds the task's rows.
 

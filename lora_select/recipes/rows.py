@@ -5,10 +5,12 @@ after the end of a turn, one adds a sentence to each system message, one has no 
 the template is rendered here, once, and each tool is handed the pieces in a format that it does not change.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -18,6 +20,7 @@ from lora_select.data.labels import render
 from lora_select.data.labels.answers import Rendered
 from lora_select.data.labels.render import Row
 from lora_select.data.labels.tokenize import tokenize
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.records import BaseModel, Dataset, write_text
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ Pieces = tuple[tuple[bool, str], ...]
 class Rows:
     """All texts that are trained on, in file order; `other_tokens` counts rows that a tool tokenises otherwise than the measurement did.
 
-    That happens where a token spans the seam between prompt and answer, which no tool can see that tokenises them apart.
+    That happens where a token spans the seam between prompt and answer, which no tool can see that tokenises them apart, and where a
+    piece of reference text ends within a word.
     `longest` is the longest row in tokens. `validation` are training rows that the plan keeps from training, not among `train`.
     `task` holds the canonical rows of `train`, `validation` and `eval`, which the filter reads after the training.
     """
@@ -97,6 +101,25 @@ def _pieces(sample: Rendered) -> Pieces:
         made += [(False, sample.text[place:low]), (True, sample.text[low:high])]
         place = high
     return tuple(made)
+
+
+def with_tokens(rows: Rows, added: Sequence[TokenRow], tokenizer: "PreTrainedTokenizerBase") -> Rows:
+    """The rows, and after those that are trained on the text of token rows: reference text that is learnt beside the task."""
+    made = tuple(_text(row, tokenizer) for row in added)
+    other = sum(
+        tokens(text, tokenizer) != _trimmed(row.input_ids, row.label_mask)
+        for text, row in zip(made, added, strict=True)
+    )
+    return dataclasses.replace(rows, train=(*rows.train, *made), other_tokens=rows.other_tokens + other)
+
+
+def _text(row: TokenRow, tokenizer: "PreTrainedTokenizerBase") -> Pieces:
+    """What of a row is learnt and what is not, as text; a first token that opens no text is learnt with what follows, though it is no label."""
+    ids, mask = _trimmed(row.input_ids, row.label_mask)
+    mask = (mask[1] and ids[0] not in tokenizer.all_special_ids, *mask[1:])
+    runs = [(learnt, [ids[at] for at, _ in run]) for learnt, run in groupby(enumerate(mask), key=lambda pair: pair[1])]
+    texts = [(learnt, str(tokenizer.decode(run, clean_up_tokenization_spaces=False))) for learnt, run in runs]
+    return tuple(texts) if not texts[0][0] else ((False, ""), *texts)
 
 
 def tokens(made: Pieces, tokenizer: "PreTrainedTokenizerBase") -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -133,6 +133,21 @@ def test_files_for_trainers_explain_and_replay(choice, tmp_path, capsys):
         choice.write(tmp_path / "out", trainers=["trll"])
 
 
+def test_reference_text_that_training_replays_is_planned_and_written_for_another_trainer(
+    tiny_model_folder, place, settings, choice, tmp_path
+):
+    made = ls.recommend(str(tiny_model_folder), place / "rows.jsonl", **settings, replay=0.2)
+    trained = choice.plan.total_steps * QUICK["batch_size"]
+    assert made.plan.replay.rows_of == {"prose": made.plan.replay.rows}
+    assert made.plan.total_steps * QUICK["batch_size"] > trained
+    counts = []
+    for one, folder in ((choice, tmp_path / "without"), (made, tmp_path / "with")):
+        one.write(folder, trainers=["trl"])
+        counts.append(len((folder / "trl" / "train.jsonl").read_text().splitlines()))
+    assert counts[1] - counts[0] == made.plan.replay.rows > 0
+    assert not [note for note in made.notes((), place) if "other tokens" in note]
+
+
 def test_a_loaded_model_and_a_datasets_dataset(base, choice, settings):
     import datasets
 

@@ -1,5 +1,6 @@
 """The rows that every tool is handed: all of them, with the text and the labels that were measured."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,8 +9,9 @@ from recipe_samples import chats, order, write_jsonl
 from lora_select import models
 from lora_select.data.intake import intake, read_canonical
 from lora_select.data.labels.tokenize import tokenize
+from lora_select.data.labels.tokens import TokenRow
 from lora_select.recipes import TOOLS, emit
-from lora_select.recipes.rows import pieces, read, tokens
+from lora_select.recipes.rows import pieces, read, tokens, with_tokens
 
 TEXTS = [{"text": f"number {n} and some more"} for n in range(20)]
 
@@ -46,6 +48,39 @@ def test_every_tool_gets_every_row_with_the_measured_tokens_and_labels(tiny_mode
                 assert mask == measured.label_mask[:end]
     assert len(told.rows.train) + len(told.rows.eval) == len(rows)
     assert told.rows.other_tokens == 0
+
+
+@pytest.mark.parametrize("rows", [chats(), TEXTS], ids=["chats", "texts"])
+def test_reference_text_follows_the_rows_that_are_trained_on_in_every_tool_s_form(tiny_model_folder, tmp_path, rows):
+    tokenizer = models.load_tokenizer(str(tiny_model_folder))
+    prose = tokenizer("A language reference, in a piece of its own.", add_special_tokens=False)["input_ids"]
+    opened = [tokenizer.eos_token_id, *prose]
+    talk = tokenize("talk", {"messages": chats(4)[1]["messages"], "tools": None}, tokenizer, 10_000).row
+    added = [
+        TokenRow("prose", tuple(prose), (False, *[True] * (len(prose) - 1))),
+        TokenRow("opened", tuple(opened), (False, *[True] * len(prose))),
+        talk,
+    ]
+    plain = order(tmp_path / "rows", tiny_model_folder, rows=rows)
+    told = dataclasses.replace(plain, rows=with_tokens(plain.rows, added, tokenizer))
+    assert told.rows.other_tokens == 0
+    tools = [name for name in TOOLS if name != "peft"]
+    emit(told, tools, tmp_path / "none", tmp_path)
+    for tool in tools:
+        parts = [(tmp_path / tool / f"{name}.jsonl").read_text().splitlines() for name in ("train", "eval")]
+        assert [len(part) for part in parts] == [len(plain.rows.train) + 3, len(plain.rows.eval)]
+        for line, row in zip(parts[0][-3:], added, strict=True):
+            ids, mask = tokens(tuple(learnt(tool, json.loads(line))), tokenizer)
+            assert (ids, mask) == (row.input_ids[: len(ids)], row.label_mask[: len(ids)])
+            assert sum(mask) == sum(row.label_mask)
+
+
+def test_reference_text_that_ends_within_a_character_is_counted(tiny_model_folder, tmp_path):
+    tokenizer = models.load_tokenizer(str(tiny_model_folder))
+    ids = tuple(tokenizer("na\u00efve caf\u00e9", add_special_tokens=False)["input_ids"])
+    cut = TokenRow("cut", ids[:-1], (False, *[True] * (len(ids) - 2)))
+    rows = with_tokens(order(tmp_path / "rows", tiny_model_folder).rows, [cut], tokenizer)
+    assert rows.other_tokens == 1
 
 
 def test_a_token_over_the_seam_is_counted(tiny_model_folder, tmp_path):

@@ -61,10 +61,7 @@ def _plan(
 ) -> TrainingPlan:
     known = context.load(profile, DatasetProfile)
     tokens = (context.folder_of(profile) / known.train_tokens_file.path).resolve()
-    beside = None
-    if replay:
-        made = _replay(context.folder, context.folder_of(profile), known, base, training, **replay)
-        beside = made, context.folder.resolve() / made.tokens_file.path
+    beside = _replay(context.folder, context.folder_of(profile), known, base, training, **replay) if replay else None
     return planned(known, spec, base, machine, training, tokens, context.folder.resolve() / "measure", beside)
 
 
@@ -77,8 +74,8 @@ def _replay(
     *,
     share: float,
     references: Sequence[str],
-) -> Replay:
-    """Reference text for the training: `share` of its rows, in a token file in the plan's folder.
+) -> tuple[Replay, Path]:
+    """Reference text for the training: `share` of its rows, and their token file in the plan's folder.
 
     Raises:
         InputError: a reference set that cannot be used, or holds the task's rows.
@@ -98,7 +95,7 @@ def _replay(
     refuse_leaks([ReferenceSet(", ".join(references), "replayed", tuple(rows), (), ())], task)
     write_rows(folder / REPLAY, rows)
     tokens = sum(len(row.input_ids) for row in rows)
-    return Replay(tokens, rows_of, distinct, records.file_ref(folder / REPLAY, folder))
+    return Replay(tokens, rows_of, distinct, records.file_ref(folder / REPLAY, folder)), folder.resolve() / REPLAY
 
 
 def _with_seed(context: Context, *, plan: StageRef, seed: int) -> TrainingPlan:
@@ -117,16 +114,19 @@ def _plan_elsewhere(
     training: Mapping[str, Any],
     machine: Machine,
     here: bool,
+    replay: Mapping[str, Any] | None = None,
 ) -> TrainingPlan:
     """For one process of another trainer: its speed measured where `machine` is this one, its memory with all logits formed."""
     known = context.load(profile, DatasetProfile)
     tokens = (context.folder_of(profile) / known.train_tokens_file.path).resolve()
     told = {**training, **OTHER_TRAINERS}
+    beside = _replay(context.folder, context.folder_of(profile), known, base, told, **replay) if replay else None
     if here:
-        made = planned(known, spec, base, machine, told, tokens, context.folder.resolve() / "measure")
+        made = planned(known, spec, base, machine, told, tokens, context.folder.resolve() / "measure", beside)
     else:
-        made = make_plan(known, spec, base, machine, told)
-    held = dataclasses.replace(fit.setting(made, read_rows(tokens), training.get("quantize")), whole_logits=True)
+        made = make_plan(known, spec, base, machine, told, replay=beside[0] if beside else None)
+    rows = [*read_rows(tokens), *(read_rows(beside[1]) if beside else [])]
+    held = dataclasses.replace(fit.setting(made, rows, training.get("quantize")), whole_logits=True)
     return dataclasses.replace(made, memory_gib=memory.estimate(base, spec, held))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefect.settings import Settings
 
+from flows.temporary_server import start_guarded
 from lora_select.address import masked
 from lora_select.cli.ending import exit_code
 from lora_select.config import load
@@ -28,6 +29,8 @@ def run_from_command_line(flow: Callable[..., object], description: str, *, may_
         settings = Settings()
         prefect_answers(settings.api.url, settings.home)
         try:
+            if not settings.api.url and settings.server.ephemeral.enabled:
+                start_guarded()
             flow(**vars(known), overrides=overrides)
         except RuntimeError as error:
             if "ephemeral Prefect API server" not in str(error):

@@ -68,6 +68,7 @@ class Walk:
 
     def __init__(self, learner: Learner, arm: str, seed: int, work: Path, held: dict[str, Any]) -> None:
         self.learner, self.arm, self.seed, self.work, self.held = learner, arm, seed, work, held
+        work.mkdir(parents=True, exist_ok=True)
         for index in range(len(held["losses"]) - 1):
             _merge(learner.modules, _read(self._file("merged", index)))
 

@@ -22,7 +22,7 @@ from lora_select.evaluation.model_losses import label_counts, row_losses
 from lora_select.records import UnitLosses
 from lora_select.retention import filter as filtering
 from lora_select.retention import form_losses, forms, path
-from lora_select.retention.bench import Bench, filter_updates, until
+from lora_select.retention.bench import Bench, filter_updates, moved_of_earlier, until
 from lora_select.retention.decide import FILTER, RAW, decide
 from lora_select.retention.forms import Form, Update
 from lora_select.retention.moments import Moments, stream
@@ -164,7 +164,7 @@ class Language:
 
     name: str = "smollm2-135m"
     order: tuple[str, ...] = ("section-latest", "spelling", "formula")
-    arms: tuple[str, ...] = ("raw", "filter", "replay", "filter-many", "filter-earlier")
+    arms: tuple[str, ...] = ("raw", "filter", "replay", "filter-many", "filter-earlier", "filter-prose-decides")
     few: int = 48
     many: int = 192
     rate = 2e-3
@@ -206,15 +206,18 @@ class Language:
         rows = task.selection[:selection]
         evidence, arms, _ = bench.search(pairs, layers, {}, rows, path.parse_tolerance(settings.tolerance))
         if not sets:
-            choice = FILTER if FILTER in arms else RAW
+            choice = prose_alone = FILTER if FILTER in arms else RAW
         else:
             read = bench.judge(arms, sets[0].deciding, "decide", PROSE, divergence=False)
             known = {PROSE: UnitLosses(read.labels, read.base, read.arms)}
-            evidence = dataclasses.replace(evidence, references=known)
-            choice = decide(evidence).choice
+            evidence = dataclasses.replace(evidence, references=known, earlier=moved_of_earlier(arms, given))
+            prose_alone = decide(dataclasses.replace(evidence, earlier=None)).choice
+            choice = prose_alone if arm == "filter-prose-decides" else decide(evidence).choice
         point = path.chosen(evidence.filter_path)
         chosen = {
             "choice": choice,
+            "prose_alone": prose_alone,
+            "earlier": evidence.earlier,
             "strength": None if point is None else point.strength,
             "shortened": evidence.shortened,
             "filter_path": [dataclasses.asdict(one) for one in evidence.filter_path],

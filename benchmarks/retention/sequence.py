@@ -4,7 +4,8 @@ PYTHONPATH=DATA python -m benchmarks.retention.sequence minilm
 PYTHONPATH=DATA python -m benchmarks.retention.sequence smollm2-135m --minutes 10
 
 Arms: `raw`; `filter`, with the sums of the earlier tasks' second moments (no rows), at the strength of the product's rule; `filter-many`, which
-chooses on more rows; `replay` of 5 % of the earlier tasks' rows; `filter-earlier`, in which no general text is a reference.
+chooses on more rows; `replay` of 5 % of the earlier tasks' rows; `filter-earlier`, in which no general text is a reference;
+`filter-prose-decides`, in which the decision counts no earlier task.
 """
 
 import argparse

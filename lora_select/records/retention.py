@@ -65,6 +65,8 @@ class RetentionEvidence:
     references: Mapping[str, UnitLosses]
     shortened: float = 0.0
     """The scaling strength with which the update was made shorter before it was filtered; 0 where it was filtered as trained."""
+    earlier: Mapping[str, float] | None = None
+    """By arm, tr(D Ze D^T) summed over layers as a share of that of `raw`, Ze of the earlier tasks' inputs; None where no moments of such were given."""
 
 
 @dataclass(frozen=True)

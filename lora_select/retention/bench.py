@@ -1,5 +1,6 @@
 """One loaded base and an adapter's updates: second moments, the search for the strength, losses of every arm."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -148,6 +149,19 @@ def spreads(
         for owner, names in layers.items()
         for name in names
     }
+
+
+def moved_of_earlier(arms: form_losses.Arms, earlier: Sequence[Moments]) -> dict[str, float] | None:
+    """What each arm adds to the layers' outputs on the inputs of earlier tasks, squared, as a share of what the update as trained adds; None without such."""
+    if not earlier:
+        return None
+    sums = functools.reduce(Moments.joined, earlier)
+    seen = [name for name in arms[RAW] if name in sums.owner]
+    total = {
+        arm: sum(filtering.moved(updates[name].a, updates[name].b, sums.of(name)) for name in seen)
+        for arm, updates in arms.items()
+    }
+    return {arm: _share(part, total[RAW]) for arm, part in total.items()}
 
 
 def kept_of_layers(

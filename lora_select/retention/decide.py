@@ -14,21 +14,27 @@ NOTHING = 0.01
 def decide(evidence: RetentionEvidence) -> RetentionDecision:
     """What is served, and why.
 
-    1. Where the adapter as trained raises the loss on no reference text by more than 0.01 nats a token and two standard errors: none.
-    2. Of scaling and filtering, each at its own strength, the one whose general loss is lower by more than one paired standard error;
-       scaling where they cannot be told apart, because it changes less.
-    3. None where the better of the two does not lower the general loss by more than one paired standard error.
+    1. Where the adapter as trained raises the loss on no reference text by more than 0.01 nats a token and two standard errors, and no earlier
+       task is to be kept: none.
+    2. Of scaling and filtering, each at its own strength, the one whose general loss is lower by more than one paired standard error.
+       Where they cannot be told apart, scaling, because it changes less; with earlier tasks, the one that moves their layers' outputs less.
+    3. None where the better of the two does not lower the general loss by more than one paired standard error, and no earlier task is to be kept.
     """
     rises = {name: paired(units.base, units.arms[RAW], units.labels) for name, units in evidence.references.items()}
     lost = {name: rise for name, (rise, error) in rises.items() if rise > max(NOTHING, 2 * error)}
-    if not lost:
+    if not lost and evidence.earlier is None:
         return RetentionDecision(
             "none",
             0.0,
             ("the adapter raises the loss on no reference text beyond its error, so there is nothing to keep",),
         )
-    worst = max(lost, key=lambda name: lost[name])
-    reasons = [f"as trained the adapter raises the loss on {worst} by {lost[worst]:.3f} nats a token"]
+    if lost:
+        worst = max(lost, key=lambda name: lost[name])
+        reasons = [f"as trained the adapter raises the loss on {worst} by {lost[worst]:.3f} nats a token"]
+    else:
+        reasons = [
+            "the adapter raises the loss on no reference text beyond its error, but earlier tasks are to be kept"
+        ]
     points = {SCALE: chosen(evidence.scale_path), FILTER: chosen(evidence.filter_path)}
     usable = {
         arm: point for arm, point in points.items() if point is not None and _written_within(evidence, arm, point)
@@ -46,6 +52,12 @@ def decide(evidence: RetentionEvidence) -> RetentionDecision:
             words = f"{arm} lowers general loss by {gain:+.3f} ± {error:.3f} nats a token against {best}"
             better = gain > error
             reasons.append(words if better else f"{words}, which is not told apart")
+            if evidence.earlier is not None and abs(gain) <= error:
+                better = evidence.earlier[arm] < evidence.earlier[best]
+                reasons.append(
+                    f"on the earlier tasks' inputs {arm} moves the layers by {evidence.earlier[arm]:.3g} of what the update as trained does, "
+                    f"{best} by {evidence.earlier[best]:.3g}"
+                )
             best = arm if better else best
     if best == RAW:
         return RetentionDecision("none", 0.0, tuple(reasons))

@@ -225,6 +225,18 @@ def spread(a: Tensor, b: Tensor | None, pair: Pair) -> Spread:
     return Spread(*(float((gram * weight).sum()) for gram in grams))
 
 
+def moved(a: Tensor, b: Tensor | None, sums: InputSums) -> float:
+    """tr(D Z D^T) of D = B A (D = A where `b` is None): the mean square of what the update adds to the layer's output, over the tokens of `sums`."""
+    rows = a.to(sums.products.double())
+    if sums.omega is None:
+        seen = rows @ (sums.products.double() / sums.tokens) @ rows.T
+    else:
+        vectors, values, rest = nystrom(sums)
+        inside = rows @ vectors
+        seen = (inside * values) @ inside.T + rest * rows @ rows.T
+    return float(seen.trace() if b is None else (seen * (b.to(rows).T @ b.to(rows))).sum())
+
+
 def joined(parts: Mapping[str, Spread]) -> Spread:
     """Of all layers together."""
     return Spread(*(sum(getattr(one, name) for one in parts.values()) for name in ("task", "reference", "inverse")))

@@ -27,7 +27,7 @@ from lora_select.records import (
 )
 from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
 from lora_select.retention import form_losses, forms, path
-from lora_select.retention.bench import Bench, Progress, kept_of_layers, spreads
+from lora_select.retention.bench import Bench, Progress, kept_of_layers, moved_of_earlier, spreads
 from lora_select.retention.decide import FILTER, RAW, SCALE, decide
 from lora_select.retention.form_losses import Judged
 from lora_select.retention.forms import Form, Update
@@ -101,6 +101,7 @@ def retain_adapter(
             name: UnitLosses(found.labels, found.base, {arm: found.arms[arm] for arm in arms})
             for name, found in deciding.items()
         },
+        earlier=moved_of_earlier(arms, earlier),
     )
     decision = decide(evidence)
     served = _write(form, arms, decision, folder, base.source, written, model)

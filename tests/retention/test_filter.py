@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_select.errors import InputError
-from lora_select.retention.filter import Pair, filtered, nystrom, pairs, spread
+from lora_select.retention.filter import Pair, filtered, moved, nystrom, pairs, spread
 from lora_select.retention.moments import InputSums, Moments
 
 
@@ -117,6 +117,16 @@ def test_a_sketch_gives_what_its_matrix_gives_and_comes_close_to_the_exact_one()
     [exact] = pairs(moments(sums(task)), [moments(sums(reference))], ridge=1e-2)[0].values()
     near, true = filtered(a, pair, 1.0), filtered(a, exact, 1.0)
     assert (near - true).norm() < 0.15 * true.norm()
+
+
+def test_what_an_update_moves_is_the_mean_square_of_what_it_adds_to_the_outputs():
+    width = 60
+    omega = torch.linalg.qr(torch.randn(width, 24, generator=torch.Generator().manual_seed(3)))[0]
+    x, (a, b) = rows(400, width, 1, rank=8), factors(5, width, 3)
+    expected = float((x @ (b @ a).T.to(x)).square().sum()) / 400
+    assert moved(a, b, sums(x)) == pytest.approx(expected, rel=1e-5)
+    assert moved(b @ a, None, sums(x)) == pytest.approx(expected, rel=1e-5)
+    assert moved(a, b, sums(x, omega)) == pytest.approx(expected, rel=0.05)
 
 
 def test_sets_of_reference_text_count_the_same_whatever_their_size():

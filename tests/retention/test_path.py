@@ -128,7 +128,7 @@ def test_the_default_tolerance_is_one_per_cent_of_the_loss():
             parse_tolerance(text)
 
 
-def evidence(*, raw, scale, filtered, within=True, written=None, refused=None):
+def evidence(*, raw, scale, filtered, within=True, written=None, refused=None, earlier=None):
     """Eight chunks of two sets whose losses per token rise by these numbers, with a little spread."""
 
     def losses(rise):
@@ -150,6 +150,7 @@ def evidence(*, raw, scale, filtered, within=True, written=None, refused=None):
         written or {},
         refused or {},
         {"a": units, "b": units},
+        earlier=earlier,
     )
 
 
@@ -169,6 +170,26 @@ def test_what_is_not_worth_it_is_not_done(numbers, choice, strength):
     decision = decide(evidence(**numbers))
     assert (decision.choice, decision.strength) == (choice, strength)
     assert decision.reasons
+
+
+KEEPS = {"raw": 1.0, "scale": 0.6, "filter": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "choice"),
+    [
+        ({"raw": 0.005, "scale": 0.005, "filtered": 0.005, "earlier": KEEPS}, "filter"),
+        ({"raw": 0.005, "scale": 0.005, "filtered": 0.005, "earlier": KEEPS | {"filter": 0.7}}, "scale"),
+        ({"raw": 0.3, "scale": 0.2, "filtered": 0.2, "earlier": KEEPS}, "filter"),
+        ({"raw": 0.3, "scale": 0.2, "filtered": 0.25, "earlier": KEEPS}, "scale"),
+        ({"raw": 0.3, "scale": 0.2, "filtered": 0.02, "earlier": KEEPS | {"filter": 0.7}}, "filter"),
+        ({"raw": 0.005, "scale": 0.005, "filtered": 0.005, "within": False, "earlier": KEEPS}, "none"),
+    ],
+)
+def test_earlier_tasks_are_kept_where_general_text_cannot_tell_or_was_not_harmed(numbers, choice):
+    decision = decide(evidence(**numbers))
+    assert decision.choice == choice
+    assert decide(from_json(RetentionEvidence, to_json(evidence(**numbers)))) == decision
 
 
 def test_the_decision_is_replayed_byte_for_byte_from_the_written_evidence():

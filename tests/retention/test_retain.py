@@ -187,6 +187,10 @@ def test_the_next_training_does_not_undo_this_one_through_moments_alone(made, tr
     again = run(tiny_model_folder, trained, tmp_path / "second", earlier=(tmp_path / "first" / kept.moments_file.path,))
     first = {layer.name: layer.reference_kept for layer in kept.layers}
     assert any(abs(layer.reference_kept - first[layer.name]) > 1e-3 for layer in again.layers)
+    assert kept.evidence.earlier is None
+    moved = again.evidence.earlier
+    assert moved is not None
+    assert moved["filter"] < moved["raw"] == 1.0
 
 
 def test_a_folder_that_does_not_hold_what_was_measured_is_found(trained, tiny_model_folder, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Forgetting before training: how well learning rate and displacement on task inputs tell it, of the committed sweep, one setting left out at a time.
 
-`python -m benchmarks.retention.forgetting` writes `benchmarks/retention/results/other/forgetting.json`.
+`python -m benchmarks.learning_rate.forgetting` writes `benchmarks/retention/results/other/forgetting.json`.
 """
 
 import json

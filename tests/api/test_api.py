@@ -133,6 +133,7 @@ def test_files_for_trainers_explain_and_replay(choice, tmp_path, capsys):
         choice.write(tmp_path / "out", trainers=["trll"])
 
 
+@pytest.mark.slow
 def test_reference_text_that_training_replays_is_planned_and_written_for_another_trainer(
     tiny_model_folder, place, settings, choice, tmp_path
 ):

@@ -84,6 +84,7 @@ def recommend(place, model, rows, *more):
     return command("recommend", model, place / f"{rows}.jsonl", *places, *options, *SMALL, *more)
 
 
+@pytest.mark.slow
 def test_recommend_says_what_examples_reach_and_its_folder_explains_and_replays_it(place, tiny_model_folder):
     code, printed = recommend(place, tiny_model_folder, "rows")
     assert code == 0

@@ -177,6 +177,7 @@ def test_reference_text_is_read_once_for_all_runs_that_name_it(kept, place, tiny
         assert (run.place.root / run.key / "references.json").is_file()
 
 
+@pytest.mark.slow
 def test_reference_text_is_trained_on_where_it_is_asked_for(kept, place, tiny_model_folder):
     with planned(place, tiny_model_folder, "retention.replay=0.1", "training.epochs=1") as (run, made):
         trained = 120 - record(kept, "dataset", Dataset).eval_rows - made.record.validation_rows

@@ -20,9 +20,9 @@ from benchmarks.selection.sweep.candidates import REFERENCE
 from benchmarks.selection.sweep.subject import CAUSAL
 from benchmarks.selection.sweep.table import STEPS as USUAL
 from benchmarks.selection.sweep.table import Table, tables
-from lora_select.evaluation.interval import student_quantile
 from lora_select.records import write_text
 from lora_select.selection.calibration import QUARTER, Curve
+from lora_select.selection.prediction import lost_so_far, spread
 
 FILE = Path(__file__).parents[1] / "results" / "forecast.json"
 TRAINED = Path(__file__).parents[1] / "retention" / "results"
@@ -59,15 +59,9 @@ def _points(table: Table, shipped: float, share: float) -> Iterator[Point]:
             yield Point(
                 table.setting.name,
                 table.setting.task.split("-")[0],
-                lost(before, made.train, made.steps, share),
+                lost_so_far(before, made.train, made.steps, share),
                 gained,
             )
-
-
-def lost(before: float, losses: Sequence[float], steps: int, share: float) -> float:
-    """As `lora_select.selection.prediction.lost_so_far`, at any share of the steps."""
-    end = max(2, round(share * steps))
-    return 1 - statistics.fmean(losses[max(0, end - max(2, end // 3)) : end]) / before
 
 
 def fitted(known: Sequence[Point]) -> Curve:
@@ -88,7 +82,7 @@ def fitted(known: Sequence[Point]) -> Curve:
 
 def half_width(curve: Curve) -> float:
     """Of the 95 % interval of a new setting, as a share of the base loss."""
-    return student_quantile(curve.settings - 1) * curve.sd * math.sqrt(1 + 1 / curve.settings)
+    return 1.96 * spread(curve.sd, curve.settings)
 
 
 def left_out(known: Sequence[Point]) -> dict[str, Any]:
@@ -118,7 +112,7 @@ def elsewhere(curve: Curve, work: Path) -> dict[str, Any]:
             continue
         losses = json.loads(steps.read_text(encoding="utf-8"))["losses"]
         before, after = (made["arms"][arm]["means"]["task"] for arm in ("base", "raw"))
-        seen = lost(before, losses, len(losses), QUARTER)
+        seen = lost_so_far(before, losses, len(losses), QUARTER)
         told, gained = curve.start + curve.slope * seen, 1 - after / before
         given = curve.lost[0] <= seen <= curve.lost[1] and STEPS[0] <= len(losses) <= STEPS[1]
         found[file.stem] = {
@@ -137,7 +131,7 @@ def longer(curve: Curve, every: Sequence[Table]) -> list[dict[str, Any]]:
         before = math.fsum(table.base.held_out) / sum(table.base.labels)
         for run, made in table.outcomes.items():
             if run.candidate == REFERENCE and run.share == 1.0 and not made.diverged:
-                told = curve.start + curve.slope * lost(before, made.train, made.steps, QUARTER)
+                told = curve.start + curve.slope * lost_so_far(before, made.train, made.steps, QUARTER)
                 gained = 1 - math.fsum(made.held_out) / sum(table.base.labels) / before
                 found.append({
                     "setting": table.setting.name, "steps": made.steps, "rate": run.rate, "told": round(told, 3),

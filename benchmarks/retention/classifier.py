@@ -13,11 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
-from torch import nn
 
+from benchmarks.retention.learners import Texts, without_class
 from benchmarks.retention.settings import Setting
 from benchmarks.retention.study import OTHER, about
 from benchmarks.retention.train import plan_of
@@ -61,8 +61,8 @@ def run(seed: int) -> dict[str, Any]:
     train, selection = rows.train[:ROWS], rows.train[ROWS:]
     updates = _trained(model, train, pad_id, seed)
     modules = {name: forms.linear_modules(model)[name] for name in updates}
-    task = moments.stream(_Texts(model).eval(), modules, _texts(train), pad_id)
-    reference = moments.stream(_Texts(model).eval(), modules, _texts(_rows(GAVE).train), pad_id)
+    task = moments.stream(Texts(model).eval(), modules, without_class(train), pad_id)
+    reference = moments.stream(Texts(model).eval(), modules, without_class(_rows(GAVE).train), pad_id)
     pairs, _, _ = filtering.pairs(task, [reference])
     layers: dict[str, list[str]] = {}
     for name, owner in task.owner.items():
@@ -96,23 +96,6 @@ def run(seed: int) -> dict[str, Any]:
             strengths[arm + end] = None if best is None else best.strength
             arms[arm + end] = arms["raw"] if best is None else judged(make(best.strength))
     return {"arms": arms, "strengths": strengths}
-
-
-@final
-class _Texts(nn.Module):
-    """The encoder on texts alone: for second moments, without the class that ends a row."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.inner = model
-
-    def forward(self, input_ids: Any, attention_mask: Any, use_cache: bool = False) -> Any:
-        del use_cache
-        return self.inner.embed(input_ids, attention_mask)
-
-
-def _texts(rows: Sequence[TokenRow]) -> list[TokenRow]:
-    return [TokenRow(row.row_id, row.input_ids[:-1], row.label_mask[:-1]) for row in rows]
 
 
 def _rows(name: str) -> tasks.Rows:

@@ -101,6 +101,11 @@ class Texts(nn.Module):
         return self.inner.embed(input_ids, attention_mask)
 
 
+def without_class(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """The texts of rows that end with their class."""
+    return [TokenRow(row.row_id, row.input_ids[:-1], row.label_mask[:-1]) for row in rows]
+
+
 @final
 class Encoder:
     """MiniLM. Its filter has the earlier tasks' moments alone: there is no general text that a classifier could forget."""
@@ -130,7 +135,7 @@ class Encoder:
 
     def keep(self, form: Form, task: Task, earlier: Moments | None, arm: str, selection: int) -> Kept:
         del arm
-        texts = [TokenRow(row.row_id, row.input_ids[:-1], row.label_mask[:-1]) for row in task.train]
+        texts = without_class(task.train)
         sums = stream(Texts(self.model).eval(), self.modules, texts, self.pad_id)
         if earlier is None:
             return Kept(form.updates, {}, sums)

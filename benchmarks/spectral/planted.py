@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.last_layer import subject
 from lora_select.data.microbatches import draw
-from lora_select.records import LayerSpectra, write_text
+from lora_select.records import LayerSpectra, Spectra, write_text
 from lora_select.spectral.linear_layers import linear_layers
 from lora_select.spectral.measuring_pass import analyze
 from lora_select.spectral.structure import null_scores
@@ -166,21 +166,26 @@ def divergence(target: nn.Module) -> Callable[[nn.Module, dict[str, Tensor]], tu
     return loss
 
 
+def measured(base: Any, target: nn.Module, batches: Sequence[dict[str, Tensor]], folder: Path) -> Spectra:
+    """The pass over the gradient of the divergence from a teacher."""
+    return analyze(
+        base,
+        batches,
+        loss_fn=divergence(target),
+        variants=CATALOGUE,
+        sketch_size=32,
+        seed=0,
+        folder=folder,
+        dataset_digest="",
+        model_digest="",
+    )
+
+
 def one(base: Any, pad_id: int, batches: Sequence[dict[str, Tensor]], kind: str) -> dict[str, Any]:
     """The scores of the divergence from a teacher."""
     target = teacher(base, kind, moments(base, batches))
     with tempfile.TemporaryDirectory() as folder:
-        made = analyze(
-            base,
-            batches,
-            loss_fn=divergence(target),
-            variants=CATALOGUE,
-            sketch_size=32,
-            seed=0,
-            folder=Path(folder),
-            dataset_digest="",
-            model_digest="",
-        )
+        made = measured(base, target, batches, Path(folder))
     found = ratios(made.layers)
     return {"divergence": round(made.mean_loss, 4), "over_null": found, "named": named(found)}
 

@@ -20,7 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.last_layer import Subject, plan, subject
-from benchmarks.spectral.planted import FILE, MICROBATCHES, PLAIN, ROWS, SIZE, TASK, divergence, moments, teacher
+from benchmarks.spectral.planted import (
+    FILE,
+    MICROBATCHES,
+    PLAIN,
+    ROWS,
+    SIZE,
+    TASK,
+    divergence,
+    measured,
+    moments,
+    teacher,
+)
 from lora_select.data.labels.tokens import TokenRow, collate
 from lora_select.data.microbatches import draw
 from lora_select.initialization import write_initialization
@@ -29,12 +40,11 @@ from lora_select.selection.calibration import LONG_RATE, reference_rate, shipped
 from lora_select.selection.candidates import Candidate
 from lora_select.selection.learning_rate import lora_displacement, published_rate, rate_factor
 from lora_select.spectral.linear_layers import linear_layers
-from lora_select.spectral.measuring_pass import analyze
 from lora_select.training import trials
 from lora_select.training.worker import batches as batching
 from lora_select.training.worker import optimizer
 from lora_select.training.worker.loop import learning_rate
-from lora_select.variants import CATALOGUE, named
+from lora_select.variants import named
 from lora_select.variants.base import Variant
 
 TRAINED, CHOOSE, JUDGE, STEPS, BATCH = 512, 64, 128, 128, 8
@@ -155,20 +165,10 @@ def main() -> None:
             continue
         target = teacher(task.model, kind, seen)
         with tempfile.TemporaryDirectory() as folder:
-            measured = analyze(
-                task.model,
-                batches,
-                loss_fn=divergence(target),
-                variants=CATALOGUE,
-                sketch_size=32,
-                seed=0,
-                folder=Path(folder),
-                dataset_digest="",
-                model_digest="",
-            )
+            spectra = measured(task.model, target, batches, Path(folder))
             for student in wanted:
                 variant = named(student, R)
-                candidate = Candidate(variant, "all-linear", (), measured.layers)
+                candidate = Candidate(variant, "all-linear", (), spectra.layers)
                 held = students.setdefault(kind, {}).setdefault(student, {"runs": []})
                 while (power := next_power(held["runs"])) is not None:
                     rate = float(f"{matched(candidate) * SPREAD**power:.2e}")

@@ -26,9 +26,9 @@ def predicted_gain(base_loss: float, constants: Calibration) -> Evidence | None:
     """
     if constants.settings < MINIMUM_SETTINGS:
         return None
-    spread = _spread(constants.gain_share_sd, constants.settings)
+    error = spread(constants.gain_share_sd, constants.settings)
     return _useful(
-        Evidence(PREDICTED_GAIN, base_loss * constants.gain_share, base_loss * spread, "nats/token", "calibration"),
+        Evidence(PREDICTED_GAIN, base_loss * constants.gain_share, base_loss * error, "nats/token", "calibration"),
         base_loss,
     )
 
@@ -53,7 +53,7 @@ def forecast(base_loss: float, losses: Sequence[float], steps: int, constants: C
     made = Evidence(
         FORECAST,
         base_loss * (curve.start + curve.slope * lost),
-        base_loss * _spread(curve.sd, curve.settings),
+        base_loss * spread(curve.sd, curve.settings),
         "nats/token",
         f"step {end} of {steps}",
     )
@@ -70,23 +70,23 @@ def forecast_sentence(made: Evidence, base_loss: float) -> str:
     )
 
 
-def quarter(steps: int) -> int:
-    """The step after which :func:`forecast` speaks.
+def quarter(steps: int, share: float = QUARTER) -> int:
+    """The step after which :func:`forecast` speaks; at another `share` of the steps for who judges that choice.
 
     >>> quarter(24), quarter(30), quarter(3)
     (6, 8, 2)
     """
-    return max(2, round(QUARTER * steps))
+    return max(2, round(share * steps))
 
 
-def lost_so_far(base_loss: float, losses: Sequence[float], steps: int) -> float:
+def lost_so_far(base_loss: float, losses: Sequence[float], steps: int, share: float = QUARTER) -> float:
     """Share of the base loss that the steps before the quarter have lost: the mean of the last third of them, two at least."""
-    end = quarter(steps)
+    end = quarter(steps, share)
     seen = losses[max(0, end - max(2, end // 3)) : end]
     return 1 - math.fsum(seen) / len(seen) / base_loss
 
 
-def _spread(sd: float, settings: int) -> float:
+def spread(sd: float, settings: int) -> float:
     """Standard error of a new setting's value, such that 1.96 of it is Student's 95 % interval."""
     return sd * math.sqrt(1 + 1 / settings) * student_quantile(settings - 1) / 1.96
 

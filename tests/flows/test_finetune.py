@@ -125,16 +125,16 @@ def test_every_stage_leaves_its_record(place, first):
     assert "Traceback" not in first
 
 
-def test_a_forecast_of_the_first_quarter_is_said_once_and_kept(place, first):
+def test_where_no_training_learnt_so_little_by_then_no_forecast_is_said(place, first):
     from lora_select.selection.calibration import shipped
     from lora_select.selection.prediction import forecast
 
     lines = (latest(place) / "adapter").resolve().parent.joinpath("metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     told = forecast(record(place, "profile")["base_loss"], losses, record(place, "plan")["total_steps"], shipped())
-    kept = record(place, "adapter")["forecast"]
-    assert (kept and kept["value"]) == (told and told.value)
-    assert first.count("the held-out loss is on its way from") == (told is not None)
+    assert told is None  # test_forecast.py has one that is given
+    assert record(place, "adapter")["forecast"] is None
+    assert "the held-out loss is on its way from" not in first
 
 
 def test_the_flow_goes_on_where_recommend_ended_with_the_same_decision(place, recommended, first):

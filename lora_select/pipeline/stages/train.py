@@ -176,12 +176,14 @@ def _train(
         replay_tokens=str((context.folder_of(plan) / made.replay.tokens_file.path).resolve()) if made.replay else None,
     )
     folder = context.folder.resolve()
-    told: list[Evidence] = []
+    asked: list[int] = []
 
     def report(step: int, steps: int, what: str) -> None:
         context.report(step, steps, what)
-        if not told and step >= quarter(made.total_steps) and (found := _forecast(folder, measured, made)):
-            told.append(found)
+        if asked or step < quarter(made.total_steps):
+            return
+        asked.append(step)
+        if found := _forecast(folder, measured, made):
             context.place.say(forecast_sentence(found, measured.base_loss))
 
     trained = launch.train(job, folder, progress=report)

@@ -275,6 +275,27 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path, monkeypatch):
         list_source(tmp_path / "d")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"), [("d/*/r.jsonl", "d/shut"), ("d/**/*.jsonl", "d/shut"), ("d/open/*.jsonl", None)]
+)
+def test_a_folder_that_a_pattern_leads_into_and_that_may_not_be_entered_is_named(tmp_path, monkeypatch, pattern, said):
+    for folder in ("open", "shut"):
+        write(tmp_path / "d" / folder / "r.jsonl", pairs(3))
+    look = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    if said is None:
+        assert [file.name for file in list_source(f"{tmp_path}/{pattern}").files] == ["r.jsonl"]
+        return
+    with pytest.raises(InputError, match=rf"{said} cannot be read \(Permission denied\)"):
+        list_source(f"{tmp_path}/{pattern}")
+
+
 def test_places_count_the_lines_before_a_header(tmp_path):
     (tmp_path / "r.csv").write_text("\n\nprompt,completion\na,b\nc\n")
     dataset = intake(source=str(tmp_path / "r.csv"), name="m", folder=tmp_path, eval_fraction=0.0, least_eval=0)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from lora_select.data.reading import archives
@@ -60,6 +61,8 @@ SPLITS = {
     "heldout": "test",
 }
 """Word in a file's or folder's name -> the split it names."""
+
+MARKS = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
@@ -150,15 +153,35 @@ def is_there(source: str) -> bool:
 
 def is_pattern(source: str) -> bool:
     """Whether a source is a pattern such as `data/*.jsonl`, and no file of that very name."""
-    return any(mark in source for mark in "*?[") and not is_there(source)
+    return bool(MARKS.search(source)) and not is_there(source)
 
 
 def _matching(pattern: str) -> list[Path]:
     """The files that a pattern matches (`**` any folders), sorted; no hidden ones."""
     path = Path(pattern).expanduser()
     root = Path(path.anchor) if path.is_absolute() else Path()
-    found = root.glob(path.relative_to(root).as_posix() if path.is_absolute() else pattern)
-    return sorted(file for file in found if file.is_file() and not file.name.startswith("."))
+    parts = path.relative_to(root).parts
+    with _reachable(pattern):
+        _try_folders(root, parts)
+        return sorted(file for file in root.glob("/".join(parts)) if file.is_file() and not file.name.startswith("."))
+
+
+def _try_folders(root: Path, parts: Sequence[str]) -> None:
+    """Look into every folder that a pattern leads into: `Path.glob` passes over those that may not be entered.
+
+    Raises:
+        PermissionError: one may not.
+    """
+
+    def refused(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise error
+
+    start = next(index for index, part in enumerate(parts) if MARKS.search(part))
+    for folder, below, _ in os.walk(root.joinpath(*parts[:start]), onerror=refused):
+        if "**" not in parts:
+            wanted = parts[len(Path(folder).relative_to(root).parts) : -1]
+            below[:] = [name for name in below if wanted and fnmatch(name, wanted[0])]
 
 
 def source_digest(source: str) -> str:

@@ -168,7 +168,7 @@ class Language:
     """SmolLM2-135M. Its filter is the product's: prose and the earlier tasks' moments are references, and prose decides."""
 
     name: str = "smollm2-135m"
-    order: tuple[str, ...] = ("section-latest", "spelling", "formula")
+    order: tuple[str, ...] = ("packages", "spelling", "formula")
     arms: tuple[str, ...] = ("raw", "filter", "replay", "filter-many", "filter-earlier", "filter-prose-decides")
     few: int = 48
     many: int = 192

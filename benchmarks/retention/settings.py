@@ -25,6 +25,11 @@ TEXT_CHARACTERS = 400
 CHAT_LINES = 40
 """Of the arithmetic problems' file: the kind chat judges on those of the first lines that are short enough."""
 
+MIXTURE = ("documentation", "news", "chat")
+"""Kinds of text that give second moments."""
+SELF_ROWS = 72
+"""Rows that are sampled from a base model."""
+
 
 @final
 @dataclass(frozen=True)
@@ -48,7 +53,9 @@ class Setting:
     judge: int = 5
     """Pieces of each kind of text that judge."""
     replay: int = 0
-    """Pieces of reference text (documentation, news, chat) among the training rows."""
+    """Pieces of reference text among the training rows."""
+    replayed: tuple[str, ...] = MIXTURE
+    """Kinds that those pieces are of, in turn; `self` is sampled from the base model."""
     kl: float = 0.0
     """Weight of the mean KL(base || adapted) on two pieces of reference text a step."""
     penalty: float = 0.0
@@ -92,10 +99,6 @@ SETTINGS = {
         Setting("spelling-penalty", "spelling", 2e-3, penalty=3.0),
         Setting("spelling-strong-penalty", "spelling", 2e-3, penalty=30.0),
         Setting("spelling-heavy-penalty", "spelling", 2e-3, penalty=1000.0),
-        Setting("section-penalty", "section-later", 2e-3, penalty=3.0),
-        Setting("section-strong-penalty", "section-later", 2e-3, penalty=30.0),
-        Setting("section-pissa", "section-later", 1e-3, variant="pissa"),
-        Setting("section-oft", "section-later", 1e-3, variant="oft", r=0),
         *(Setting(f"section-{half}", "section-later", 2e-3, targets=half) for half in ("price", "random", "condition")),
         *(Setting(f"spelling-{half}", "spelling", 2e-3, targets=half) for half in ("price", "random", "condition")),
         *(
@@ -106,24 +109,49 @@ SETTINGS = {
         Setting("spelling-faster-price", "spelling", 3e-3, targets="price"),
         Setting("spelling-feed-forward", "spelling", 2e-3, targets="mlp-only"),
         Setting("spelling-gemma-feed-forward", "spelling", 6.6e-4, targets="mlp-only", model="gemma3-270m"),
-        Setting("section-slow-eva", "section-later", 5e-4, variant="eva"),
         Setting("spelling-slow-eva", "spelling", 4.8e-4, variant="eva"),
-        Setting("section-slow-shira", "section-later", 1.6e-3, variant="shira"),
         Setting("spelling-shira", "spelling", 1.6e-3, variant="shira"),
-        Setting("section-lora-ga", "section-later", 2.7e-4, variant="lora_ga"),
         Setting("spelling-lora-ga", "spelling", 2.6e-4, variant="lora_ga"),
-        Setting("docstring-eva", "docstring", 5.2e-4, variant="eva"),
-        Setting("docstring-feed-forward", "docstring", 2e-3, targets="mlp-only"),
-        Setting("docstring-shira", "docstring", 1.6e-3, variant="shira"),
         Setting("spelling-gemma-shira", "spelling", 5.6e-4, variant="shira", model="gemma3-270m"),
         Setting("arithmetic", "arithmetic-apart", 2e-3, left_out="chat"),
-        Setting("section-corda", "section-later", 2e-4, variant="corda_kpm"),
-        Setting("section-osf", "section-later", 3.3e-4, variant="osf", r=0),
+        Setting("packages", "packages", 2e-3),
+        Setting("formula", "formula", 2e-3),
+        Setting("packages-seed-1", "packages", 2e-3, seed=1),
+        Setting("formula-seed-1", "formula", 2e-3, seed=1),
+        Setting("packages-feed-forward", "packages", 2e-3, targets="mlp-only"),
+        Setting("formula-three-times", "formula", 6e-3),
+        Setting("tools-seed-1", "tools", 2e-3, seed=1),
+        Setting("spelling-seed-3", "spelling", 2e-3, seed=3),
+        Setting("packages-dora", "packages", 2e-3, variant="dora"),
+        Setting("docstring-seed-1", "docstring", 2e-3, seed=1),
+        Setting("spelling-gemma-seed-1", "spelling", 6.6e-4, seed=1, model="gemma3-270m"),
+        Setting("packages-third", "packages", 6.7e-4),
+        Setting("packages-three-times", "packages", 6e-3),
+        Setting("spelling-third", "spelling", 6.7e-4),
+        Setting("formula-third", "formula", 6.7e-4),
+        Setting("packages-replay", "packages", 2e-3, replay=10),
+        Setting("formula-replay", "formula", 2e-3, replay=10),
+        *(
+            Setting(f"{task}-replay-{kind}", task, 2e-3, replay=10, replayed=(kind,))
+            for task in ("packages", "spelling", "formula")
+            for kind in ("documentation", "self")
+        ),
+        *(Setting(f"{task}-corda", task, 2e-4, variant="corda_kpm") for task in ("packages", "spelling")),
+        *(Setting(f"{task}-osf", task, 3.3e-4, variant="osf", r=0) for task in ("packages", "spelling")),
+        *(Setting(f"{task}-milora", task, 2e-3, variant="milora") for task in ("packages", "spelling")),
+        Setting("packages-kl", "packages", 2e-3, kl=1.0),
+        Setting("formula-kl", "formula", 2e-3, kl=1.0),
+        Setting("packages-strong-penalty", "packages", 2e-3, penalty=30.0),
+        Setting("packages-heavy-penalty", "packages", 2e-3, penalty=1000.0),
+        Setting("packages-eva", "packages", 5e-4, variant="eva"),
+        Setting("packages-shira", "packages", 1.6e-3, variant="shira"),
+        Setting("packages-lora-ga", "packages", 2.7e-4, variant="lora_ga"),
     )
 }
 """In the order in which they are run."""
 _OTHERWISE = re.compile(
-    r"-(few-replay|replay|kl|half|strong-penalty|heavy-penalty|penalty|faster-price|price|random|condition|corda|osf)$"
+    r"-(few-replay|replay|replay-documentation|replay-self|kl|half|strong-penalty|heavy-penalty|penalty|"
+    r"faster-price|price|random|condition|corda|osf|milora)$"
 )
 RIVALS = {name: _OTHERWISE.sub("", name) for name in SETTINGS if _OTHERWISE.search(name)}
 """The setting that each is a rival of: its learning rate, replay, penalty, half of the layers, or variant at its own rate is the only difference."""

@@ -16,7 +16,7 @@ from typing import Any, final
 
 from benchmarks.retention import two_sided
 from benchmarks.retention.kinds import KINDS, Kind, digest, kinds
-from benchmarks.retention.settings import Setting, Subject, load
+from benchmarks.retention.settings import MIXTURE, SELF_ROWS, Setting, Subject, load
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.evaluation.metrics import exact_match, generate
@@ -36,7 +36,7 @@ OTHER = RESULTS / "other"
 """What is no setting of its own: sequences, prediction."""
 ARMS_FOLDER = "arms"
 """Beside a setting's results: those of the arms in `APART`, under the same file name."""
-GIVE, SELF_ROWS, TASK_TOKENS, REFERENCE_TOKENS = 180, 72, 7600, 8192
+GIVE, TASK_TOKENS, REFERENCE_TOKENS = 180, 7600, 8192
 OUTPUT_TOKENS = 2048
 """Of task and of reference, for the second moments of output gradients."""
 
@@ -56,7 +56,6 @@ class Arm:
     form: str = "one-sided"
 
 
-MIXTURE = ("documentation", "news", "chat")
 ARMS: Mapping[str, Arm] = {
     "filter-mixture": Arm(MIXTURE),
     "scale": Arm(),
@@ -322,7 +321,12 @@ class Study:
         if name != "self":
             return self.kinds[name].give
         return sampled(
-            self.subject.source, self.subject.tokenizer, SELF_ROWS, seed=0, model=lambda: self.model, cache=self.work
+            self.subject.source,
+            self.subject.tokenizer,
+            SELF_ROWS,
+            seed=0,
+            model=lambda: self.model,
+            cache=models.cache_folder(),
         )
 
     def _answers(self, arm: str, updates: Mapping[str, Update]) -> None:

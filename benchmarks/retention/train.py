@@ -9,13 +9,15 @@ from typing import Any
 
 from benchmarks import plans
 from benchmarks.retention.halves import HALVES, half
-from benchmarks.retention.settings import ATTENTION, FEED_FORWARD, Setting, Subject
+from benchmarks.retention.settings import ATTENTION, FEED_FORWARD, MIXTURE, SELF_ROWS, Setting, Subject
 from lora_select import models
 from lora_select.data.labels.tokens import TokenRow, label_loss
 from lora_select.data.microbatches import draw
 from lora_select.initialization import write_initialization
 from lora_select.initialization.portable import make_portable
 from lora_select.records import AdapterSpec, BaseModel, TrainingPlan
+from lora_select.retention.references import SELF
+from lora_select.retention.self_text import sampled
 from lora_select.spectral.measuring_pass import analyze
 from lora_select.training import trials
 from lora_select.variants import CATALOGUE, named
@@ -68,7 +70,7 @@ def train(setting: Setting, subject: Subject, folder: Path) -> None:
         elif setting.penalty:
             losses = _with_penalty(network, spec, plan, subject, pad_id, setting.penalty)
         else:
-            rows = [*subject.train, *reference(subject, setting.replay)]
+            rows = [*subject.train, *reference(subject, setting.replay, setting.replayed)]
             losses = trials.train(network, spec, plan, rows, pad_id)
         seconds = time.process_time() - began
         network.save_pretrained(str(folder))
@@ -92,12 +94,19 @@ def _directions(spec: AdapterSpec, source: BaseModel, rows: Sequence[TokenRow], 
     )
 
 
-def reference(subject: Subject, count: int) -> list[TokenRow]:
-    """`count` pieces of documentation, news and chat in turn, of those that may give moments."""
+def reference(subject: Subject, count: int, names: Sequence[str] = MIXTURE) -> list[TokenRow]:
+    """`count` pieces of the kinds `names` in turn, of those that may give moments; `self` is sampled from the base model."""
     from benchmarks.retention.kinds import kinds
 
-    made = kinds(subject.tokenizer, count) if count else {}
-    turns = zip(*(made[name].give for name in ("documentation", "news", "chat")), strict=False) if made else ()
+    if not count:
+        return []
+    made: dict[str, Sequence[TokenRow]] = {name: kind.give for name, kind in kinds(subject.tokenizer, count).items()}
+    if SELF in names:
+        made[SELF] = sampled(
+            subject.source, subject.tokenizer, SELF_ROWS, seed=0,
+            model=lambda: models.load_model(subject.source.path), cache=models.cache_folder(),
+        )  # fmt: skip
+    turns = zip(*(made[name] for name in names), strict=False)
     return [row for turn in turns for row in turn][:count]
 
 

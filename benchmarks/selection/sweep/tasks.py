@@ -144,6 +144,11 @@ def _section() -> Pairs:
             yield fields["Description"], fields["Section"].removeprefix("contrib/").removeprefix("non-free/")
 
 
+def _packages() -> Pairs:
+    lines = Path(__file__).with_name("packages.jsonl").read_text(encoding="utf-8").splitlines()
+    yield from (tuple(json.loads(line)) for line in lines)
+
+
 def _docstring() -> Pairs:
     files = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
     random.Random(0).shuffle(files)
@@ -236,6 +241,8 @@ LATER = {
     for name in ("section-later", "section-latest")  # Debian's package lists of 2026-11-29, and of 2026-11-30
 }
 """The same task on later package lists: other rows than the sweep had begun with, so settings of their own."""
+LATER["packages"] = Task("packages", TASKS["section"].instruction, _packages)
+"""The same task on rows that stay: 700 packages of Debian's list of 2026-11-30, with their one-line descriptions, kept in `packages.jsonl`."""
 
 
 def find(name: str) -> Task:

@@ -36,7 +36,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="nothing new is begun after this long")
     parser.add_argument("--passes", type=int, default=len(PASSES), help="only the first so many passes")
     parser.add_argument(
-        "--arms", nargs="*", choices=("base", "raw", *ARMS), help="these arms of the settings named, in place of the passes"
+        "--arms",
+        nargs="*",
+        choices=("base", "raw", *ARMS),
+        help="these arms of the settings named, in place of the passes",
     )
     parser.add_argument(
         "--frontiers", nargs="*", default=[], help="settings whose arms are also measured at fixed strengths"

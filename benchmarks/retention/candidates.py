@@ -1,10 +1,12 @@
 """Other adapters beside plain LoRA on the same task, as trained and after the filter: `python -m benchmarks.retention.candidates`.
 
-Two trainings are compared on the same judging rows and pieces of text; errors are paired.
+Two trainings are compared on the same judging rows and pieces of text; errors are paired. At the end a race of three learning rates, compared
+as trained and after the filter.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -12,10 +14,12 @@ from benchmarks.retention.kinds import KINDS
 from benchmarks.retention.score import VERDICT, Case, cases
 from lora_select.retention.path import paired
 
-PLAIN = ("section", "spelling", "spelling-gemma", "docstring", "tools", "formula-gemma", "news")
+PLAIN = ("section", "packages", "spelling", "spelling-gemma", "docstring", "tools", "formula-gemma", "news")
 HALVES = ("price", "faster-price", "random", "condition", "feed-forward")
-CANDIDATES = ("feed-forward", "eva", "slow-eva", "lora-ga", "shira", "slow-shira", "dora", "pissa", "oft")
+CANDIDATES = ("feed-forward", "eva", "slow-eva", "lora-ga", "shira", "dora", "corda", "osf", "milora")
 ARMS = ("raw", "filter-mixture")
+RACES = {name: (f"{name}-third", name, f"{name}-three-times") for name in ("packages", "spelling", "formula")}
+"""LoRA at a third of the shipped rate, at it, at three times it."""
 FORGETTING = 0.6
 """Of all-linear's that the best half may cost."""
 
@@ -76,14 +80,59 @@ def lines(every: Mapping[str, Case], others: tuple[str, ...]) -> Iterator[str]:
             yield _line(other, case, every[name])
 
 
+def raced(rates: Sequence[Case], way: str, arm: str) -> Case:
+    """Which of a race's trainings a way of choosing takes, by the loss on the rows that choose.
+
+    Args:
+        rates: at a third of the shipped rate, at it, at three times it.
+        way: `shipped`, which takes the one in the middle; `as trained`; `filtered`.
+        arm: of the filter.
+    """
+    if way == "shipped":
+        return rates[1]
+    return min(rates, key=lambda case: _selection_loss(case, arm if way == "filtered" else "raw"))
+
+
+def _selection_loss(case: Case, arm: str) -> float:
+    """Summed over the rows that choose, as the rule serves the arm."""
+    served = case.served(arm)
+    if served == "raw":
+        return math.fsum(case.held["selection"])
+    held = case.held["arms"][served]
+    return next(math.fsum(one["losses"]) for one in held["tried"] if one["strength"] == held["strength"])
+
+
+def race(every: Mapping[str, Case], arm: str) -> Iterator[str]:
+    """A row a task and way: the learning rate taken, the task's loss filtered and above the lowest of the three, and the mean of five kinds."""
+    yield "| task | way | training | task, filtered | regret | five kinds |\n|" + "---|" * 6
+    sums: dict[str, list[tuple[float, float]]] = {}
+    for name, trainings in RACES.items():
+        found = [every[one] for one in trainings if one in every and every[one].has(arm)]
+        if len(found) < len(trainings):
+            continue
+        losses = {case.name: _mean(case, arm) for case in found}
+        for way in ("shipped", "as trained", "filtered"):
+            taken = raced(found, way, arm)
+            regret, text = losses[taken.name] - min(losses.values()), taken.general(arm)
+            sums.setdefault(way, []).append((regret, text))
+            yield f"| {name} | {way} | {taken.name} | {losses[taken.name]:.3f} | {regret:.3f} | {text:+.3f} |"
+    for way, parts in sums.items():
+        regret, text = (statistics.mean(part) for part in zip(*parts, strict=True))
+        yield f"| mean of {len(parts)} | {way} | | | {regret:.3f} | {text:+.3f} |"
+
+
+def _mean(case: Case, arm: str) -> float:
+    """The task's loss on judging rows, nats a label token."""
+    return math.fsum(case.losses(case.served(arm) or arm)["task"]) / sum(case.held["labels"]["task"])
+
+
 def _line(words: str, case: Case, plain: Case | None = None) -> str:
     told = f"| {words} |"
     for arm in ARMS:
         if not case.has(arm):
             told += " | |"
             continue
-        losses, labels = case.losses(case.served(arm) or arm)["task"], case.held["labels"]["task"]
-        told += f" {math.fsum(losses) / sum(labels):.3f} | {case.general(arm):+.3f} |"
+        told += f" {_mean(case, arm):.3f} | {case.general(arm):+.3f} |"
     for arm in ARMS:
         if plain is None or not (case.has(arm) and plain.has(arm)):
             told += " |"
@@ -99,6 +148,8 @@ def main() -> None:
     every = {case.name: case for case in cases()}
     for others in (HALVES, CANDIDATES):
         print("", *lines(every, others), sep="\n")
+    for arm in ("filter-mixture", "filter-adapted"):
+        print("", arm, *race(every, arm), sep="\n")
     print("\n| half | arm | " + " | ".join(PLAIN[:3]) + " |\n|---|---|---|---|---|")
     for half in HALVES:
         for arm in ARMS:

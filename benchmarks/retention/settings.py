@@ -125,6 +125,8 @@ SETTINGS = {
         Setting("packages-dora", "packages", 2e-3, variant="dora"),
         Setting("docstring-seed-1", "docstring", 2e-3, seed=1),
         Setting("spelling-gemma-seed-1", "spelling", 6.6e-4, seed=1, model="gemma3-270m"),
+        Setting("formula-seed-2", "formula", 2e-3, seed=2),
+        Setting("spelling-long", "spelling", 9.2e-4, rows=768, steps=96),
         Setting("packages-third", "packages", 6.7e-4),
         Setting("packages-three-times", "packages", 6e-3),
         Setting("spelling-third", "spelling", 6.7e-4),

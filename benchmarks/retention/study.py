@@ -37,6 +37,8 @@ OTHER = RESULTS / "other"
 ARMS_FOLDER = "arms"
 """Beside a setting's results: those of the arms in `APART`, under the same file name."""
 GIVE, TASK_TOKENS, REFERENCE_TOKENS = 180, 7600, 8192
+FEW = 12
+"""Rows that choose where the line keeps a twentieth of some 200 rows of three label tokens."""
 OUTPUT_TOKENS = 2048
 """Of task and of reference, for the second moments of output gradients."""
 
@@ -46,6 +48,7 @@ OUTPUT_TOKENS = 2048
 class Arm:
     """What gives the reference's second moments, how many tokens of it, and a prior c I on it as a share of its mean diagonal.
 
+    `rule`: `combined` as shipped, or `seen`, the paired rise on the rows alone; `choose` of the rows that choose, None for all.
     `form`: `one-sided` as shipped; `two-sided`, outputs weighed too; `adapted`, the task's moments through the adapted model; `intruder`, PEFT's
     own remedy, which takes no moments.
     """
@@ -54,6 +57,8 @@ class Arm:
     tokens: int = REFERENCE_TOKENS
     prior: float = 0.0
     form: str = "one-sided"
+    rule: str = "seen"
+    choose: int | None = None
 
 
 ARMS: Mapping[str, Arm] = {
@@ -68,8 +73,29 @@ ARMS: Mapping[str, Arm] = {
     "filter-two-sided": Arm(MIXTURE, form="two-sided"),
     "filter-adapted": Arm(MIXTURE, form="adapted"),
     "intruder": Arm(form="intruder"),
+    "scale-combined": Arm(rule="combined"),
+    "filter-combined": Arm(MIXTURE, rule="combined"),
+    "scale-few": Arm(choose=FEW),
+    "filter-few": Arm(MIXTURE, choose=FEW),
+    "scale-few-combined": Arm(rule="combined", choose=FEW),
+    "filter-few-combined": Arm(MIXTURE, rule="combined", choose=FEW),
 }
-APART = ("filter-two-sided", "filter-adapted", "intruder")
+SCALE_OF = {
+    "filter-combined": "scale-combined",
+    "filter-few": "scale-few",
+    "filter-few-combined": "scale-few-combined",
+}
+"""The arm whose path says by how much the update is made shorter first, where it is not `scale`."""
+APART = (
+    "scale-combined",
+    "filter-combined",
+    "filter-few",
+    "scale-few-combined",
+    "filter-few-combined",
+    "filter-two-sided",
+    "filter-adapted",
+    "intruder",
+)
 QUESTIONS = 24
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 
@@ -150,8 +176,11 @@ class Study:
             self.held["selection"] = form_losses.losses(
                 self.model, self.form.updates, self.subject.selection, self.pad_id
             )
-        start = path.Losses(tuple(self.held["selection"]), label_counts(self.subject.selection))
-        shortened = path.shortened([PathPoint(**point) for point in self.held["arms"].get("scale", {}).get("path", ())])
+        chooses = form_losses.Selection(
+            self.model, self.form.updates, self.subject.selection[: given.choose], self.pad_id
+        )
+        scales = self.held["arms"].get(SCALE_OF.get(arm, "scale"), {}).get("path", ())
+        shortened = path.shortened([PathPoint(**point) for point in scales])
         pairs, layers, kappa, costs = self._pairs(given)
         made: dict[str, Any] = {"kappa": kappa, "moments_processor_seconds": costs}
         if given.sources:
@@ -160,13 +189,14 @@ class Study:
         at = self._updates_at(given, shortened, pairs, layers, costs)
         tried: dict[float, list[float]] = {}
 
-        def losses(strength: float) -> Sequence[float]:
-            found = form_losses.losses(self.model, at(strength), self.subject.selection, self.pad_id)
-            tried[strength] = [round(loss, 4) for loss in found]
-            return found
+        def seen(strength: float) -> path.Seen:
+            found = chooses.at(at(strength))
+            tried[strength] = [round(loss, 4) for loss in found.losses]
+            return found if given.rule == "combined" else path.Seen(found.losses)
 
         searched = time.process_time()
-        points = path.morozov(start, losses, path.parse_tolerance(None))
+        believed = not path.contradicted(PathPoint(**point) for point in scales)
+        points = path.morozov(chooses.raw, seen, path.parse_tolerance(None), believed=believed)
         made["search_processor_seconds"] = round(time.process_time() - searched, 1)
         made["path"] = [dataclasses.asdict(point) for point in points]
         made["tried"] = [{"strength": strength, "losses": found} for strength, found in tried.items()]
@@ -174,7 +204,7 @@ class Study:
         made["strength"] = None if best is None else best.strength
         if best is not None:
             made |= self._written(at(best.strength))
-            if arm == "filter-mixture":
+            if arm in ("filter-mixture", "filter-combined"):
                 self._answers(arm, at(best.strength))
         print(f"{self.setting.name} {arm}: {made['strength']}, {time.process_time() - began:.0f} s", flush=True)
         return made

@@ -79,7 +79,7 @@ def test_text_that_the_training_helped_does_not_count_as_forgetting_taken_off():
 def test_a_rival_is_another_training_of_the_same_task_and_judged_as_trained():
     made = dataclasses.replace(case([point(0.1, 0.001, 0.002)], strength=0.1), name="section")
     rival = dataclasses.replace(case([]), name="section-replay")
-    [found] = [one for one in criteria([made, rival], "filter-mixture") if "below replay" in one.words]
+    [found] = [one for one in criteria([made, rival], "filter-mixture") if "below replay:" in one.words]
     assert (found.value, found.holds) == ("section +0.090 / +1.000", True)
 
 

@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 FIRST = ("packages",)
 """The adapter that was looked at before the criterion was written."""
 STRENGTHS = {"filter": (0.03, 0.1, 0.3, 1.0, 3.0), "scale": (0.1, 0.3, 1.0)}
-DRAWN, DRAWS, MORE, BATCH = (12, 48), 400, 150, 16
+DRAWN, DRAWS, MORE, BATCH = (12, 48), 400, 100, 16
 RULES = ("seen", "combined", "expected", "either")
 NOTHING = 0.003
 """Stands for the strength where nothing is allowed."""

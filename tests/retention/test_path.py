@@ -16,8 +16,10 @@ from lora_select.retention.path import (
     Losses,
     Seen,
     allowed,
+    alone,
     chosen,
     combined,
+    contradicted,
     morozov,
     paired,
     parse_tolerance,
@@ -133,6 +135,33 @@ def test_rows_that_show_nothing_still_choose_by_what_is_expected():
     assert best.expected == pytest.approx(0.02 * best.strength)
     assert best.seen is not None
     assert best.seen[1] > 0.09
+
+
+def test_rows_that_show_more_than_is_expected_count_alone():
+    """The loss rises by 0.02 at a strength of 1, in proportion and without noise; the adapter expects a hundredth of it."""
+    calls = []
+
+    def at(strength):
+        calls.append(strength)
+        noise = 1e-6 * strength
+        losses = [a + 0.02 * strength * n + noise * sign for a, n, sign in zip(RAW.losses, LABELS, SIGNS, strict=True)]
+        return Seen(losses, 0.0002 * strength)
+
+    points = morozov(RAW, at, Tolerance(0.01, None))
+    assert contradicted(points)
+    best = chosen(points)
+    assert best is not None
+    assert best.rise == pytest.approx(0.02 * best.strength, rel=1e-3)
+    assert 0.01 * NEAR <= best.rise <= 0.01
+    assert len(calls) == len(set(calls)) == len(points) <= 2 * EVALUATIONS
+    assert points == alone(points)
+
+
+def test_less_than_is_expected_is_no_contradiction():
+    fine = PathPoint(1.0, 0.8, 0.0, 0.0, 0.01, within=True, seen=(-0.2, 0.001), expected=0.3)
+    assert not contradicted([fine])
+    assert contradicted([fine, dataclasses.replace(fine, seen=(0.31, 0.001), expected=0.1)])
+    assert not contradicted([dataclasses.replace(fine, seen=None, expected=None)])
 
 
 def test_how_much_shorter_is_read_off_the_rows_alone():

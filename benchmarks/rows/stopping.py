@@ -32,7 +32,12 @@ from lora_select.retention.forms import Update
 RESULTS = Path(__file__).parent / "results"
 FIRST = ("packages",)
 """The adapter that was looked at before the criterion was written."""
-STRENGTHS = {"filter": (0.03, 0.1, 0.3, 1.0, 3.0), "scale": (0.1, 0.3, 1.0)}
+STRENGTHS = {
+    "filter": (0.03, 0.1, 0.3, 1.0, 3.0),
+    "adapted": (0.1, 0.3, 1.0, 3.0),
+    "scale": (0.1, 0.3, 1.0),
+}
+"""`adapted` is the filter with the task's moments through the adapted model."""
 DRAWN, DRAWS, MORE, BATCH = (12, 48), 400, 100, 16
 RULES = ("seen", "combined", "expected", "either")
 NOTHING = 0.003
@@ -51,7 +56,8 @@ def main() -> None:
             RESULTS.mkdir(exist_ok=True)
             write_text(file, json.dumps(measured(SETTINGS[name], options.work) | about()) + "\n")
         print(name, flush=True)
-    print(*report(), sep="\n")
+    if not options.settings:
+        print(*report(), sep="\n")
 
 
 def measured(setting: Setting, work: Path) -> dict[str, Any]:
@@ -61,11 +67,13 @@ def measured(setting: Setting, work: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     study = Study(setting, work)
     rows = [*study.subject.selection, *study.subject.evaluation, *_others(setting, study)]
-    pairs, layers, _, _ = study._pairs(ARMS["filter-mixture"])
     scales = [PathPoint(**point) for point in study.held["arms"]["scale"]["path"]]
     shorter = scaled(study.form.updates, path.shortened(scales))
-    forms_of = {f"filter {s}": filter_updates(shorter, pairs, layers, s) for s in STRENGTHS["filter"]}
-    forms_of |= {f"scale {s}": scaled(study.form.updates, s) for s in STRENGTHS["scale"]}
+    forms_of = {f"scale {s}": scaled(study.form.updates, s) for s in STRENGTHS["scale"]}
+    for arm, name in (("filter", "filter-mixture"), ("adapted", "filter-adapted")):
+        pairs, layers, _, _ = study._pairs(ARMS[name])
+        forms_of |= {f"{arm} {s}": filter_updates(shorter, pairs, layers, s) for s in STRENGTHS[arm]}
+        del pairs
     made: dict[str, Any] = {"labels": label_counts(rows), "raw": [0.0] * len(rows)}
     made |= {name: [(0.0, 0.0)] * len(rows) for name in forms_of}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
@@ -148,9 +156,8 @@ def _path(held: Mapping[str, Any], arm: str, chosen: Sequence[int], rule: str) -
         return [path.point(s, raw, _seen(held, f"{of} {s}", chosen), limit, believed=believed) for s in STRENGTHS[of]]
 
     alone, both = points(arm, believed=False), points(arm, believed=True)
-    if rule == "seen" or (
-        rule != "expected" and path.contradicted(one for of in STRENGTHS for one in points(of, believed=False))
-    ):
+    believed = not path.contradicted([*alone, *points("scale", believed=False)])
+    if rule == "seen" or (rule != "expected" and not believed):
         return alone
     if rule == "combined":
         return both
@@ -175,6 +182,7 @@ def report() -> Iterator[str]:
     for words, names in (("first", FIRST), ("others", tuple(name for name in every if name not in FIRST))):
         known = [every[name] for name in names if name in every]
         for arm in STRENGTHS if known else ():
+            known = [held for held in known if f"{arm} 1.0" in held]
             yield f"{words}: {arm} of {len(known)} adapters"
             for count in DRAWN:
                 for rule in RULES:

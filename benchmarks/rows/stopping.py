@@ -10,6 +10,7 @@ the rise on all rows that were not drawn is the truth.
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import random
@@ -180,9 +181,10 @@ def report() -> Iterator[str]:
     """A line for each number of rows and rule: how often the truth is beyond 1 % and 2 % of the loss, and the mean of the log strength."""
     every = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
     for words, names in (("first", FIRST), ("others", tuple(name for name in every if name not in FIRST))):
-        known = [every[name] for name in names if name in every]
-        for arm in STRENGTHS if known else ():
-            known = [held for held in known if f"{arm} 1.0" in held]
+        for arm in STRENGTHS:
+            known = [every[name] for name in names if f"{arm} 1.0" in every.get(name, ())]
+            if not known:
+                continue
             yield f"{words}: {arm} of {len(known)} adapters"
             for count in DRAWN:
                 for rule in RULES:
@@ -197,13 +199,12 @@ def report() -> Iterator[str]:
                     )
     for name, held in every.items():
         told = [f"{name}: {len(held['labels'])} rows"]
-        for count in DRAWN:
-            for rule in RULES[:2]:
-                found = choices(held, "filter", rule, count)
+        for arm, count, rule in itertools.product(("filter", "adapted"), DRAWN, RULES[:2]):
+            if f"{arm} 1.0" in held:
+                found = choices(held, arm, rule, count)
                 log = statistics.mean(math.log10(one.strength or NOTHING) for one in found)
-                told.append(
-                    f"{count} {rule} {10**log:.3f} beyond {statistics.mean(one.cost > SHARE for one in found):.2f}"
-                )
+                beyond = statistics.mean(one.cost > SHARE for one in found)
+                told.append(f"{arm}, {count} {rule} {10**log:.3f} beyond {beyond:.2f}")
         yield "; ".join(told)
 
 

@@ -18,7 +18,7 @@ PLAIN = ("section", "packages", "spelling", "spelling-gemma", "docstring", "tool
 HALVES = ("price", "faster-price", "random", "condition", "feed-forward")
 CANDIDATES = ("feed-forward", "eva", "slow-eva", "lora-ga", "shira", "dora", "corda", "osf", "milora")
 ARMS = ("raw", "filter-mixture")
-RACES = {name: (f"{name}-third", name, f"{name}-three-times") for name in ("packages", "spelling", "formula")}
+RACES = {name: (f"{name}-third", name, f"{name}-three-times") for name in ("packages", "formula", "spelling-seed-4")}
 """LoRA at a third of the shipped rate, at it, at three times it."""
 FORGETTING = 0.6
 """Of all-linear's that the best half may cost."""

@@ -79,23 +79,20 @@ ARMS: Mapping[str, Arm] = {
     "filter-few": Arm(MIXTURE, choose=FEW),
     "scale-few-combined": Arm(rule="combined", choose=FEW),
     "filter-few-combined": Arm(MIXTURE, rule="combined", choose=FEW),
+    "filter-adapted-combined": Arm(MIXTURE, form="adapted", rule="combined"),
+    "filter-few-adapted": Arm(MIXTURE, form="adapted", choose=FEW),
+    "filter-few-adapted-combined": Arm(MIXTURE, form="adapted", rule="combined", choose=FEW),
 }
 SCALE_OF = {
     "filter-combined": "scale-combined",
     "filter-few": "scale-few",
     "filter-few-combined": "scale-few-combined",
+    "filter-adapted-combined": "scale-combined",
+    "filter-few-adapted": "scale-few",
+    "filter-few-adapted-combined": "scale-few-combined",
 }
 """The arm whose path says by how much the update is made shorter first, where it is not `scale`."""
-APART = (
-    "scale-combined",
-    "filter-combined",
-    "filter-few",
-    "scale-few-combined",
-    "filter-few-combined",
-    "filter-two-sided",
-    "filter-adapted",
-    "intruder",
-)
+APART = tuple(name for name, arm in ARMS.items() if arm.form != "one-sided" or arm.rule != "seen" or arm.choose)
 QUESTIONS = 24
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 

@@ -23,6 +23,7 @@ from benchmarks.retention.study import OTHER, about
 from benchmarks.retention.train import plan_of
 from benchmarks.selection.sweep import encoder, tasks
 from lora_select.data.labels.tokens import TokenRow
+from lora_select.evaluation.model_losses import label_counts
 from lora_select.records import write_text
 from lora_select.retention import filter as filtering
 from lora_select.retention import form_losses, forms, moments, path
@@ -75,10 +76,11 @@ def run(seed: int) -> dict[str, Any]:
 
     arms, strengths = {"base": judged({}), "raw": judged(updates)}, {}
     for end, count in SELECTION.items():
-        chosen = form_losses.Selection(model, updates, selection[:count], pad_id)
+        chosen = selection[:count]
+        raw = path.Losses(losses(updates, chosen), label_counts(chosen))
 
-        def search(make: Callable[[float], Mapping[str, Update]], chosen: Any = chosen) -> Any:
-            return path.morozov(chosen.raw, lambda strength: chosen.at(make(strength)), path.parse_tolerance(None))
+        def search(make: Callable[[float], Mapping[str, Update]], raw: Any = raw, chosen: Any = chosen) -> Any:
+            return path.morozov(raw, lambda strength: losses(make(strength), chosen), path.parse_tolerance(None))
 
         def scale(strength: float) -> Mapping[str, Update]:
             return scaled(updates, strength)

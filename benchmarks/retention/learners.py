@@ -145,12 +145,13 @@ class Encoder:
             if owner in pairs and name in form.updates:
                 layers.setdefault(owner, []).append(name)
         rows = task.selection[:selection]
-        chosen = form_losses.Selection(self.model, form.updates, rows, self.pad_id)
+        raw = path.Losses(form_losses.losses(self.model, form.updates, rows, self.pad_id), label_counts(rows))
 
-        def at(strength: float) -> path.Seen:
-            return chosen.at(filter_updates(form.updates, pairs, layers, strength))
+        def at(strength: float) -> Sequence[float]:
+            made = filter_updates(form.updates, pairs, layers, strength)
+            return form_losses.losses(self.model, made, rows, self.pad_id)
 
-        best = path.chosen(path.morozov(chosen.raw, at, path.parse_tolerance(None)))
+        best = path.chosen(path.morozov(raw, at, path.parse_tolerance(None)))
         if best is None:
             return Kept(form.updates, {"strength": None}, sums)
         return Kept(filter_updates(form.updates, pairs, layers, best.strength), {"strength": best.strength}, sums)

@@ -48,7 +48,7 @@ OUTPUT_TOKENS = 2048
 class Arm:
     """What gives the reference's second moments, how many tokens of it, and a prior c I on it as a share of its mean diagonal.
 
-    `rule`: `combined` as shipped, or `seen`, the paired rise on the rows alone; `choose` of the rows that choose, None for all.
+    `choose`: of the rows that choose, None for all.
     `form`: `one-sided` as shipped; `two-sided`, outputs weighed too; `adapted`, the task's moments through the adapted model; `intruder`, PEFT's
     own remedy, which takes no moments.
     """
@@ -57,7 +57,6 @@ class Arm:
     tokens: int = REFERENCE_TOKENS
     prior: float = 0.0
     form: str = "one-sided"
-    rule: str = "seen"
     choose: int | None = None
 
 
@@ -73,26 +72,10 @@ ARMS: Mapping[str, Arm] = {
     "filter-two-sided": Arm(MIXTURE, form="two-sided"),
     "filter-adapted": Arm(MIXTURE, form="adapted"),
     "intruder": Arm(form="intruder"),
-    "scale-combined": Arm(rule="combined"),
-    "filter-combined": Arm(MIXTURE, rule="combined"),
     "scale-few": Arm(choose=FEW),
     "filter-few": Arm(MIXTURE, choose=FEW),
-    "scale-few-combined": Arm(rule="combined", choose=FEW),
-    "filter-few-combined": Arm(MIXTURE, rule="combined", choose=FEW),
-    "filter-adapted-combined": Arm(MIXTURE, form="adapted", rule="combined"),
-    "filter-few-adapted": Arm(MIXTURE, form="adapted", choose=FEW),
-    "filter-few-adapted-combined": Arm(MIXTURE, form="adapted", rule="combined", choose=FEW),
 }
-SCALE_OF = {
-    "filter-combined": "scale-combined",
-    "filter-few": "scale-few",
-    "filter-few-combined": "scale-few-combined",
-    "filter-adapted-combined": "scale-combined",
-    "filter-few-adapted": "scale-few",
-    "filter-few-adapted-combined": "scale-few-combined",
-}
-"""The arm whose path says by how much the update is made shorter first, where it is not `scale`."""
-APART = tuple(name for name, arm in ARMS.items() if arm.form != "one-sided" or arm.rule != "seen" or arm.choose)
+APART = tuple(name for name, arm in ARMS.items() if arm.form != "one-sided" or arm.choose)
 QUESTIONS = 24
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 
@@ -173,10 +156,9 @@ class Study:
             self.held["selection"] = form_losses.losses(
                 self.model, self.form.updates, self.subject.selection, self.pad_id
             )
-        chooses = form_losses.Selection(
-            self.model, self.form.updates, self.subject.selection[: given.choose], self.pad_id
-        )
-        scales = self.held["arms"].get(SCALE_OF.get(arm, "scale"), {}).get("path", ())
+        rows = self.subject.selection[: given.choose]
+        start = path.Losses(tuple(self.held["selection"][: given.choose]), label_counts(rows))
+        scales = self.held["arms"].get("scale-few" if given.choose else "scale", {}).get("path", ())
         shortened = path.shortened([PathPoint(**point) for point in scales])
         pairs, layers, kappa, costs = self._pairs(given)
         made: dict[str, Any] = {"kappa": kappa, "moments_processor_seconds": costs}
@@ -186,14 +168,13 @@ class Study:
         at = self._updates_at(given, shortened, pairs, layers, costs)
         tried: dict[float, list[float]] = {}
 
-        def seen(strength: float) -> path.Seen:
-            found = chooses.at(at(strength))
-            tried[strength] = [round(loss, 4) for loss in found.losses]
-            return found if given.rule == "combined" else path.Seen(found.losses)
+        def losses(strength: float) -> Sequence[float]:
+            found = form_losses.losses(self.model, at(strength), rows, self.pad_id)
+            tried[strength] = [round(loss, 4) for loss in found]
+            return found
 
         searched = time.process_time()
-        believed = not path.contradicted(PathPoint(**point) for point in scales)
-        points = path.morozov(chooses.raw, seen, path.parse_tolerance(None), believed=believed)
+        points = path.morozov(start, losses, path.parse_tolerance(None))
         made["search_processor_seconds"] = round(time.process_time() - searched, 1)
         made["path"] = [dataclasses.asdict(point) for point in points]
         made["tried"] = [{"strength": strength, "losses": found} for strength, found in tried.items()]
@@ -201,7 +182,7 @@ class Study:
         made["strength"] = None if best is None else best.strength
         if best is not None:
             made |= self._written(at(best.strength))
-            if arm in ("filter-mixture", "filter-combined"):
+            if arm == "filter-mixture":
                 self._answers(arm, at(best.strength))
         print(f"{self.setting.name} {arm}: {made['strength']}, {time.process_time() - began:.0f} s", flush=True)
         return made

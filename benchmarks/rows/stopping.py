@@ -1,4 +1,8 @@
-"""How well a few rows choose the filter's strength: by the rise that they show, by what the adapter as trained expects, by both.
+"""How well a few rows choose the filter's strength: by the rise that they show, as shipped, and by what the adapter as trained expects too.
+
+Were the adapter as trained right about its own errors, the loss would rise by K = KL(as trained || filtered) in the mean over labels. K has no noise of
+labels. `prior`: the rise is N(K, K^2) before the rows are looked at, and they show it with their error. `labels`: K counts as 100 more label tokens that
+show it. In both the rows count alone where they show more than is expected, beyond two standard deviations. `expected`: K alone.
 
 PYTHONPATH=DATA python -m benchmarks.rows.stopping SETTINGS --work FOLDER     # adapters and moments of benchmarks.retention
 python -m benchmarks.rows.stopping                                           # what the records say
@@ -8,7 +12,6 @@ the rise on all rows that were not drawn is the truth.
 """
 
 import argparse
-import dataclasses
 import functools
 import itertools
 import json
@@ -23,9 +26,9 @@ from typing import Any, final
 from benchmarks.retention.settings import EVALUATION, SELECTION, SETTINGS, Setting
 from benchmarks.retention.study import ARMS, Study, about
 from benchmarks.selection.sweep import tasks
-from lora_select.data.labels.tokens import IGNORED, TokenRow, collate, label_logits, row_sums
+from lora_select.data.labels.tokens import IGNORED, TokenRow, collate
 from lora_select.evaluation.model_losses import label_counts
-from lora_select.records import PathPoint, Tolerance, write_text
+from lora_select.records import PathPoint, write_text
 from lora_select.retention import forms, path
 from lora_select.retention.bench import filter_updates, scaled
 from lora_select.retention.forms import Update
@@ -40,7 +43,8 @@ STRENGTHS = {
 }
 """`adapted` is the filter with the task's moments through the adapted model."""
 DRAWN, DRAWS, MORE, BATCH = (12, 48), 400, 100, 16
-RULES = ("seen", "combined", "expected", "either")
+RULES = ("seen", "prior", "labels", "expected")
+WORTH, TRUST = 100, 2.0
 NOTHING = 0.003
 """Stands for the strength where nothing is allowed."""
 SHARE = 0.01
@@ -50,18 +54,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", choices=[[], *SETTINGS])
     parser.add_argument("--work", type=Path, default=Path("runs/retention"))
+    parser.add_argument("--adapted", action="store_true", help="also with the task's moments through the adapted model")
     options = parser.parse_args()
     for name in options.settings:
         file = RESULTS / f"{name}.json"
         if not file.is_file():
             RESULTS.mkdir(exist_ok=True)
-            write_text(file, json.dumps(measured(SETTINGS[name], options.work) | about()) + "\n")
+            write_text(
+                file, json.dumps(measured(SETTINGS[name], options.work, adapted=options.adapted) | about()) + "\n"
+            )
         print(name, flush=True)
     if not options.settings:
         print(*report(), sep="\n")
 
 
-def measured(setting: Setting, work: Path) -> dict[str, Any]:
+def measured(setting: Setting, work: Path, *, adapted: bool) -> dict[str, Any]:
     """Of every row that was not trained on: label tokens, the loss as trained, and at every strength the loss and the KL, nats summed over the row."""
     import torch
 
@@ -71,7 +78,8 @@ def measured(setting: Setting, work: Path) -> dict[str, Any]:
     scales = [PathPoint(**point) for point in study.held["arms"]["scale"]["path"]]
     shorter = scaled(study.form.updates, path.shortened(scales))
     forms_of = {f"scale {s}": scaled(study.form.updates, s) for s in STRENGTHS["scale"]}
-    for arm, name in (("filter", "filter-mixture"), ("adapted", "filter-adapted")):
+    arms = {"filter": "filter-mixture"} | ({"adapted": "filter-adapted"} if adapted else {})
+    for arm, name in arms.items():
         pairs, layers, _, _ = study._pairs(ARMS[name])
         forms_of |= {f"{arm} {s}": filter_updates(shorter, pairs, layers, s) for s in STRENGTHS[arm]}
         del pairs
@@ -93,13 +101,16 @@ def _read(model: Any, updates: Mapping[str, Update], batch: Mapping[str, Any], b
     """Summed losses of the rows; the log probabilities at all places of labels, or the summed KL from those that are given."""
     import torch
 
+    targets = batch["labels"][:, 1:]
+    places = targets.ne(IGNORED).any(0)
+    wanted, kept = targets.ne(IGNORED)[:, places], targets[:, places].clamp(min=0)
     with torch.inference_mode(), forms.applied(model, updates):
-        logits, targets = label_logits(model, dict(batch))
-        losses, logs = row_sums(logits, targets).tolist(), logits.log_softmax(-1)
-        if before is None:
-            return losses, logs
-        kl = (before.exp() * (before - logs)).sum(-1) * targets.ne(IGNORED)
-        return losses, kl.sum(1).tolist()
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        logs = model(**inputs, use_cache=False).logits[:, :-1][:, places].float().log_softmax(-1)
+    losses = -(logs.gather(-1, kept[..., None])[..., 0] * wanted).sum(1)
+    if before is None:
+        return losses.tolist(), logs
+    return losses.tolist(), ((before.exp() * (before - logs)).sum(-1) * wanted).sum(1).tolist()
 
 
 def _note(held: list[Any], places: Sequence[int], values: Iterable[Any]) -> None:
@@ -141,40 +152,42 @@ def choices(held: Mapping[str, Any], arm: str, rule: str, count: int) -> list[Ch
         best = path.chosen(_path(held, arm, chosen, rule))
         cost = 0.0
         if best is not None:
-            truth = _seen(held, f"{arm} {best.strength}", rest)
-            raw = _raw(held, rest)
-            cost = path.paired(raw.losses, truth.losses, raw.labels)[0] / raw.mean
+            rise = math.fsum(held[f"{arm} {best.strength}"][row][0] - held["raw"][row] for row in rest)
+            cost = rise / math.fsum(held["raw"][row] for row in rest)
         made.append(Choice(best.strength if best is not None else 0.0, cost))
     return made
 
 
 def _path(held: Mapping[str, Any], arm: str, chosen: Sequence[int], rule: str) -> list[PathPoint]:
     """The grid of strengths as a rule sees it on the rows that choose."""
-    raw = _raw(held, chosen)
-    limit = path.allowed(Tolerance(SHARE, None), raw.mean)
+    raw, labels = [held["raw"][row] for row in chosen], [held["labels"][row] for row in chosen]
+    limit = SHARE * math.fsum(raw) / sum(labels)
 
-    def points(of: str, *, believed: bool) -> list[PathPoint]:
-        return [path.point(s, raw, _seen(held, f"{of} {s}", chosen), limit, believed=believed) for s in STRENGTHS[of]]
+    def shown(name: str) -> tuple[float, float, float]:
+        """The paired rise, its error, and K."""
+        found = [held[name][row] for row in chosen]
+        kl = math.fsum(one for _, one in found) / sum(labels)
+        return *path.paired(raw, [loss for loss, _ in found], labels), max(kl, 1e-9)
 
-    alone, both = points(arm, believed=False), points(arm, believed=True)
-    believed = not path.contradicted([*alone, *points("scale", believed=False)])
-    if rule == "seen" or (rule != "expected" and not believed):
-        return alone
-    if rule == "combined":
-        return both
-    if rule == "either":
-        return [dataclasses.replace(a, within=a.within or b.within) for a, b in zip(alone, both, strict=True)]
-    return [dataclasses.replace(one, within=(one.expected or 0.0) <= limit) for one in both]
+    def trusted(kl: float) -> float:
+        return kl if rule == "prior" else math.sqrt(2 * kl / WORTH)
+
+    every = [shown(f"{of} {strength}") for of in (arm, "scale") for strength in STRENGTHS[of]]
+    alone = rule == "seen" or any(r - kl > TRUST * math.hypot(e, trusted(kl)) for r, e, kl in every)
+    points = []
+    for strength, (rise, error, kl) in zip(STRENGTHS[arm], every, strict=False):
+        if rule == "expected":
+            rise, error = kl, 0.0
+        elif not alone and error > 0:
+            rise, error = both(rise, error, kl, trusted(kl))
+        points.append(PathPoint(strength, 0.0, rise, error, limit, rise + error <= limit))
+    return points
 
 
-def _raw(held: Mapping[str, Any], rows: Sequence[int]) -> path.Losses:
-    return path.Losses(tuple(held["raw"][row] for row in rows), tuple(held["labels"][row] for row in rows))
-
-
-def _seen(held: Mapping[str, Any], name: str, rows: Sequence[int]) -> path.Seen:
-    found = [held[name][row] for row in rows]
-    labels = sum(held["labels"][row] for row in rows)
-    return path.Seen([loss for loss, _ in found], math.fsum(kl for _, kl in found) / labels)
+def both(rise: float, error: float, expected: float, spread: float) -> tuple[float, float]:
+    """Mean and standard deviation of a normal rise around `expected`, of a standard deviation `spread`, that was seen once with a normal error."""
+    trust = error**2 / (error**2 + spread**2)
+    return trust * expected + (1 - trust) * rise, error * spread / math.hypot(error, spread)
 
 
 def report() -> Iterator[str]:
@@ -199,7 +212,7 @@ def report() -> Iterator[str]:
                     )
     for name, held in every.items():
         told = [f"{name}: {len(held['labels'])} rows"]
-        for arm, count, rule in itertools.product(("filter", "adapted"), DRAWN, RULES[:2]):
+        for arm, count, rule in itertools.product(("filter", "adapted"), DRAWN, RULES[:3]):
             if f"{arm} 1.0" in held:
                 found = choices(held, arm, rule, count)
                 log = statistics.mean(math.log10(one.strength or NOTHING) for one in found)

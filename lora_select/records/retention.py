@@ -26,11 +26,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class PathPoint:
-    """One strength (lambda) on the selection rows, nats per label token: the loss, by how much it is taken to rise and how sure that is, the rise that was allowed.
-
-    `rise` and `standard_error` are of what was `seen` (the paired rise and its error) and what was `expected` (KL of the adapter as trained to this
-    strength) together; in records without these two they are the paired rise and its error.
-    """
+    """One strength (lambda) on the selection rows: loss and its paired rise in nats per label token, the rise that was allowed."""
 
     strength: float
     loss: float
@@ -38,8 +34,6 @@ class PathPoint:
     standard_error: float
     limit: float
     within: bool
-    seen: tuple[float, float] | None = None
-    expected: float | None = None
 
 
 @dataclass(frozen=True)

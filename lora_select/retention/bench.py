@@ -2,13 +2,14 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from lora_select.data.labels.tokens import TokenRow
 from lora_select.errors import InputError
+from lora_select.evaluation.model_losses import label_counts
 from lora_select.progress import Report as Progress
-from lora_select.records import LayerRetention, PathPoint, RetentionEvidence, Tolerance
+from lora_select.records import LayerRetention, RetentionEvidence, Tolerance
 from lora_select.retention import filter as filtering
 from lora_select.retention import form_losses, forms, path
 from lora_select.retention.decide import FILTER, RAW, SCALE
@@ -90,18 +91,12 @@ class Bench:
     ) -> tuple[RetentionEvidence, dict[str, Mapping[str, Update]], dict[str, forms.Written]]:
         """Both paths, and the arms that stay within the tolerance. `spreads` are those of the updates as trained."""
         updates = self.form.updates
-        selection = form_losses.Selection(self.model, updates, rows, self.pad_id)
-        start = selection.raw
-        self.forward[SEARCH] += _tokens(rows)
+        start = path.Losses(self.losses(updates, rows, SEARCH), label_counts(rows))
 
-        def seen(made: Mapping[str, Update]) -> path.Seen:
-            self.forward[SEARCH] += _tokens(rows)
-            return selection.at(made)
-
-        def evaluate(make: Callable[[float], Mapping[str, Update]], what: str) -> Callable[[float], path.Seen]:
-            def at(strength: float) -> path.Seen:
+        def evaluate(make: Callable[[float], Mapping[str, Update]], what: str) -> Callable[[float], tuple[float, ...]]:
+            def at(strength: float) -> tuple[float, ...]:
                 self.progress(0, 1, f"{what} at {strength:.3g}")
-                return seen(make(strength))
+                return self.losses(make(strength), rows, SEARCH)
 
             return at
 
@@ -109,23 +104,27 @@ class Bench:
             return scaled(updates, strength)
 
         scales = path.morozov(start, evaluate(scale, SCALE), tolerance)
-        believed = not path.contradicted(scales)
         shortened = path.shortened(scales)
         shorter = scale(shortened)
 
         def filtered(strength: float) -> Mapping[str, Update]:
             return filter_updates(shorter, pairs, layers, strength)
 
-        filters = path.morozov(start, evaluate(filtered, FILTER), tolerance, believed=believed)
-        if believed and path.contradicted(filters):
-            believed, scales = False, path.alone(scales)
-        arms, forms_of, refused = self._loadable(((SCALE, scales, scale), (FILTER, filters, filtered)))
-        limit = path.allowed(tolerance, start.mean)
-        rises = {
-            arm: path.point(0.0, start, seen(arms[arm]), limit, believed=believed).rise
-            for arm, form in forms_of.items()
-            if form.method == "truncated"
-        }
+        filters = path.morozov(start, evaluate(filtered, FILTER), tolerance)
+        arms: dict[str, Mapping[str, Update]] = {RAW: updates}
+        forms_of: dict[str, forms.Written] = {}
+        rises: dict[str, float] = {}
+        refused: dict[str, str] = {}
+        for arm, points, make in ((SCALE, scales, scale), (FILTER, filters, filtered)):
+            if (point := path.chosen(points)) is None:
+                continue
+            try:
+                arms[arm], forms_of[arm] = forms.loadable(self.form, make(point.strength), self.settings.max_error)
+            except InputError as error:
+                refused[arm] = str(error)
+                continue
+            if forms_of[arm].method == "truncated":
+                rises[arm], _ = path.paired(start.losses, self.losses(arms[arm], rows, SEARCH), start.labels)
         evidence = RetentionEvidence(
             tolerance=tolerance,
             raw_loss=start.mean,
@@ -139,22 +138,6 @@ class Bench:
             references={},
         )
         return evidence, arms, forms_of
-
-    def _loadable(
-        self, searched: Iterable[tuple[str, Sequence[PathPoint], Callable[[float], Mapping[str, Update]]]]
-    ) -> tuple[dict[str, Mapping[str, Update]], dict[str, forms.Written], dict[str, str]]:
-        """The arms with a strength within the tolerance as plain loaders can take them, how they are written, and why others cannot be."""
-        arms: dict[str, Mapping[str, Update]] = {RAW: self.form.updates}
-        forms_of: dict[str, forms.Written] = {}
-        refused: dict[str, str] = {}
-        for arm, points, make in searched:
-            if (point := path.chosen(points)) is None:
-                continue
-            try:
-                arms[arm], forms_of[arm] = forms.loadable(self.form, make(point.strength), self.settings.max_error)
-            except InputError as error:
-                refused[arm] = str(error)
-        return arms, forms_of, refused
 
 
 def spreads(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from lora_select.records import PathPoint, Retention, RetentionDecision, RetentionEvidence, UnitLosses
-from lora_select.retention.path import chosen, contradicted, paired
+from lora_select.retention.path import chosen, paired
 
 RAW, SCALE, FILTER = "raw", "scale", "filter"
 NOTHING = 0.01
@@ -70,12 +70,6 @@ def decide(evidence: RetentionEvidence) -> RetentionDecision:
         f"its strength {point.strength:.3g} costs {point.rise:+.4f} ± {point.standard_error:.4f} nats a token on the selection rows, "
         f"{point.limit:.4f} were allowed"
     )
-    if point.seen is not None and point.expected is not None:
-        reasons.append(
-            f"of that cost the rows alone say {point.seen[0]:+.4f} ± {point.seen[1]:.4f}, and the adapter as trained expects {point.expected:+.4f}"
-        )
-        if contradicted([*evidence.scale_path, *evidence.filter_path]):
-            reasons[-1] += "; the rows show more than it expects, so they count alone"
     return RetentionDecision(best, point.strength, tuple(reasons))
 
 

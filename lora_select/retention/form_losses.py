@@ -5,17 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from lora_select.data.labels.tokens import IGNORED, TokenRow, collate, label_logits, row_sums
+from lora_select.data.labels.tokens import IGNORED, TokenRow, collate
 from lora_select.evaluation.metrics import exact_match, generate, has_one_form
 from lora_select.evaluation.model_losses import label_counts, row_losses
 from lora_select.records import finite
 from lora_select.retention.forms import Update, applied
-from lora_select.retention.path import Losses, Seen
 
 BATCH_ROWS = 4
 LOSS_BATCH = 16
-EXPECTED_LABELS = 512
-"""Label tokens at which whole distributions are compared: a mean KL is known to a twentieth of itself from so many, and (512, 150,000) float32 are 300 MB."""
 ASKED, SPARE = 16, 8
 """Questions of a reference set that are answered, and tokens that an answer may be longer than the longest expected one."""
 Arms = Mapping[str, Mapping[str, Update]]
@@ -25,50 +22,6 @@ def losses(model: Any, updates: Mapping[str, Update], rows: Sequence[TokenRow], 
     """Summed loss of each row in nats with the updates on the base model."""
     with applied(model, updates):
         return tuple(row_losses(model, rows, pad_id, LOSS_BATCH, str(next(iter(model.parameters())).device)))
-
-
-@final
-class Selection:
-    """The rows that choose a strength, with what the adapter as trained says of their labels."""
-
-    def __init__(self, model: Any, trained: Mapping[str, Update], rows: Sequence[TokenRow], pad_id: int) -> None:
-        self._model, self._pad_id = model, pad_id
-        self._rows = rows
-        labels = label_counts(rows)
-        self._every = -(-sum(labels) // EXPECTED_LABELS)
-        losses, self._trained = self._read(trained)
-        self.raw = Losses(losses, labels)
-
-    def at(self, updates: Mapping[str, Update]) -> Seen:
-        """Losses of the rows with other updates, and the mean KL(as trained || with these) over at most some 500 label tokens, spread evenly.
-
-        Raises:
-            RuntimeError: a loss is not finite.
-        """
-        losses, logs = self._read(updates)
-        return Seen(losses, float((self._trained.exp() * (self._trained - logs)).sum(-1).mean()))
-
-    def _read(self, updates: Mapping[str, Update]) -> tuple[tuple[float, ...], Any]:
-        """Summed loss of each row, and the log probabilities (label tokens, vocabulary) of every so manieth label token."""
-        import torch
-
-        device = next(iter(self._model.parameters())).device
-        order = sorted(range(len(self._rows)), key=lambda index: len(self._rows[index].input_ids))
-        losses = [0.0] * len(order)
-        logs, before = [], 0
-        with torch.inference_mode(), applied(self._model, updates):
-            for begin in range(0, len(order), LOSS_BATCH):
-                chosen = order[begin : begin + LOSS_BATCH]
-                batch = collate([self._rows[index] for index in chosen], self._pad_id)
-                logits, targets = label_logits(self._model, {name: t.to(device) for name, t in batch.items()})
-                for index, loss in zip(chosen, row_sums(logits, targets).tolist(), strict=True):
-                    losses[index] = loss
-                wanted = targets.ne(IGNORED).nonzero()
-                taken = wanted[(-before) % self._every :: self._every]
-                logs.append(logits[taken[:, 0], taken[:, 1]].log_softmax(-1))
-                before += len(wanted)
-        finite(math.fsum(losses), "the loss of the rows that choose the filter's strength")
-        return tuple(losses), torch.cat(logs)
 
 
 @final

@@ -1,17 +1,15 @@
 """How strongly: Morozov's discrepancy principle, at most four strengths, each evaluated once.
 
-The strength lambda is the largest whose rise of loss on the selection rows, and one standard error more, is within the tolerance. The rise is taken
-from what the rows show and from what the adapter as trained expects (:func:`combined`): few label tokens show little, and there the expectation
-counts. Scaling is searched with the same function: D / (1 + lambda) is the filter with Zt = Zr.
+The strength lambda is the largest whose paired rise of loss on the selection rows, and one standard error more, is within the tolerance: rows that
+cannot tell a rise of that size choose little or nothing. Scaling is searched with the same function: D / (1 + lambda) is the filter with Zt = Zr.
 
 References:
     Morozov (1966), *On the solution of functional equations by the method of regularization*.
-    Casella, Robert (1996), *Rao-Blackwellisation of sampling schemes*: the mean over labels in place of the labels that came.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 from lora_select.errors import InputError
@@ -30,8 +28,6 @@ AIM = 0.9
 APART = 1.2
 """Two strengths differ at least by this factor."""
 EVALUATIONS = 4
-TRUST = 2.0
-"""Standard deviations by which the rows may show more than is expected."""
 DEFAULT_SHARE = 0.01
 
 
@@ -47,40 +43,6 @@ class Losses:
     def mean(self) -> float:
         """Nats per label token."""
         return math.fsum(self.losses) / sum(self.labels)
-
-
-@final
-@dataclass(frozen=True)
-class Seen:
-    """The selection rows at one strength: summed loss of each row in nats, and the mean KL(as trained || at this strength) over label tokens."""
-
-    losses: Sequence[float]
-    expected: float | None = None
-
-
-def combined(rise: float, error: float, expected: float | None) -> tuple[float, float]:
-    """The rise of the loss, nats per label token, and its standard deviation: of what rows show and what the adapter as trained expects together.
-
-    Were the adapter as trained right about its own errors, the loss would rise by K = KL(as trained || filtered) in the mean over labels. K has no noise of
-    labels. The truth may be nothing or twice that: the rise is N(K, K^2) before the rows are looked at, and they show it with a normal error.
-    Where they show that it is more (:func:`contradicted`), they count alone.
-
-    Args:
-        rise: the paired rise on the rows.
-        error: its standard error.
-        expected: K, or None where it is not known, which leaves the other two as they are.
-
-    >>> [round(value, 4) for value in combined(0.012, 0.02, 0.004)]
-    [0.0043, 0.0039]
-    >>> combined(0.012, 0.02, None), combined(0.0, 0.0, 0.0)
-    ((0.012, 0.02), (0.0, 0.0))
-    """
-    if expected is None or error == 0:
-        return rise, error
-    if expected <= 0:
-        return 0.0, 0.0
-    trust = error**2 / (error**2 + expected**2)  # in the expectation
-    return trust * expected + (1 - trust) * rise, error * expected / math.hypot(error, expected)
 
 
 def paired(before: Sequence[float], after: Sequence[float], labels: Sequence[int]) -> tuple[float, float]:
@@ -123,79 +85,32 @@ def allowed(tolerance: Tolerance, loss: float) -> float:
     return min(bound for bound in bounds if bound is not None)
 
 
-def morozov(
-    raw: Losses, evaluate: Callable[[float], Seen], tolerance: Tolerance, *, believed: bool = True
-) -> tuple[PathPoint, ...]:
+def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance: Tolerance) -> tuple[PathPoint, ...]:
     """Every strength that was evaluated, in order of strength; :func:`chosen` picks from them.
 
-    From 0.1 up or down by factors of ten until the tolerance is bracketed; then where the power law through both ends nearly uses it. Where a
-    strength shows that the expectation is too low, the search is made again by the rows alone, of what was evaluated already.
+    From 0.1 up or down by factors of ten until the tolerance is bracketed; then where the power law through both ends nearly uses it.
 
     Args:
         raw: of the adapter as it was trained.
-        evaluate: the same rows at a strength.
+        evaluate: summed losses of the same rows at a strength.
         tolerance: the largest rise.
-        believed: whether the expectation counts.
     """
-    found: dict[float, Seen] = {}
-    limit = allowed(tolerance, raw.mean)
+    points: dict[float, PathPoint] = {}
 
-    def points() -> tuple[PathPoint, ...]:
-        return tuple(point(strength, raw, found[strength], limit, believed=believed) for strength in sorted(found))
+    def look(strength: float) -> bool:
+        losses = evaluate(strength)
+        rise, error = paired(raw.losses, losses, raw.labels)
+        limit = allowed(tolerance, raw.mean)
+        points[strength] = PathPoint(
+            strength, math.fsum(losses) / sum(raw.labels), rise, error, limit, rise + error <= limit
+        )
+        return points[strength].within
 
-    def look(strength: float) -> PathPoint:
-        if strength not in found:
-            found[strength] = evaluate(strength)
-        return point(strength, raw, found[strength], limit, believed=believed)
-
-    _search(look)
-    if believed and contradicted(points()):
-        believed = False
-        _search(look)
-    return points()
-
-
-def _search(look: Callable[[float], PathPoint]) -> None:
-    looked: list[PathPoint] = []
-
-    def at(strength: float) -> PathPoint:
-        looked.append(look(strength))
-        return looked[-1]
-
-    low, high = _bracket(at)
-    while low is not None and high is not None and len(looked) < EVALUATIONS and not _known(low, high):
-        middle = at(_between(low, high))
-        low, high = (middle, high) if middle.within else (low, middle)
-
-
-def alone(points: Iterable[PathPoint]) -> tuple[PathPoint, ...]:
-    """The same strengths by what the rows show."""
-    return tuple(
-        replace(one, rise=one.seen[0], standard_error=one.seen[1], within=math.fsum(one.seen) <= one.limit)
-        for one in points
-        if one.seen is not None
-    )
-
-
-def contradicted(points: Iterable[PathPoint]) -> bool:
-    """Whether at some strength the loss rises by more than is expected, beyond two standard deviations of both together.
-
-    An adapter that was trained too little does not expect what the next steps would have taught it.
-    """
-    return any(
-        one.seen is not None
-        and one.expected is not None
-        and one.seen[0] - one.expected > TRUST * math.hypot(one.seen[1], one.expected)
-        for one in points
-    )
-
-
-def point(strength: float, raw: Losses, found: Seen, limit: float, *, believed: bool = True) -> PathPoint:
-    """A strength held against the largest rise that is allowed."""
-    shown = paired(raw.losses, found.losses, raw.labels)
-    rise, error = combined(*shown, found.expected) if believed else shown
-    loss = math.fsum(found.losses) / sum(raw.labels)
-    return PathPoint(strength, loss, rise, error, limit, rise + error <= limit, shown, found.expected)
+    low, high = _bracket(look)
+    while low is not None and high is not None and len(points) < EVALUATIONS and not _known(points[low], points[high]):
+        middle = _between(points[low], points[high])
+        low, high = (middle, high) if look(middle) else (low, middle)
+    return tuple(points[strength] for strength in sorted(points))
 
 
 def _known(low: PathPoint, high: PathPoint) -> bool:
@@ -216,33 +131,29 @@ def _between(low: PathPoint, high: PathPoint) -> float:
     return min(max(aimed, APART * low.strength), high.strength / APART)
 
 
-def _bracket(look: Callable[[float], PathPoint]) -> tuple[PathPoint | None, PathPoint | None]:
+def _bracket(look: Callable[[float], bool]) -> tuple[float | None, float | None]:
     """The largest strength within and the least beyond that are next to one another; None where a limit was reached."""
-    here = look(FIRST)
-    if here.within:
-        while here.strength < MOST:
-            below, here = here, look(here.strength * STEP)
-            if not here.within:
-                return below, here
-        return here, None
-    while here.strength > LEAST:
-        above, here = here, look(here.strength / STEP)
-        if here.within:
-            return here, above
-    return None, here
+    strength = FIRST
+    if look(strength):
+        while strength < MOST:
+            below, strength = strength, strength * STEP
+            if not look(strength):
+                return below, strength
+        return strength, None
+    while strength > LEAST:
+        above, strength = strength, strength / STEP
+        if look(strength):
+            return strength, above
+    return None, strength
 
 
 def shortened(scales: Sequence[PathPoint]) -> float:
-    """The scaling strength of the path at which the task's own loss is lowest on the rows, one standard error included; 0 where none lowers it by more than that.
+    """The scaling strength of the path at which the task's own loss is lowest, one standard error included; 0 where none lowers it by more than that.
 
     An update that overshoots its task (a learning rate too high) breaks general text by its size: it is made shorter before it is filtered.
     """
-
-    def shown(point: PathPoint) -> float:
-        return math.fsum(point.seen or (point.rise, point.standard_error))
-
-    best = min(scales, key=shown, default=None)
-    return best.strength if best is not None and shown(best) < 0 else 0.0
+    best = min(scales, key=_used, default=None)
+    return best.strength if best is not None and _used(best) < 0 else 0.0
 
 
 def chosen(points: Sequence[PathPoint]) -> PathPoint | None:

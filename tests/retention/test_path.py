@@ -14,12 +14,8 @@ from lora_select.retention.path import (
     NEAR,
     RESOLUTION,
     Losses,
-    Seen,
     allowed,
-    alone,
     chosen,
-    combined,
-    contradicted,
     morozov,
     paired,
     parse_tolerance,
@@ -28,7 +24,6 @@ from lora_select.retention.path import (
 
 LABELS = (4, 2, 6, 3)
 RAW = Losses((4.0, 2.0, 6.0, 3.0), LABELS)
-SIGNS = (1, -1, 1, -1)
 
 
 def rising(scale, calls=None, power=1.0):
@@ -37,7 +32,7 @@ def rising(scale, calls=None, power=1.0):
     def evaluate(strength):
         if calls is not None:
             calls.append(strength)
-        return Seen([loss + scale * strength**power * count for loss, count in zip(RAW.losses, LABELS, strict=True)])
+        return tuple(loss + scale * strength**power * count for loss, count in zip(RAW.losses, LABELS, strict=True))
 
     return evaluate
 
@@ -64,7 +59,7 @@ def test_what_never_or_always_stays_within_ends_at_the_limits():
 
 def test_rows_that_cannot_tell_a_rise_of_that_size_choose_nothing():
     def noisy(spread):
-        return lambda _strength: Seen([a + spread * sign for a, sign in zip(RAW.losses, SIGNS, strict=True)])
+        return lambda _strength: tuple(a + spread * sign for a, sign in zip(RAW.losses, (1, -1, 1, -1), strict=True))
 
     assert chosen(morozov(RAW, noisy(1.0), Tolerance(0.01, None))) is None
     assert chosen(morozov(RAW, noisy(0.01), Tolerance(0.01, None))) is not None
@@ -77,7 +72,7 @@ def test_the_search_ends_where_the_standard_error_uses_the_tolerance():
     def noisy(strength):
         calls.append(strength)
         spread = 0.009 * 15 / 4 * 3**0.5 * strength / 0.1
-        return Seen([a + spread * sign for a, sign in zip(RAW.losses, SIGNS, strict=True)])
+        return tuple(a + spread * sign for a, sign in zip(RAW.losses, (1, -1, 1, -1), strict=True))
 
     points = morozov(RAW, noisy, Tolerance(0.01, None))
     assert 0.8 * 0.01 < points[0].standard_error <= 0.01
@@ -88,86 +83,16 @@ def test_the_upper_end_of_the_rise_is_held_against_the_tolerance():
     """A rise and an error of 0.006 each are both within 0.01; their sum is not."""
 
     def at(strength):
-        return Seen(
-            [
-                loss + min(1.0, strength / 0.1) * (0.006 * count + 0.006 * 15 / 4 * 3**0.5 * sign)
-                for loss, count, sign in zip(RAW.losses, LABELS, SIGNS, strict=True)
-            ]
+        signs = (1, -1, 1, -1)
+        return tuple(
+            loss + min(1.0, strength / 0.1) * (0.006 * count + 0.006 * 15 / 4 * 3**0.5 * sign)
+            for loss, count, sign in zip(RAW.losses, LABELS, signs, strict=True)
         )
 
     first = next(point for point in morozov(RAW, at, Tolerance(0.01, None)) if point.strength == 0.1)
     assert 0.004 < first.rise < 0.01
     assert 0.004 < first.standard_error < 0.01
     assert not first.within
-
-
-def test_what_is_expected_counts_where_the_rows_show_little():
-    assert combined(0.012, 0.02, None) == (0.012, 0.02)
-    rise, error = combined(0.03, 1.0, 0.004)
-    assert (rise, error) == (pytest.approx(0.004, rel=1e-3), pytest.approx(0.004, rel=1e-3))
-    rise, error = combined(-0.05, 0.001, 0.2)
-    assert (rise, error) == (pytest.approx(-0.05, rel=1e-3), pytest.approx(0.001, rel=1e-3))
-    rise, error = combined(0.01, 0.004, 0.004)
-    assert (rise, error) == (pytest.approx(0.007), pytest.approx(0.004 / math.sqrt(2)))
-    assert combined(0.0, 0.0, 0.0) == (0.0, 0.0)
-
-
-def test_the_posterior_is_that_of_a_normal_rise_seen_once_with_a_normal_error():
-    """By quadrature of prior times likelihood."""
-    grid = [step / 20000 for step in range(-1000, 1500)]
-    weights = [math.exp(-0.5 * ((x - 0.006) / 0.006) ** 2 - 0.5 * ((x + 0.01) / 0.009) ** 2) for x in grid]
-    mean = math.fsum(w * x for w, x in zip(weights, grid, strict=True)) / math.fsum(weights)
-    spread = math.sqrt(math.fsum(w * (x - mean) ** 2 for w, x in zip(weights, grid, strict=True)) / math.fsum(weights))
-    assert combined(-0.01, 0.009, 0.006) == (pytest.approx(mean, abs=1e-6), pytest.approx(spread, abs=1e-6))
-
-
-def test_rows_that_show_nothing_still_choose_by_what_is_expected():
-    """The paired rise has an error of 0.1; the adapter as trained expects 0.01 at a strength of 0.5, in proportion."""
-
-    def at(strength, expects):
-        losses = [a + 0.1 * 15 / 4 * 3**0.5 * sign for a, sign in zip(RAW.losses, SIGNS, strict=True)]
-        return Seen(losses, 0.02 * strength if expects else None)
-
-    assert chosen(morozov(RAW, lambda strength: at(strength, expects=False), Tolerance(0.01, None))) is None
-    best = chosen(morozov(RAW, lambda strength: at(strength, expects=True), Tolerance(0.01, None)))
-    assert best is not None
-    assert 0.1 <= best.strength < 0.5
-    assert best.expected == pytest.approx(0.02 * best.strength)
-    assert best.seen is not None
-    assert best.seen[1] > 0.09
-
-
-def test_rows_that_show_more_than_is_expected_count_alone():
-    """The loss rises by 0.02 at a strength of 1, in proportion and without noise; the adapter expects a hundredth of it."""
-    calls = []
-
-    def at(strength):
-        calls.append(strength)
-        noise = 1e-6 * strength
-        losses = [a + 0.02 * strength * n + noise * sign for a, n, sign in zip(RAW.losses, LABELS, SIGNS, strict=True)]
-        return Seen(losses, 0.0002 * strength)
-
-    points = morozov(RAW, at, Tolerance(0.01, None))
-    assert contradicted(points)
-    best = chosen(points)
-    assert best is not None
-    assert best.rise == pytest.approx(0.02 * best.strength, rel=1e-3)
-    assert 0.01 * NEAR <= best.rise <= 0.01
-    assert len(calls) == len(set(calls)) == len(points) <= 2 * EVALUATIONS
-    assert points == alone(points)
-
-
-def test_less_than_is_expected_is_no_contradiction():
-    fine = PathPoint(1.0, 0.8, 0.0, 0.0, 0.01, within=True, seen=(-0.2, 0.001), expected=0.3)
-    assert not contradicted([fine])
-    assert contradicted([fine, dataclasses.replace(fine, seen=(0.31, 0.001), expected=0.1)])
-    assert not contradicted([dataclasses.replace(fine, seen=None, expected=None)])
-
-
-def test_how_much_shorter_is_read_off_the_rows_alone():
-    expects = PathPoint(1.0, 0.8, 0.02, 0.05, 0.01, within=False, seen=(-0.2, 0.1), expected=0.06)
-    assert shortened([expects]) == 1.0
-    assert shortened([dataclasses.replace(expects, seen=(-0.2, 0.3))]) == 0.0
 
 
 def test_a_loss_that_dips_back_under_the_tolerance_is_not_trusted():

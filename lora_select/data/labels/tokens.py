@@ -90,24 +90,12 @@ def label_loss(model: Any, batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]
     Returns:
         The summed loss of each row in nats, of shape (rows,), and the number of its label tokens, int64.
     """
-    logits, targets = label_logits(model, batch)
-    return row_sums(logits, targets), targets.ne(IGNORED).sum(dim=1)
-
-
-def label_logits(model: Any, batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
-    """Logits where some row of the batch has a label, and the labels there.
-
-    Args:
-        model: a causal language model, or a wrapper with the same forward.
-        batch: as :func:`collate` makes it, on the model's device; everything but `labels` is given to the model.
-
-    Returns:
-        Logits (rows, places, vocabulary) in float32 (float64 of a float64 model), and labels (rows, places), `IGNORED` where a row has none.
-    """
     import torch
+    from torch.nn import functional
 
     targets = batch["labels"][:, 1:]
-    places = targets.ne(IGNORED).any(dim=0).nonzero().squeeze(-1)  # positions that predict a label in at least one row
+    wanted = targets.ne(IGNORED)
+    places = wanted.any(dim=0).nonzero().squeeze(-1)  # positions that predict a label in at least one row
     inputs = {name: value for name, value in batch.items() if name != "labels"} | {"use_cache": False}
     if places.numel() == 0:
         places = targets.new_zeros(1)
@@ -115,15 +103,10 @@ def label_logits(model: Any, batch: "dict[str, Tensor]") -> "tuple[Tensor, Tenso
         logits = model(**inputs, logits_to_keep=places).logits
     else:
         logits = model(**inputs).logits[:, places]
-    return logits if logits.dtype == torch.float64 else logits.float(), targets[:, places]
-
-
-def row_sums(logits: "Tensor", targets: "Tensor") -> "Tensor":
-    """The summed loss of each row in nats, of what :func:`label_logits` returns."""
-    from torch.nn import functional
-
-    nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return nll.view_as(targets).sum(dim=1)
+    kept = targets[:, places]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    nll = functional.cross_entropy(logits.flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none")
+    return nll.view_as(kept).sum(dim=1), wanted.sum(dim=1).to(torch.int64)
 
 
 def _keeps_logits(model: Any) -> bool:

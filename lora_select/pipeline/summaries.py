@@ -163,7 +163,7 @@ def _(record: ReferenceText) -> str:
 
 @summary.register
 def _(record: Retention) -> str:
-    return "\n".join([retained(record), *record.decision.reasons])
+    return "\n".join([retained(record), *record.decision.reasons, *record.notes])
 
 
 @summary.register

@@ -20,8 +20,7 @@ def decide(evidence: RetentionEvidence) -> RetentionDecision:
        Where they cannot be told apart, scaling, because it changes less; with earlier tasks, the one that moves their layers' outputs less.
     3. None where the better of the two does not lower the general loss by more than one paired standard error, and no earlier task is to be kept.
     """
-    rises = {name: paired(units.base, units.arms[RAW], units.labels) for name, units in evidence.references.items()}
-    lost = {name: rise for name, (rise, error) in rises.items() if rise > max(NOTHING, 2 * error)}
+    lost = harmed(evidence)
     if not lost and evidence.earlier is None:
         return RetentionDecision(
             "none",
@@ -71,6 +70,12 @@ def decide(evidence: RetentionEvidence) -> RetentionDecision:
         f"{point.limit:.4f} were allowed"
     )
     return RetentionDecision(best, point.strength, tuple(reasons))
+
+
+def harmed(evidence: RetentionEvidence) -> dict[str, float]:
+    """The rise of the loss on each reference set that the adapter as trained harms, nats per token."""
+    rises = {name: paired(units.base, units.arms[RAW], units.labels) for name, units in evidence.references.items()}
+    return {name: rise for name, (rise, error) in rises.items() if rise > max(NOTHING, 2 * error)}
 
 
 def _written_within(evidence: RetentionEvidence, arm: str, point: PathPoint) -> bool:

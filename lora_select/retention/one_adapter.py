@@ -21,6 +21,7 @@ from lora_select.records import (
     ReferenceJudgement,
     Retention,
     RetentionDecision,
+    RetentionEvidence,
     UnitLosses,
     file_ref,
     sha256_file,
@@ -28,7 +29,7 @@ from lora_select.records import (
 from lora_select.records.retention import IN_BASE, KEPT_MOMENTS
 from lora_select.retention import form_losses, forms, path
 from lora_select.retention.bench import Bench, Progress, kept_of_layers, moved_of_earlier, spreads
-from lora_select.retention.decide import FILTER, RAW, SCALE, decide
+from lora_select.retention.decide import FILTER, RAW, SCALE, decide, harmed
 from lora_select.retention.form_losses import Judged
 from lora_select.retention.forms import Form, Update
 from lora_select.retention.moments import Moments, load, save
@@ -146,6 +147,7 @@ def retain_adapter(
             *notes,
             *(f"{one.name}: {note}" for one in sets for note in one.notes),
             *_notes(form, sums, rows, base),
+            *_few_labels(evidence, rows),
             *(
                 [f"{len(earlier)} files of earlier tasks' second moments were kept as reference text is"]
                 if earlier
@@ -256,6 +258,19 @@ def _judgement(
             if arm != "base"
         },
     )
+
+
+def _few_labels(evidence: RetentionEvidence, rows: TaskRows) -> list[str]:
+    """That the rows that chose had too few label tokens to tell, where the adapter did harm and nothing was filtered for that."""
+    labels = sum(label_counts(rows.selection))
+    wanted = path.labels_wanted(evidence.filter_path, labels)
+    if wanted is None or path.chosen(evidence.filter_path) is not None or not harmed(evidence):
+        return []
+    return [
+        f"the {len(rows.selection)} rows that chose hold {labels:,} label tokens, too few to tell what the filter costs; some {wanted:,} would tell: "
+        "keep more rows from the training (`training.validation`), name some (`lora-select retain --kept`), or allow more "
+        "(`retention.tolerance`)"
+    ]
 
 
 def _notes(form: Form, sums: Moments, rows: TaskRows, base: BaseModel) -> list[str]:

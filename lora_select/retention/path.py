@@ -113,6 +113,25 @@ def morozov(raw: Losses, evaluate: Callable[[float], Sequence[float]], tolerance
     return tuple(points[strength] for strength in sorted(points))
 
 
+def labels_wanted(points: Sequence[PathPoint], labels: int) -> int | None:
+    """How many label tokens could tell that the next strength is within the tolerance; None where its rise alone is beyond it, or none is beyond.
+
+    A standard error falls with the root of the tokens. The answer is of the least strength beyond, as the rows show it now.
+
+    Args:
+        points: a path.
+        labels: tokens that chose.
+
+    >>> points = [PathPoint(0.1, 1.0, 0.002, 0.004, 0.01, True), PathPoint(1.0, 1.0, 0.004, 0.012, 0.01, False)]
+    >>> labels_wanted(points, 36), labels_wanted(points[:1], 36)
+    (144, None)
+    """
+    beyond = next((one for one in sorted(points, key=lambda one: one.strength) if not one.within), None)
+    if beyond is None or beyond.rise >= beyond.limit:
+        return None
+    return math.ceil(labels * (beyond.standard_error / (beyond.limit - beyond.rise)) ** 2)
+
+
 def _known(low: PathPoint, high: PathPoint) -> bool:
     return high.strength / low.strength <= RESOLUTION or _used(low) >= NEAR * low.limit
 

@@ -22,7 +22,7 @@ from lora_select.errors import InputError, WorldError
 from lora_select.records import PathPoint, Retention
 from lora_select.retention import forms
 from lora_select.retention.decide import decide, summary
-from lora_select.retention.one_adapter import retain_adapter
+from lora_select.retention.one_adapter import _few_labels, retain_adapter
 from lora_select.retention.plot import frontier, points
 from lora_select.retention.settings import LINES_OWN, RetentionSettings, TaskRows, selection_rows, split_rows
 from lora_select.retention.standalone import adapter_folder, read_parts, read_rows, retain
@@ -128,6 +128,24 @@ def test_the_point_of_an_arm_is_that_of_its_strength_also_where_a_later_one_dips
     )
     told = dataclasses.replace(record, task={}, evidence=dataclasses.replace(record.evidence, filter_path=path))
     assert {arms["filter"][0] for arms in points(told).values()} == {1.0}
+
+
+def test_too_few_label_tokens_are_said_with_how_many_would_tell(made):
+    record, _ = made
+    few = TaskRows((), rows(8, seed=1))
+    beyond = PathPoint(0.1, 1.0, 0.002, 0.012, 0.01, within=False)
+
+    def notes(*points, **changes):
+        return _few_labels(dataclasses.replace(record.evidence, filter_path=points, **changes), few)
+
+    [note] = notes(beyond)
+    assert "the 8 rows that chose hold 16 label tokens" in note
+    assert "some 36 would tell" in note
+    assert "training.validation" in note
+    assert not notes(dataclasses.replace(beyond, strength=0.01, standard_error=0.001, within=True), beyond)
+    assert not notes(dataclasses.replace(beyond, rise=0.02))
+    assert not notes(beyond, references={})
+    assert not any("label tokens" in one for one in record.notes)
 
 
 def test_digests_are_those_of_the_weights_and_layers_are_those_that_are_served(made, trained):

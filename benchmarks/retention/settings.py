@@ -142,7 +142,8 @@ SETTINGS = {
             for kind in ("documentation", "self")
         ),
         *(Setting(f"{task}-corda", task, 2e-4, variant="corda_kpm") for task in ("packages", "spelling")),
-        Setting("packages-faster-corda", "packages", 2e-3, variant="corda_kpm"),
+        Setting("packages-slower-corda", "packages", 2e-5, variant="corda_kpm"),
+        Setting("packages-slower-osf", "packages", 1e-4, variant="osf", r=0),
         *(Setting(f"{task}-osf", task, 3.3e-4, variant="osf", r=0) for task in ("packages", "spelling")),
         *(Setting(f"{task}-milora", task, 2e-3, variant="milora") for task in ("packages", "spelling")),
         Setting("packages-kl", "packages", 2e-3, kl=1.0),
@@ -157,7 +158,7 @@ SETTINGS = {
 """In the order in which they are run."""
 _OTHERWISE = re.compile(
     r"-(few-replay|replay|replay-documentation|replay-self|kl|half|strong-penalty|heavy-penalty|penalty|"
-    r"faster-price|price|random|condition|faster-corda|corda|osf|milora)$"
+    r"faster-price|price|random|condition|slower-corda|slower-osf|corda|osf|milora)$"
 )
 RIVALS = {name: _OTHERWISE.sub("", name) for name in SETTINGS if _OTHERWISE.search(name)}
 """The setting that each is a rival of: its learning rate, replay, penalty, half of the layers, or variant at its own rate is the only difference."""

@@ -3,88 +3,65 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-from benchmarks.retention.kinds import KINDS
 from benchmarks.retention.score import Case, cases
+from benchmarks.retention.settings import RIVALS
 
 OUT = Path(__file__).parents[2] / "docs" / "images" / "retention.png"
-COLOURS = {
-    "raw": "#b5473c",
-    "scale": "#c9963b",
-    "filter-mixture": "#2f6f8f",
-}
-LABELS = {
-    "raw": "as trained",
-    "scale": "scaled",
-    "filter-mixture": "filtered, mixture",
-}
-"""Of the arms those that every setting has."""
+FILTER = "filter-mixture"
+COLOURS = {"raw": "#b5473c", "scale": "#c9963b", FILTER: "#2f6f8f"}
+LABELS = {"raw": "as trained", "scale": "scaled", FILTER: "filtered"}
+LINEAR, TICKS = 0.1, (-0.1, 0, 0.1, 0.3, 1, 3)
+"""Nats a token up to which the axis of general text is linear, and its ticks."""
 
 
 def main() -> None:
-    every = cases()
-    if not every:
+    found = [case for case in cases() if case.has(FILTER) and case.has("scale") and case.name not in RIVALS]
+    if not found:
         raise SystemExit("no results yet: python -m benchmarks.retention makes them")
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1.9])
-    whole = [case for case in every if case.has("filter-mixture") and case.has("scale")] or every
-    quick = next((case for case in whole if case.name in ("quickstart", "section")), whole[0])
-    _frontier(left, quick)
-    _settings(right, [case for case in every if case.has("filter-mixture")])
-    figure.savefig(OUT, dpi=130)
+    found.sort(key=lambda case: case.general("raw"))
+    figure = Figure(figsize=(11, 1.6 + 0.21 * len(found)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.5, 1], sharey=True)
+    _general(left, found)
+    _task(right, found)
+    left.set_yticks(range(len(found)), [case.name for case in found], fontsize=8)
+    left.set_ylim(-0.7, len(found) - 0.3)
+    figure.savefig(OUT, dpi=110)
     print(OUT)
 
 
-def _frontier(axis, case: Case) -> None:
-    base = case.held["arms"]["base"]["means"]["documentation"]
-    raw = case.held["arms"]["raw"]["means"]
-    axis.plot(raw["task"], raw["documentation"] - base, "o", color=COLOURS["raw"], ms=9, label=LABELS["raw"])
-    for arm in ("scale", "filter-mixture"):
-        held = case.held["arms"].get(arm, {})
-        points = [
-            (raw["task"], raw["documentation"]),
-            *((p["task"], p["documentation"]) for p in held.get("frontier", [])),
-        ]
-        if len(points) > 1:
-            axis.plot([x for x, _ in points], [y - base for _, y in points], "-", color=COLOURS[arm], lw=1.2)
-        if case.has(arm):
-            means = held["means"]
-            axis.plot(means["task"], means["documentation"] - base, "o", color=COLOURS[arm], ms=9, label=LABELS[arm])
-    axis.axhline(0, color="#777777", lw=1, ls=":")
-    axis.axvspan(raw["task"], 1.01 * raw["task"], color="#2f6f8f", alpha=0.08, lw=0)
-    axis.set(
-        xlabel="loss on held-out task rows, nats a token",
-        ylabel="rise on documentation, nats a token",
-        title=f"{case.name}: shaded, within 1 % of the task's loss",
-    )
-    axis.legend(frameon=False, fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
+def _general(axis, found: list[Case]) -> None:
+    """The mean rise of five kinds of text: a line from the adapter as trained to the filtered one."""
+    for place, case in enumerate(found):
+        axis.plot([case.general("raw"), case.general(FILTER)], [place, place], "-", color="#bbbbbb", lw=1, zorder=1)
+    for arm, colour in COLOURS.items():
+        values = [case.general(arm) for case in found]
+        axis.plot(values, range(len(found)), "o", color=colour, ms=5, label=LABELS[arm], zorder=2)
+    axis.set_xscale("symlog", linthresh=LINEAR)
+    axis.set_xticks(TICKS)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    axis.set(xlabel="rise on five kinds of general text, nats a token", title="what the base model loses")
+    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    _plain(axis)
 
 
-def _settings(axis, every: list[Case]) -> None:
-    arms = list(LABELS)
-    for place, arm in enumerate(arms):
-        first = next((index for index, case in enumerate(every) if case.has(arm)), None)
-        for index, case in enumerate(every):
-            if case.has(arm):
-                values = [case.rise(arm, kind)[0] for kind in KINDS]
-                x = index + (place - (len(arms) - 1) / 2) * 0.15
-                axis.plot([x] * len(values), values, "o", color=COLOURS[arm], ms=4, alpha=0.6)
-                axis.plot(
-                    x,
-                    sum(values) / len(values),
-                    "_",
-                    color=COLOURS[arm],
-                    ms=10,
-                    mew=2.5,
-                    label=LABELS[arm] if index == first else None,
-                )
-    axis.axhline(0, color="#777777", lw=1, ls=":")
-    axis.set_xticks(range(len(every)), [case.name for case in every], fontsize=8, rotation=40, ha="right")
-    axis.set_xlim(-0.5, len(every) - 0.5)
-    axis.set(ylabel="rise, nats a token", title="five kinds of text (dots) and their mean (bars)")
-    axis.legend(frameon=False, fontsize=8)
+def _task(axis, found: list[Case]) -> None:
+    """What the filter costs the task, in per cent of its loss, with one paired standard error; shaded what it may."""
+    axis.axvspan(-100, 1, color=COLOURS[FILTER], alpha=0.08, lw=0)
+    for place, case in enumerate(found):
+        rise, error = (100 * value / case.held["arms"]["raw"]["means"]["task"] for value in case.rise(FILTER, "task"))
+        colour = COLOURS[FILTER] if case.tolerated(FILTER) else COLOURS["raw"]
+        axis.errorbar(rise, place, xerr=error, fmt="o", color=colour, ms=4, lw=1)
+    axis.set_xlim(-14, 14)
+    axis.set(xlabel="change of the task's loss, %", title="what filtering costs the task")
+    _plain(axis)
+
+
+def _plain(axis) -> None:
+    axis.axvline(0, color="#777777", lw=1, ls=":", zorder=0)
     axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
 
 
 if __name__ == "__main__":

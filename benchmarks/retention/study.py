@@ -37,8 +37,6 @@ OTHER = RESULTS / "other"
 ARMS_FOLDER = "arms"
 """Beside a setting's results: those of the arms in `APART`, under the same file name."""
 GIVE, TASK_TOKENS, REFERENCE_TOKENS = 180, 7600, 8192
-FEW = 12
-"""Rows that choose where the line keeps a twentieth of some 200 rows of three label tokens."""
 OUTPUT_TOKENS = 2048
 """Of task and of reference, for the second moments of output gradients."""
 
@@ -48,7 +46,6 @@ OUTPUT_TOKENS = 2048
 class Arm:
     """What gives the reference's second moments, how many tokens of it, and a prior c I on it as a share of its mean diagonal.
 
-    `choose`: of the rows that choose, None for all.
     `form`: `one-sided` as shipped; `two-sided`, outputs weighed too; `adapted`, the task's moments through the adapted model; `intruder`, PEFT's
     own remedy, which takes no moments.
     """
@@ -57,7 +54,6 @@ class Arm:
     tokens: int = REFERENCE_TOKENS
     prior: float = 0.0
     form: str = "one-sided"
-    choose: int | None = None
 
 
 ARMS: Mapping[str, Arm] = {
@@ -72,10 +68,8 @@ ARMS: Mapping[str, Arm] = {
     "filter-two-sided": Arm(MIXTURE, form="two-sided"),
     "filter-adapted": Arm(MIXTURE, form="adapted"),
     "intruder": Arm(form="intruder"),
-    "scale-few": Arm(choose=FEW),
-    "filter-few": Arm(MIXTURE, choose=FEW),
 }
-APART = tuple(name for name, arm in ARMS.items() if arm.form != "one-sided" or arm.choose)
+APART = tuple(name for name, arm in ARMS.items() if arm.form != "one-sided")
 QUESTIONS = 24
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 
@@ -156,9 +150,9 @@ class Study:
             self.held["selection"] = form_losses.losses(
                 self.model, self.form.updates, self.subject.selection, self.pad_id
             )
-        rows = self.subject.selection[: given.choose]
-        start = path.Losses(tuple(self.held["selection"][: given.choose]), label_counts(rows))
-        scales = self.held["arms"].get("scale-few" if given.choose else "scale", {}).get("path", ())
+        rows = self.subject.selection
+        start = path.Losses(tuple(self.held["selection"]), label_counts(rows))
+        scales = self.held["arms"].get("scale", {}).get("path", ())
         shortened = path.shortened([PathPoint(**point) for point in scales])
         pairs, layers, kappa, costs = self._pairs(given)
         made: dict[str, Any] = {"kappa": kappa, "moments_processor_seconds": costs}

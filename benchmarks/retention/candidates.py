@@ -14,7 +14,7 @@ from benchmarks.retention.kinds import KINDS
 from benchmarks.retention.score import VERDICT, Case, cases
 from lora_select.retention.path import paired
 
-PLAIN = ("section", "packages", "spelling", "spelling-gemma", "docstring", "tools", "formula-gemma", "news")
+PLAIN = ("section", "spelling", "spelling-gemma", "packages", "docstring", "tools", "formula-gemma", "news")
 HALVES = ("price", "faster-price", "random", "condition", "feed-forward")
 CANDIDATES = ("feed-forward", "eva", "slow-eva", "lora-ga", "shira", "dora", "corda", "osf", "milora")
 ARMS = ("raw", "filter-mixture")
